@@ -1,0 +1,42 @@
+# Each verb makes the virtual environment that it needs, so a fresh clone takes one command.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test bench dist clean
+
+help: ## list the verbs
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(READY) ## run the server; ARGS="--port 8080" hands it flags
+	@$(BIN)/pere serve $(ARGS)
+
+test: $(READY) ## run the tests; ARGS="-k receipt" hands pytest flags
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY)-bench ## measure; ARGS hands the benchmark flags
+	@$(BIN)/python -m bench $(ARGS)
+
+dist: $(READY) ## build the wheel and the source archive into dist/
+	@$(BIN)/pip install --quiet build
+	@$(BIN)/python -m build
+
+clean: ## remove all that was made here
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are as old as the newest installation: editing the requirements installs again, else a verb starts at once.
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "PERE needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true);" \
+	         "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(READY)-bench: $(READY)
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@

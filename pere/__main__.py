@@ -1,0 +1,5 @@
+"""`python -m pere` is `pere`."""
+
+from pere.cli import main
+
+main(prog_name="pere")

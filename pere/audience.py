@@ -1,0 +1,76 @@
+"""Who is registered on a channel, and where in the columns of the ledger each device stands.
+
+A device registers by its first feed and keeps its slot until it is removed. The audience of an event is a copy of the
+column `template` at the moment it is accepted: one byte a device. This file knows no clock: it is handed the time.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from pere.receipt import ABSENT, PENDING
+
+
+class Member:
+    """A device on a channel. `position` is the ordinal of the last event that was written to a feed of it; while `live`
+    (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here."""
+
+    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "op", "last_id")
+
+    def __init__(self, device: str, slot: int, position: int, now: float):
+        self.device = device
+        self.slot = slot
+        self.live = 0
+        self.position = position
+        self.settled = position  # every event up to here is closed: where the search for open ones begins
+        self.since = 0.0  # when its newest feed opened; 0 before the first
+        self.seen = now
+        self.op = "feed"  # what it did last: feed or feedback
+        self.last_id = 0  # and with which event, as it said
+
+
+class Audience:
+    """The members of one channel, by name and by slot."""
+
+    __slots__ = ("members", "names", "template", "_free")
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.names: list[str] = []
+        self.template = bytearray()
+        # Slots that were left, with the newest ordinal of that moment: an event up to there may still show the old name.
+        self._free: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members.values())
+
+    def join(self, device: str, position: int, oldest: int, now: float) -> Member:
+        """The member of this name, registered now if it was not. `position` is the newest ordinal of the channel and `oldest` the
+        first that is kept: a slot is given anew only once no kept event can mean the one who had it."""
+        member = self.members.get(device)
+        if member is not None:
+            return member
+        if self._free and self._free[0][0] < oldest:
+            slot = self._free.popleft()[1]
+            self.names[slot] = device
+            self.template[slot] = PENDING
+        else:
+            slot = len(self.names)
+            self.names.append(device)
+            self.template.append(PENDING)
+        member = self.members[device] = Member(device, slot, position, now)
+        return member
+
+    def leave(self, device: str, newest: int) -> Member | None:
+        """Take a device out of the audience of events to come; returns it, or None if it was not registered."""
+        member = self.members.pop(device, None)
+        if member is not None:
+            self.template[member.slot] = ABSENT
+            self._free.append((newest, member.slot))
+        return member
+
+    def quiet_since(self, moment: float) -> list[Member]:
+        """Those who have no feed and were last seen before this moment."""
+        return [member for member in self if not member.live and member.seen < moment]

@@ -1,0 +1,83 @@
+"""The newest events of one channel, bounded in number and in bytes.
+
+Feeds read from it what they missed, so it is the only buffer there is between a publisher and a slow device. Events stand
+in the order of their ordinals, which have no holes: an index is an ordinal less the first one.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
+from operator import attrgetter
+
+from pere.event import Event
+
+_id = attrgetter("id")
+
+
+class Backlog:
+    """A ring of events. `first` is the ordinal of the oldest that is kept, `last` that of the newest (0 if there never was one)."""
+
+    __slots__ = ("bytes", "evicted_id", "first", "last", "_events", "_head", "_max_bytes", "_max_events")
+
+    def __init__(self, max_events: int, max_bytes: int):
+        self.first = 1
+        self.last = 0
+        self.bytes = 0
+        self.evicted_id = 0  # the newest id that has made way: what is not above it may have existed
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._events: list[Event | None] = []
+        self._head = 0
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __iter__(self) -> Iterator[Event]:
+        return islice(self._events, self._head, None)  # type: ignore[arg-type]
+
+    def append(self, event: Event) -> None:
+        """Keep an event, whose ordinal is `last + 1`. What must make way for it is for the caller to `evict`."""
+        self._events.append(event)
+        self.last = event.ordinal
+        self.bytes += event.size
+
+    def is_over(self) -> bool:
+        """Whether it holds more than it may; one event always has its place."""
+        return len(self) > 1 and (len(self) > self._max_events or self.bytes > self._max_bytes)
+
+    def evict(self) -> Event:
+        """Let the oldest event go, and return it."""
+        event = self._events[self._head]
+        assert event is not None, "an empty backlog has nothing to let go"
+        self._events[self._head] = None
+        self._head += 1
+        self.first += 1
+        self.bytes -= event.size
+        self.evicted_id = event.id
+        # Deleting from the front of a list moves the rest, so do it once the dead half outgrows the living.
+        if self._head > 32 and self._head * 2 > len(self._events):
+            del self._events[: self._head]
+            self._head = 0
+        return event
+
+    def oldest(self) -> Event | None:
+        return self._events[self._head] if len(self) else None
+
+    def at(self, ordinal: int) -> Event | None:
+        """The event with this ordinal, or None where it is not kept."""
+        if self.first <= ordinal <= self.last:
+            return self._events[self._head + ordinal - self.first]
+        return None
+
+    def seek(self, id: int) -> int:
+        """The ordinal of the newest event that is not above this id; `first - 1` where all that are kept are above. O(log n)."""
+        return self.first - 1 + bisect_right(self._events, id, lo=self._head, key=_id) - self._head  # type: ignore[type-var]
+
+    def find(self, id: int) -> Event | None:
+        event = self.at(self.seek(id))
+        return event if event is not None and event.id == id else None
+
+    def after(self, id: int, limit: int) -> list[Event]:
+        """At most `limit` events above this id, oldest first."""
+        start = self._head + self.seek(id) + 1 - self.first
+        return self._events[start : start + limit]  # type: ignore[return-value]

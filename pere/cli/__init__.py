@@ -1,0 +1,45 @@
+"""The command line: one file per verb, read only when the verb is used.
+
+`pere serve` has no use for an HTTP client and `pere push` none for a server, so neither waits for the other's imports.
+"""
+
+from importlib import import_module
+
+import click
+
+from pere import __version__
+
+VERBS = {
+    "serve": "Run the server.",
+    "push": "Publish events to a channel.",
+    "listen": "Follow channels as a device does, and send receipts.",
+    "status": "Ask what became of an event: who has it, who does not.",
+}
+
+
+class Verbs(click.Group):
+    """A group whose commands are called `command`, in the module of their name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return import_module(f"pere.cli.{name}").command if name in VERBS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for a line of its help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="pere")
+def main() -> None:
+    """Push events to devices over Server-Sent Events, and know which device has them.
+
+    \b
+    pere serve                                      start a server on http://127.0.0.1:4567
+    pere listen orders --device till-1              listen as a device, in a second terminal
+    pere push orders '{"order": 1}'                 publish an event, in a third
+    pere status orders 1417444110993-0              ask who has it
+    """

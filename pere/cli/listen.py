@@ -1,0 +1,108 @@
+"""`pere listen`: a device on the command line. It prints what it is sent, answers for it, and comes back when it is cut off."""
+
+from contextlib import aclosing
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+from pere.cli.visit import client, json_option, printable, run, url_option
+from pere.client import Client
+from pere.errors import Refusal
+from pere.sse import Message
+
+
+@click.command
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.option("--device", metavar="NAME", help="who listens; without a name the feed is anonymous and gives no receipts")
+@click.option("--receipt", default="processed", show_default=True, type=click.Choice(["delivered", "processed", "failed", "none"]),
+              help="what to answer for each event")
+@click.option("--status", metavar="TEXT", help="the device's own word, sent with each receipt")
+@click.option("--from", "from_", metavar="new|all|ID", help="where to begin  [default: at the first event it owes a receipt for]")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="leave after N events")
+@url_option
+@json_option
+def command(channels: tuple[str, ...], device: str | None, receipt: str, status: str | None, from_: str | None, count: int | None,
+            url: str, as_json: bool) -> None:
+    """Listen to each CHANNEL, or pattern such as `orders.*`, as DEVICE does: print each event and send a receipt for it. Events go
+    to standard output, news of the connection to standard error. Ctrl-C ends it.
+
+    \b
+    Examples:
+      pere listen orders --device till-1
+      pere listen 'orders.*' alarms --device till-1 --receipt failed --status 'no paper'
+      pere listen orders --from all --json           anonymous, everything that is kept
+      pere listen orders --device till-1 --count 1 --json | jq .data
+    """
+
+    async def listen() -> None:
+        async with client(url, device) as server:
+            screen = Screen(as_json)
+            left = count
+            async with aclosing(server.listen(*channels, format="envelope", from_=from_, on_lost=screen.lost)) as feed:
+                async for message in feed:
+                    if message.event.startswith("pere."):
+                        screen.notice(message)
+                        continue
+                    event = orjson.loads(message.data)
+                    screen.event(event)
+                    if device is not None and receipt != "none":
+                        await answer(server, event, receipt, status, screen)
+                    if left is not None:
+                        left -= 1
+                        if not left:
+                            return
+            screen.news("the server says that there is nothing to come back for")
+
+    run(listen())
+
+
+async def answer(server: Client, event: dict[str, Any], state: str, status: str | None, screen: "Screen") -> None:
+    try:
+        result = await server.feedback(event["channel"], event["id"], state, status, until_answered=True)
+    except Refusal as refusal:
+        # An event that asks for no receipt, or somebody was faster: no reason to stop listening.
+        screen.news(f"receipt refused, {refusal.code}: {refusal.message}", "yellow")
+    else:
+        screen.news(f"receipt {result.get('state')}" + (" (again)" if result.get("duplicate") else ""))
+
+
+class Screen:
+    """What people see: events on standard output, all else on standard error."""
+
+    def __init__(self, as_json: bool):
+        # No markup, no emoji, no highlighting: it is strangers' text.
+        self._out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+        self._err = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=True)
+        self._as_json = as_json
+        self._met = False
+
+    def event(self, event: dict[str, Any]) -> None:
+        if self._as_json:
+            click.echo(orjson.dumps(event))
+            return
+        line = Text()
+        line.append(printable(f"{event.get('time')}  "), "dim")
+        line.append(printable(f"{event.get('channel')}  "), "cyan")
+        line.append(printable(f"{event.get('id')}  "), "dim")
+        if event.get("type") not in (None, "message"):
+            line.append(printable(f"{event['type']}  "), "magenta")
+        if event.get("attempt", 1) != 1:
+            line.append(printable(f"attempt {event['attempt']}  "), "yellow")
+        line.append(printable(event.get("data")))
+        self._out.print(line)
+
+    def notice(self, message: Message) -> None:
+        self._met = True
+        self.news(f"{message.event} {message.data}", "yellow" if message.event == "pere.gap" else "dim")
+
+    def lost(self, error: Exception, wait: float) -> None:
+        """A feed that was never there is most likely an address mistyped: say so, and wait for nothing."""
+        if not self._met:
+            raise error
+        self.news(f"{error}; trying again in {wait:.1f} s", "red")
+
+    def news(self, text: str, style: str = "dim") -> None:
+        self._err.print(Text(printable(text), style))

@@ -1,0 +1,59 @@
+"""`pere serve`: every field of Config as a flag. What a setting means, and what it may be, is said in config.py alone."""
+
+import sys
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pere.config import Config, flag, from_environment, types, variable
+from pere.errors import ConfigError
+
+
+def option(field: Field[Any], kind: type) -> click.Option:
+    """The flag of one setting. It has no default here, so that only what was typed outranks the environment."""
+    name, unless = flag(field.name), field.default if field.default != "" else "none"
+    is_switch = kind is bool
+    return click.Option(
+        [f"{name}/--no-{name[2:]}" if is_switch else name, field.name],
+        type=kind,
+        is_flag=is_switch,
+        metavar=None if is_switch else "|".join(field.metadata["choices"]) or {int: "N", float: "SECONDS", str: "TEXT"}[kind],
+        help=f"{field.metadata['help']}  [{variable(field.name)}; default: {str(unless).lower() if is_switch else unless}]",
+    )
+
+
+def with_settings(command: click.Command) -> click.Command:
+    command.params += [option(field, types()[field.name]) for field in fields(Config)]
+    return command
+
+
+@with_settings
+@click.command
+@click.pass_context
+def command(ctx: click.Context, **given: Any) -> None:
+    """Run the server until a signal ends it (SIGINT or SIGTERM: it says goodbye to its feeds first).
+
+    A flag wins over its PERE_* variable, and that over the default. Durations are seconds, sizes are bytes.
+
+    \b
+    Examples:
+      pere serve
+      pere serve --port 8080 --log-format json
+      pere serve --host 0.0.0.0 --insecure           where a firewall or a proxy keeps strangers out
+      PERE_BACKLOG_EVENTS=5000 pere serve
+    """
+    typed = {name: value for name, value in given.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    try:
+        config = Config(**from_environment() | typed)
+    except ConfigError as error:
+        click.echo(f"pere: {error}", err=True)
+        sys.exit(2)
+    from pere.server import serve
+
+    try:
+        serve(config)
+    except OSError as error:
+        click.echo(f"pere: cannot listen on {config.host}:{config.port}: {error.strerror or error}", err=True)
+        sys.exit(1)

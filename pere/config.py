@@ -1,0 +1,145 @@
+"""Every setting of the server: its name, unit, default, reason and limits, in one place.
+
+One field here is one flag of `pere serve`, one `PERE_*` variable and one row of the README's table; nothing is
+listed twice. A flag wins over the variable, the variable over the default. Durations are seconds, sizes are bytes.
+"""
+
+import ipaddress
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pere.errors import ConfigError
+
+KIB, MIB = 1024, 1024 * 1024
+DAY = 86_400
+
+
+def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
+            choices: tuple[str, ...] = ()) -> Any:
+    """A field of Config: `low` and `high` are the limits that a number must keep, `choices` the words that are allowed."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a server is told before it starts. Raises ConfigError where a value cannot be."""
+
+    # where
+    host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs --insecure as long as no keys are set")
+    port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
+    insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
+    store: str = setting("memory:", "where events and receipts are kept: `memory:` is fast and forgets at the end of the process")
+
+    # feeds
+    heartbeat: float = setting(20.0, "a comment line after so much silence on a feed; proxies cut connections that are quiet for 30 to 60 s", low=0.1, high=3600)
+    retry: float = setting(3.0, "what `retry:` asks of a device that loses its feed; browsers wait about as long by themselves", low=0.1, high=3600)
+    stuck_after: float = setting(60.0, "cut a feed off when its socket took nothing for so long; it resumes from the backlog when it returns", low=1, high=3600)
+    max_feeds: int = setting(100_000, "open feeds in all; the limit on open files is usually reached first", low=1)
+    max_feeds_per_device: int = setting(8, "open feeds of one device; one more replaces the oldest, which is usually a connection that died unnoticed", low=1)
+    max_feed_channels: int = setting(100, "channels and patterns on one feed", low=1, high=1000)
+    cors_origins: str = setting("", "origins that browsers may call from, separated by commas; `*` is any; empty is none")
+
+    # events
+    ttl: int = setting(DAY, "how long an event is still sent, where its push does not say", low=0)
+    max_ttl: int = setting(30 * DAY, "the longest ttl that a push may ask for", low=1)
+    max_event_bytes: int = setting(64 * KIB, "largest event that a publisher may push; Centrifugo takes 64 KB too", low=1, high=16 * MIB)
+    max_batch_bytes: int = setting(4 * MIB, "largest body of POST /push and POST /feedback, which carry many", low=KIB, high=256 * MIB)
+    max_batch: int = setting(1_000, "most items in one POST /push or POST /feedback", low=1, high=100_000)
+    max_to: int = setting(1_000, "most devices that one push may address by `to`", low=1, high=100_000)
+    backlog_events: int = setting(1_000, "events kept per channel; older ones make way", low=1)
+    backlog_bytes: int = setting(4 * MIB, "bytes of events kept per channel", low=KIB)
+    backlog_total_bytes: int = setting(256 * MIB, "bytes of events kept over all channels; the channel that was quiet longest makes way first", low=KIB)
+    keep_expired: int = setting(3600, "how long an expired event can still be asked for, as far as the backlog reaches", low=0)
+    idempotency_window: int = setting(600, "how long an Idempotency-Key is remembered", low=1, high=DAY)
+
+    # receipts
+    device_ttl: int = setting(30 * DAY, "a device that was not seen for so long leaves the audience of its channels", low=1)
+    max_devices: int = setting(1_000_000, "registered devices in all, counted once per channel", low=1)
+    max_attempts: int = setting(5, "sends of one event to one device before it is given up as `expired`", low=1, high=15)
+    max_status_bytes: int = setting(KIB, "largest `status` of a receipt that is kept; more is refused", low=0, high=64 * KIB)
+    max_event_status_bytes: int = setting(MIB, "bytes of different statuses kept per event; further ones are counted and dropped", low=0)
+
+    receipt_jitter: float = setting(0.0, "ask devices to spread their receipts over so much time, against ten thousand answers at once", low=0, high=60)
+
+    # HTTP
+    max_line_bytes: int = setting(8 * KIB, "longest request line; nginx takes 8 KiB too", low=256, high=64 * KIB)
+    max_header_bytes: int = setting(16 * KIB, "longest headers of a request, all together", low=1 * KIB, high=256 * KIB)
+    max_pipeline: int = setting(64, "requests that may wait behind the one being answered, per connection; then nothing more is read", low=1, high=10_000)
+    idle_timeout: float = setting(75.0, "close a connection that asks nothing for so long; nginx keeps it as long", low=0.1)
+    head_timeout: float = setting(10.0, "time for the request line and headers to arrive, from the first byte", low=0.1)
+    body_timeout: float = setting(30.0, "time for the body to arrive, from the end of the headers", low=0.1)
+    drain_seconds: float = setting(5.0, "at the end, how long requests under way may take to be answered", low=0)
+
+    # watching
+    log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed and refusal", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", "`json` writes a line as one object, for machines", choices=("text", "json"))
+    metrics_channels: str = setting("", "channels, separated by commas, that metrics may name; all others are counted together")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if meta["choices"] and value not in meta["choices"]:
+                raise ConfigError(f"{flag(f.name)} is one of {', '.join(meta['choices'])}, not {value!r}")
+            if meta["low"] is not None and value < meta["low"]:
+                raise ConfigError(f"{flag(f.name)} is at least {meta['low']}, not {value}")
+            if meta["high"] is not None and value > meta["high"]:
+                raise ConfigError(f"{flag(f.name)} is at most {meta['high']}, not {value}")
+        if self.ttl > self.max_ttl:
+            raise ConfigError(f"--ttl is at most --max-ttl ({self.max_ttl}), not {self.ttl}")
+        if self.max_event_bytes > self.backlog_bytes:
+            raise ConfigError(f"--backlog-bytes ({self.backlog_bytes}) must hold one event of --max-event-bytes ({self.max_event_bytes})")
+        if self.backlog_bytes > self.backlog_total_bytes:
+            raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
+        if not self.insecure and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached from other machines, and no keys are set: anybody there could push, read and "
+                "administer. Keep to 127.0.0.1 behind a proxy that authenticates, or accept it with --insecure")
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return words(self.cors_origins)
+
+
+def flag(name: str) -> str:
+    """`max_ttl` is `--max-ttl` on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """`max_ttl` is `PERE_MAX_TTL` in the environment."""
+    return "PERE_" + name.upper()
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(word for word in (part.strip() for part in text.split(",")) if word)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def types() -> dict[str, type]:
+    """Each setting's type: str, int, float or bool."""
+    return typing.get_type_hints(Config)
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The settings that the environment gives, as far as it gives any. Raises ConfigError for a value of the wrong type."""
+    found = {}
+    for name, kind in types().items():
+        text = environ.get(variable(name))
+        if text is None:
+            continue
+        try:
+            found[name] = text.lower() in ("1", "true", "yes", "on") if kind is bool else kind(text)
+        except ValueError:
+            raise ConfigError(f"{variable(name)} is a number, not {text!r}") from None
+    return found

@@ -1,0 +1,106 @@
+"""Which devices there are, over all channels: what each is registered for, and which feeds it has open.
+
+A feed is opaque here. Presence is derived: a device is online as long as it has a feed. No clock, no socket.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class Device:
+    """A device that is registered somewhere. `feeds` are in the order of their opening."""
+
+    __slots__ = ("channels", "feeds", "name", "patterns")
+
+    def __init__(self, name: str):
+        self.name = name
+        self.channels: tuple[str, ...] = ()
+        self.patterns: tuple[str, ...] = ()
+        self.feeds: tuple[Any, ...] = ()
+
+
+class Devices:
+    """All devices, by name; and by pattern those who want every channel that is yet to be born."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Device] = {}
+        self.patterns: dict[str, set[str]] = {}
+        self.registrations = 0
+        self.online = 0
+        self._removed: dict[str, float] = {}
+
+    def get(self, name: str) -> Device | None:
+        return self.known.get(name)
+
+    def add(self, name: str) -> Device:
+        device = self.known.get(name)
+        if device is None:
+            device = self.known[name] = Device(name)
+            self._removed.pop(name, None)
+        return device
+
+    def register(self, name: str, channel: str) -> Device:
+        """The device, which now counts as registered on the channel too."""
+        device = self.add(name)
+        if channel not in device.channels:
+            device.channels += (channel,)
+            self.registrations += 1
+        return device
+
+    def want(self, name: str, pattern: str) -> Device:
+        """The device, which from now on is registered on every channel that the pattern means when it is born."""
+        device = self.add(name)
+        if pattern not in device.patterns:
+            device.patterns += (pattern,)
+            self.patterns.setdefault(pattern, set()).add(name)
+        return device
+
+    def unregister(self, device: Device, channel: str) -> None:
+        """Off one channel; a device that is registered nowhere and has no feed is forgotten."""
+        device.channels = tuple(name for name in device.channels if name != channel)
+        self.registrations -= 1
+        if not device.channels and not device.feeds:
+            self._forget(device)
+
+    def remove(self, name: str, now: float) -> Device | None:
+        """Forget a device altogether; for a while it is remembered that it was removed. Its channels are still in the answer."""
+        device = self.known.get(name)
+        if device is not None:
+            self.registrations -= len(device.channels)
+            self._forget(device)
+            self._removed[name] = now
+        return device
+
+    def removed_since(self, name: str, moment: float) -> bool:
+        """Whether the device was removed after this moment and has not come back."""
+        # What is older is of no more interest to anybody: dropped from the front, as they stand in the order of time.
+        while self._removed:
+            oldest = next(iter(self._removed))
+            if self._removed[oldest] >= moment:
+                break
+            del self._removed[oldest]
+        return name in self._removed
+
+    def open(self, device: Device, feed: Any) -> None:
+        if not device.feeds:
+            self.online += 1
+        device.feeds += (feed,)
+
+    def close(self, device: Device, feed: Any) -> None:
+        if feed not in device.feeds:
+            return
+        device.feeds = tuple(other for other in device.feeds if other is not feed)
+        if not device.feeds:
+            self.online -= 1
+
+    def after(self, name: str, limit: int) -> Iterator[Device]:
+        """At most `limit` devices whose names come after this one, in order."""
+        names = sorted(other for other in self.known if other > name)
+        return (self.known[other] for other in names[:limit])
+
+    def _forget(self, device: Device) -> None:
+        del self.known[device.name]
+        for pattern in device.patterns:
+            self.patterns[pattern].discard(device.name)
+            if not self.patterns[pattern]:
+                del self.patterns[pattern]

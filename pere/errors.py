@@ -1,0 +1,100 @@
+"""Everything that PERE refuses, and how it says so.
+
+    Refusal                  a request that is answered with an error
+    ├── BadRequest      400  it cannot be understood
+    ├── Forbidden       403  it is understood, and not yours to ask
+    ├── NotFound        404  there is no such thing (or none that you may know of)
+    ├── WrongMethod     405  the address exists, the method does not
+    ├── Timeout         408  the request did not arrive in time
+    ├── Conflict        409  what is already known says otherwise
+    ├── Gone            410  it existed, and is no longer kept
+    ├── TooLarge        413  the body is over its limit (414 line, 431 headers)
+    ├── WrongType       415  the body is of a kind that nobody reads here
+    ├── TooMany         429  a limit of this client is reached
+    ├── Unsupported     501  HTTP allows it, PERE does not do it
+    └── Unavailable     503  a limit of the server is reached; come back later
+    ConfigError              a setting that cannot be: said once, at the start
+
+A refusal has a `code` for machines, which never changes, and a `message` for people, which says what came and what
+was wanted. This file knows HTTP's status codes and nothing else of HTTP.
+"""
+
+import orjson
+
+
+class Refusal(Exception):
+    """An error that is the answer. `retry_after` in seconds becomes the header of that name (RFC 9110, 10.2.3)."""
+
+    status = 500
+
+    def __init__(self, code: str, message: str, *, status: int | None = None, retry_after: int | None = None):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+        if status is not None:
+            self.status = status
+
+    def as_dict(self) -> dict[str, str]:
+        return {"error": self.code, "message": self.message}
+
+    def body(self) -> bytes:
+        return orjson.dumps(self.as_dict())
+
+
+class BadRequest(Refusal):
+    status = 400
+
+
+class Forbidden(Refusal):
+    status = 403
+
+
+class NotFound(Refusal):
+    status = 404
+
+
+class WrongMethod(Refusal):
+    """`allow` lists the methods that would have been right (RFC 9110, 10.2.1)."""
+
+    status = 405
+
+    def __init__(self, code: str, message: str, *, allow: str = ""):
+        super().__init__(code, message)
+        self.allow = allow
+
+
+class Timeout(Refusal):
+    status = 408
+
+
+class Conflict(Refusal):
+    status = 409
+
+
+class Gone(Refusal):
+    status = 410
+
+
+class TooLarge(Refusal):
+    status = 413
+
+
+class WrongType(Refusal):
+    status = 415
+
+
+class TooMany(Refusal):
+    status = 429
+
+
+class Unsupported(Refusal):
+    status = 501
+
+
+class Unavailable(Refusal):
+    status = 503
+
+
+class ConfigError(Exception):
+    """A setting, or a pair of settings, that cannot be; the message names the flag."""

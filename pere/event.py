@@ -1,0 +1,139 @@
+"""An event: its id, what the publisher asked for, and the bytes that every feed gets.
+
+An event is encoded once per form (raw or envelope, chunked or not) and only when a feed of that form wants it. This file
+knows no socket, no channel and no device.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+
+from pere import sse
+from pere.errors import BadRequest
+from pere.names import shown
+from pere.receipt import DELIVERED, NONE, PROCESSED
+
+# Ids travel as text and are kept as one integer, which compares and sorts faster: milliseconds above, sequence below.
+# 20 bits of sequence are a million events in a millisecond; 43 of milliseconds end in the year 2248, and both fit a
+# signed 64-bit integer, which is what stores have.
+SEQUENCE_BITS = 20
+SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
+ID = re.compile(r"(0|[1-9][0-9]{0,12})-(0|[1-9][0-9]{0,6})")
+
+
+def parse_id(text: str) -> int:
+    """The integer form of `<unix ms>-<seq>`; raises BadRequest if it is none."""
+    match = ID.fullmatch(text)
+    if match:
+        sequence = int(match[2])
+        if sequence <= SEQUENCE_MASK:
+            return int(match[1]) << SEQUENCE_BITS | sequence
+    raise BadRequest("bad_event_id", f"an event id is <unix ms>-<seq>, not {shown(text)}")
+
+
+def format_id(id: int) -> str:
+    return f"{id >> SEQUENCE_BITS}-{id & SEQUENCE_MASK}"
+
+
+class IdClock:
+    """Ids that only grow, whatever the system clock does; one clock per store, so ids also order events across channels."""
+
+    __slots__ = ("last",)
+
+    def __init__(self, last: int = 0):
+        self.last = last
+
+    def next(self, now: float) -> int:
+        """The next id; `now` in seconds since 1970. A clock that stands still or steps back only makes the sequence count."""
+        fresh = int(now * 1000) << SEQUENCE_BITS
+        # Adding one to a full sequence carries into the milliseconds by itself.
+        self.last = fresh if fresh > self.last else self.last + 1
+        return self.last
+
+
+def timestamp(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds: `2014-12-01T14:28:30.993Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# The level of receipt that closes an event on a device. `none` asks for no receipts: nothing is entered in the ledger.
+LEVELS = {"none": NONE, "delivered": DELIVERED, "processed": PROCESSED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An event before it is accepted: all that a push says, already checked.
+
+    `data` is the payload as bytes: valid JSON if `is_json`, else UTF-8 text. `to` names the only devices it is for; empty is
+    all. `need` is how many receipts satisfy the publisher: a number, a percentage such as "90%", "all", or None.
+    """
+
+    channel: str
+    data: bytes
+    is_json: bool = True
+    type: str = ""
+    to: tuple[str, ...] = ()
+    ttl: int
+    level: int = PROCESSED
+    need: int | str | None = None
+    publisher: str = ""
+    key: str = ""
+
+
+# How a frame is written: bit 0 is envelope instead of raw, bit 1 is without chunk framing (HTTP/1.0).
+RAW, ENVELOPE, UNCHUNKED = 0, 1, 2
+
+
+class Event:
+    """An accepted event. `ordinal` counts the events of its channel from 1, so that what is lost between two can be said exactly."""
+
+    __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher",
+                 "expired", "size", "_form", "_frame")
+
+    def __init__(self, draft: Draft, id: int, ordinal: int, now: float):
+        self.id = id
+        self.ordinal = ordinal
+        self.channel = draft.channel
+        self.type = draft.type
+        self.data = draft.data
+        self.is_json = draft.is_json
+        self.time = now
+        self.expires = now + draft.ttl
+        self.level = draft.level
+        self.to = frozenset(draft.to) if draft.to else None
+        self.publisher = draft.publisher
+        self.expired = False
+        # What it weighs in a backlog: the payload, one frame of it, and about what Python needs around them.
+        self.size = 2 * len(draft.data) + 640
+        self._form = -1
+        self._frame = b""
+
+    def frame(self, form: int) -> bytes:
+        """The bytes for a feed of this form. Only the form asked for last is kept: a broadcast asks for one form at a time."""
+        if form != self._form:
+            self._form, self._frame = form, self.encode(form)
+        return self._frame
+
+    def encode(self, form: int, attempt: int = 1) -> bytes:
+        """The bytes of a given attempt; only an envelope tells the attempts apart."""
+        data = self.envelope(attempt) if form & ENVELOPE else self.data
+        body = sse.frame(data, id=format_id(self.id).encode(), event=self.type.encode())
+        return body if form & UNCHUNKED else sse.chunk(body)
+
+    def envelope(self, attempt: int = 1) -> bytes:
+        return orjson.dumps(self.as_dict() | {"attempt": attempt})
+
+    def as_dict(self) -> dict[str, object]:
+        """`{"id", "channel", "type", "time", "data"}`; a text payload becomes a JSON string."""
+        return {
+            "id": format_id(self.id),
+            "channel": self.channel,
+            "type": self.type or "message",
+            "time": timestamp(self.time),
+            "data": self.payload(),
+        }
+
+    def payload(self) -> object:
+        return orjson.Fragment(self.data) if self.is_json else self.data.decode()

@@ -1,0 +1,144 @@
+"""One open feed: a socket that only we write to. No parser, no handler and no request live behind it.
+
+A feed is *live* while its socket takes everything at once; the hub then writes to its descriptor directly. When the socket is
+full, what it did not take waits in the transport, and the feed is *behind* until that has gone. Which events it gets is
+the hub's business.
+"""
+
+import asyncio
+import os
+from typing import Any, Protocol
+
+from pere.audience import Member
+from pere.devices import Device
+from pere.event import UNCHUNKED
+from pere.sse import chunk
+
+# Why a feed was closed: each is counted by name.
+GONE, SLOW, DRAIN, REPLACED, KICKED = "gone", "slow", "drain", "replaced", "kicked"
+
+
+class Place:
+    """A feed's place on one channel, by ordinals of its events: `ordinal` is the last one it was given, as long as it is not live
+    (`id` is that event's id, 0 if it is not known). What came before it connected, up to `known`, is given only as far as the
+    device still owes a receipt, and counts as a further attempt up to `sent`; what asks for no receipt is given above `read`."""
+
+    __slots__ = ("channel", "feed", "id", "known", "member", "ordinal", "read", "sent")
+
+    def __init__(self, feed: "Feed", channel: Any, member: Member | None, ordinal: int):
+        self.feed = feed
+        self.channel = channel
+        self.member = member
+        self.ordinal = ordinal
+        self.id = 0
+        self.known = 0
+        self.sent = 0
+        self.read = 0
+
+
+class Owner(Protocol):
+    """Who keeps the feeds: the hub."""
+
+    def catch_up(self, feed: "Feed") -> None:
+        """There is room in its socket again."""
+
+    def left(self, feed: "Feed") -> None:
+        """It is closed, for the reason that it names."""
+
+    def beat(self, feed: "Feed", now: float) -> float:
+        """Its turn on the wheel has come."""
+
+
+class Feed(asyncio.Protocol):
+    """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
+
+    __slots__ = ("device", "fd", "form", "greeting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "written")
+
+    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
+        self.owner = owner
+        self.transport = transport
+        self.form = form
+        self.device = device
+        self.patterns = patterns
+        self.greeting = b""  # the response head and first frames, until they are written
+        self.places: tuple[Place, ...] = ()
+        self.live = False
+        self.reason = ""
+        self.stuck_since = 0.0
+        self.written = now
+        self.fd: int = transport.get_extra_info("socket").fileno()
+        # Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport.
+        transport.set_write_buffer_limits(high=0)
+        transport.set_protocol(self)
+
+    def write(self, data: bytes) -> bool:
+        """Write, and tell whether the socket took it all. What it did not take is not lost: it waits in the transport."""
+        if self.reason:
+            return False
+        if not self.transport.get_write_buffer_size():
+            try:
+                taken = os.write(self.fd, data)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self.close(GONE)
+                return False
+            if taken == len(data):
+                return True
+            data = data[taken:]
+        self.keep(data)
+        return False
+
+    def keep(self, rest: bytes | memoryview) -> None:
+        """Let the transport write what the socket did not take, and say when it has."""
+        self.transport.write(rest)
+        if not self.stuck_since and not self.transport.get_write_buffer_size():
+            # The socket had room again by now, so nobody will call back.
+            asyncio.get_running_loop().call_soon(self.resume_writing)
+
+    def control(self, frame: bytes) -> bytes:
+        """A frame as it is written to this feed."""
+        return frame if self.form & UNCHUNKED else chunk(frame)
+
+    def close(self, reason: str, last: bytes = b"") -> None:
+        """Close for this reason, after a last frame if the socket takes it."""
+        if self.reason:
+            return
+        if last:
+            end = b"" if self.form & UNCHUNKED else b"0\r\n\r\n"
+            self.write(self.control(last) + end)
+        if self.reason:
+            return
+        self.reason = reason
+        self.owner.left(self)
+        if self.stuck_since:
+            # It reads nothing, so it would never read the end either.
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    # What the transport says
+
+    def data_received(self, data: bytes) -> None:
+        """A feed has nothing to hear: what its client sends on is dropped."""
+
+    def eof_received(self) -> None:
+        """The client has gone; the transport closes."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.reason:
+            self.reason = GONE
+            self.owner.left(self)
+
+    def pause_writing(self) -> None:
+        self.stuck_since = asyncio.get_running_loop().time()
+
+    def resume_writing(self) -> None:
+        self.stuck_since = 0.0
+        if not self.reason:
+            self.owner.catch_up(self)
+
+    # What the wheel says
+
+    def due(self, now: float) -> float:
+        return 0.0 if self.reason else self.owner.beat(self, now)

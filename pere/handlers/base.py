@@ -1,0 +1,186 @@
+"""What all addresses share: names and numbers out of a request, and how a RequestHandler answers and refuses.
+
+Hot functions take an Ask and these helpers; RequestHandlers inherit from Handler. Both speak JSON only.
+"""
+
+from functools import lru_cache
+from http.client import responses
+from typing import Any
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import orjson
+from tornado.web import HTTPError, RequestHandler
+
+from pere.config import Config
+from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
+from pere.event import parse_id
+from pere.http1 import Ask
+from pere.names import channel_name, device_name, shown
+
+MAX_QUERY_FIELDS = 1_200  # `to` may stand a thousand times
+
+
+def text(raw: bytes, what: str) -> str:
+    """Bytes of a header, a path or a query as text; raises BadRequest if they are not UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("bad_encoding", f"{what} is not UTF-8") from None
+
+
+@lru_cache(maxsize=4096)
+def channel_of(path: bytes) -> str:
+    """The channel at the end of a path such as `/feed/news`."""
+    return channel_name(text(unquote_to_bytes(path[path.index(b"/", 1) + 1 :]), "the path"))
+
+
+event_id = lru_cache(maxsize=4096)(lambda raw: parse_id(text(raw, "the event id")))
+
+
+class Query:
+    """The parameters of a query or a form. `one` is the last of that name, `every` all of them."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, raw: bytes, what: str = "the query"):
+        try:
+            self._fields = parse_qsl(text(raw, what), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS, errors="strict")
+        except ValueError as error:
+            raise BadRequest("bad_query", f"{what} cannot be read: {error}") from None
+
+    def one(self, name: str, default: str | None = None) -> str | None:
+        return next((value for field, value in reversed(self._fields) if field == name), default)
+
+    def every(self, name: str) -> list[str]:
+        return [value for field, value in self._fields if field == name]
+
+
+NO_QUERY = Query(b"")
+
+
+def device_of(ask: Ask, query: Query) -> str:
+    """Who asks: the `Device` header or `?device=`; empty if neither is there."""
+    raw = ask.headers.get(b"device")
+    name = text(raw, "the Device header") if raw is not None else query.one("device")
+    return device_name(name) if name else ""
+
+
+def number(value: str, name: str, low: int, high: int) -> int:
+    """A whole number within limits; raises BadRequest otherwise."""
+    if value.isascii() and value.isdigit() and len(value) <= 12 and low <= int(value) <= high:
+        return int(value)
+    raise BadRequest(f"bad_{name}", f"{name} is a whole number from {low} to {high}, not {shown(value)}")
+
+
+def loads(body: bytes, what: str) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest("bad_json", f"{what} is not JSON: {error}") from None
+
+
+def media_type(ask: Ask) -> str:
+    """The Content-Type without its parameters, in lower case; empty if there is none."""
+    return ask.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+
+
+class Cors:
+    """Which origins a browser may call from (Fetch, 3.3), as header lines."""
+
+    def __init__(self, origins: frozenset[str]):
+        self._any = "*" in origins
+        self._origins = {origin.encode() for origin in origins}
+
+    def __call__(self, origin: bytes) -> bytes:
+        if self._any:
+            return b"Access-Control-Allow-Origin: *\r\n"
+        # Only an origin that is on the list is repeated, so nothing foreign gets into the header.
+        if origin in self._origins:
+            return b"Access-Control-Allow-Origin: " + origin + b"\r\nVary: Origin\r\n"
+        return b"Vary: Origin\r\n" if self._origins else b""
+
+
+class Handler(RequestHandler):
+    """A RequestHandler that answers in JSON, errors included."""
+
+    methods = "GET, HEAD, OPTIONS"
+
+    def initialize(self, **parts: Any) -> None:
+        """The parts of the server that this address needs, by name."""
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        cors: Cors = self.settings["cors"]
+        for line in cors(self.request.headers.get("Origin", "").encode()).decode().split("\r\n") if "Origin" in self.request.headers else ():
+            name, _, value = line.partition(": ")
+            if name:
+                self.set_header(name, value)
+
+    def prepare(self) -> None:
+        query = self.request.query
+        self.query = Query(query.encode("latin-1")) if query else NO_QUERY
+
+    def answer(self, answer: object, status: int = 200) -> None:
+        """`answer` as JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(orjson.dumps(answer))
+
+    def options(self, *_: str) -> None:
+        """RFC 9110, 9.3.7; and the answer to a CORS preflight (Fetch, 3.3.2)."""
+        self.set_header("Allow", self.methods)
+        if "Access-Control-Request-Method" in self.request.headers:
+            self.set_header("Access-Control-Allow-Methods", self.methods)
+            self.set_header("Access-Control-Allow-Headers",
+                            "Authorization, Content-Type, Device, Last-Event-ID, Idempotency-Key, Prefer, last_event_id")
+            self.set_header("Access-Control-Max-Age", "86400")
+        self.set_status(204)
+        self.finish()
+
+    def channel(self, name: str) -> str:
+        """A channel out of the path, as Tornado unquoted it."""
+        return channel_name(name)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        refusal = error if isinstance(error, Refusal) else self._refusal(status_code, error)
+        if refusal.retry_after is not None:
+            self.set_header("Retry-After", str(refusal.retry_after))
+        if refusal.status == 405:
+            self.set_header("Allow", self.methods)
+        self.answer(refusal.as_dict(), refusal.status)
+
+    def _refusal(self, status: int, error: object) -> Refusal:
+        if status == 405:
+            return WrongMethod("wrong_method", f"{self.request.path} takes {self.methods}, not {self.request.method}")
+        if status == 404:
+            return NotFound("not_found", f"there is nothing at {shown(self.request.path)}")
+        if status >= 500:
+            return Refusal("internal", "something went wrong in the server, and was logged there", status=status)
+        reason = error.log_message if isinstance(error, HTTPError) and error.log_message else responses.get(status, "refused")
+        return Refusal("bad_request" if status == 400 else "refused", str(reason), status=status)
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, Refusal):
+            super().log_exception(typ, value, tb)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        super().send_error(error.status if isinstance(error, Refusal) else status_code, **kwargs)
+
+
+class NotThere(Handler):
+    """Every address that is none."""
+
+    def prepare(self) -> None:
+        raise NotFound("not_found", f"there is nothing at {shown(self.request.path)}")
+
+
+class Elsewhere(Handler):
+    """An address whose own methods are hot: this one is met by every other method."""
+
+    def initialize(self, methods: str, **parts: Any) -> None:
+        super().initialize(**parts)
+        self.methods = methods

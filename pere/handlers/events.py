@@ -1,0 +1,68 @@
+"""`GET /events/...`: what is kept, and who has it."""
+
+from pere.errors import BadRequest
+from pere.event import format_id, parse_id
+from pere.handlers.base import Handler, number
+from pere.names import shown
+from pere.receipt import NAMES, SENT
+from pere.storage import Store
+
+PAGE = 100  # items of a page, where nothing is said
+MAX_PAGE = 1_000
+STATES = frozenset((*NAMES, SENT, "outstanding"))
+
+
+class Events(Handler):
+    """`GET /events/{channel}?after=&limit=`: the kept events, oldest first, and the id to go on after."""
+
+    store: Store
+
+    def get(self, channel: str) -> None:
+        self.channel(channel)
+        after = self.query.one("after")
+        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        shelf = self.store.shelf(channel)
+        events = shelf.backlog.after(parse_id(after) if after else 0, limit) if shelf is not None else []
+        self.answer({
+            "events": [event.as_dict() for event in events],
+            "after": format_id(events[-1].id) if events else after,
+            "more": bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last,
+        })
+
+
+class Status(Handler):
+    """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little."""
+
+    store: Store
+
+    async def get(self, channel: str, id: str) -> None:
+        status = await self.store.status(self.channel(channel), parse_id(id))
+        self.set_header("ETag", '"{}-{}"'.format(*status.pop("version")))
+        # A status is never stale by time, only by change.
+        self.set_header("Cache-Control", "no-cache")
+        self.answer(status)
+
+
+class StatusDevices(Handler):
+    """`GET /events/{channel}/{id}/devices?state=&limit=&cursor=`: who has it, and who has not."""
+
+    store: Store
+
+    async def get(self, channel: str, id: str) -> None:
+        state = self.query.one("state")
+        if state and state not in STATES:
+            raise BadRequest("bad_state", f"state is one of {', '.join(sorted(STATES))}, not {shown(state)}")
+        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        start = self._cursor(id)
+        lines, following = await self.store.lines(self.channel(channel), parse_id(id), state or None, start, limit)
+        self.answer({"devices": lines, "cursor": f"{id}.{following}" if following is not None else None})
+
+    def _cursor(self, id: str) -> int:
+        """The slot in a cursor, which is good for the event that it was given for and no other."""
+        cursor = self.query.one("cursor")
+        if not cursor:
+            return 0
+        event, _, slot = cursor.rpartition(".")
+        if event != id or not (slot.isascii() and slot.isdigit() and len(slot) <= 9):
+            raise BadRequest("bad_cursor", f"a cursor is what the page before gave for this event, not {shown(cursor)}")
+        return int(slot)

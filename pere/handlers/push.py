@@ -1,0 +1,155 @@
+"""`POST /push/{channel}` and `POST /push`: a publisher pushes an event, or many."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from pere.config import Config
+from pere.errors import BadRequest, Refusal, TooLarge, WrongType
+from pere.event import LEVELS, Draft, format_id
+from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, loads, media_type, number, text
+from pere.http1 import Ask
+from pere.names import channel_name, device_name, event_type, shown
+from pere.receipt import NONE
+from pere.storage import Accepted, Store
+
+JSON_TYPES = frozenset(("application/json", "text/json", "application/cloudevents+json"))
+# What curl -d says when nothing is said; such a body is taken if it is JSON.
+UNSAID = frozenset(("", "application/x-www-form-urlencoded"))
+
+
+class Push:
+    """The two ways to publish. Both make Drafts and hand them to the store."""
+
+    def __init__(self, store: Store, config: Config, on_publish: Callable[[float], None]):
+        self._store = store
+        self._config = config
+        self._on_publish = on_publish
+
+    def one(self, ask: Ask) -> None:
+        started = perf_counter()
+        channel = channel_of(ask.path)
+        query = Query(ask.query) if ask.query else NO_QUERY
+        is_json = self._check_payload(ask.body, media_type(ask))
+        draft = self._draft(
+            channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
+            query.one("receipt"), query.one("need"), _key(ask))
+
+        def then(result: Accepted | Refusal) -> None:
+            if isinstance(result, Accepted):
+                self._on_publish(perf_counter() - started)
+                ask.answer(201, orjson.dumps(_told(result, channel)))
+            else:
+                ask.refuse(result)
+
+        self._store.append(draft, then)
+
+    def many(self, ask: Ask) -> None:
+        items = _items(ask)
+        if len(items) > self._config.max_batch:
+            raise TooLarge("large_batch", f"a batch has at most {self._config.max_batch} events, not {len(items)}")
+        publisher = device_of(ask, NO_QUERY)
+        results: list[Any] = [None] * len(items)
+        left = len(items)
+
+        def keep(place: int, channel: str) -> Callable[[Accepted | Refusal], None]:
+            def then(result: Accepted | Refusal) -> None:
+                nonlocal left
+                results[place] = _told(result, channel) if isinstance(result, Accepted) else result.as_dict() | {"status": result.status}
+                left -= 1
+                if not left:
+                    ask.answer(200, orjson.dumps({"results": results}))
+
+            return then
+
+        if not items:
+            ask.answer(200, b'{"results":[]}')
+        for place, item in enumerate(items):
+            try:
+                draft = self._draft_of(item, publisher)
+                self._store.append(draft, keep(place, draft.channel))
+            except Refusal as refusal:
+                keep(place, "")(refusal)
+
+    def _draft_of(self, item: Any, publisher: str) -> Draft:
+        if isinstance(item, BadRequest):
+            raise item
+        if not isinstance(item, dict) or not isinstance(item.get("channel"), str) or "data" not in item:
+            raise BadRequest("bad_item", 'an item is an object with "channel" and "data"')
+        unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need"}
+        if unknown:
+            raise BadRequest("bad_item", f"an item has no {shown(min(unknown))}")
+        to = item.get("to") or []
+        if isinstance(to, str):
+            to = [to]
+        if not isinstance(to, list) or not all(isinstance(name, str) for name in to):
+            raise BadRequest("bad_to", '"to" is a device or a list of devices')
+        data = orjson.dumps(item["data"])
+        self._check_size(data)
+        word = {name: str(value) for name in ("type", "ttl", "receipt", "need") if (value := item.get(name)) is not None}
+        return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to, word.get("ttl"),
+                           word.get("receipt"), word.get("need"), "")
+
+    def _draft(self, channel: str, data: bytes, is_json: bool, publisher: str, type: str | None, to: list[str], ttl: str | None,
+               receipt: str | None, need: str | None, key: str) -> Draft:
+        config = self._config
+        level = LEVELS.get(receipt or "processed")
+        if level is None:
+            raise BadRequest("bad_receipt", f"receipt is none, delivered or processed, not {shown(receipt or '')}")
+        if level == NONE and need is not None:
+            raise BadRequest("need_without_receipt", "need counts receipts, and receipt=none asks for none")
+        if len(to) > config.max_to:
+            raise BadRequest("too_many_to", f"a push is for at most {config.max_to} named devices, not {len(to)}")
+        return Draft(
+            channel=channel, data=data, is_json=is_json, type=event_type(type) if type else "",
+            to=tuple(dict.fromkeys(device_name(name) for name in to)),
+            ttl=config.ttl if ttl is None else number(ttl, "ttl", 0, config.max_ttl), level=level, need=need, publisher=publisher, key=key)
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self._config.max_event_bytes:
+            raise TooLarge("large_event", f"an event has at most {self._config.max_event_bytes} bytes, not {len(data)}")
+
+    def _check_payload(self, body: bytes, kind: str) -> bool:
+        """Whether a payload is JSON (else it is text); raises if it is neither."""
+        self._check_size(body)
+        if kind == "text/plain":
+            if b"\0" in body:
+                raise BadRequest("bad_text", "text cannot hold NUL, which no SSE client could read")
+            text(body, "the body")
+            return False
+        if kind in JSON_TYPES or kind in UNSAID or kind.endswith("+json"):
+            loads(body, "the body" if kind in JSON_TYPES else "the body, which without `Content-Type: text/plain` must be JSON,")
+            return True
+        raise WrongType("wrong_type", f"an event is application/json or text/plain, not {shown(kind)}")
+
+
+def _told(accepted: Accepted, channel: str) -> dict[str, object]:
+    return {"id": format_id(accepted.id), "channel": channel, "audience": accepted.audience}
+
+
+def _key(ask: Ask) -> str:
+    raw = ask.headers.get(b"idempotency-key", b"")
+    if len(raw) > 255 or not raw.isascii():
+        raise BadRequest("bad_idempotency_key", "an Idempotency-Key has at most 255 characters of ASCII")
+    return raw.decode()
+
+
+def _items(ask: Ask) -> list[Any]:
+    """The items of a batch: a JSON array, or NDJSON, in which a line that is no JSON spoils only itself."""
+    body = ask.body.strip()
+    kind = media_type(ask)
+    if kind not in UNSAID and kind not in ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"):
+        raise WrongType("wrong_type", f"a batch is application/json or application/x-ndjson, not {shown(kind)}")
+    if body.startswith(b"["):
+        items = loads(body, "the body")
+        return items if isinstance(items, list) else [items]
+    return [_line(line) for line in body.splitlines() if line.strip()]
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return loads(line, "the line")
+    except BadRequest as refusal:
+        return refusal

@@ -1,0 +1,599 @@
+"""The front door: HTTP/1.1 (RFC 9110, RFC 9112) on asyncio, parsed by httptools, answered by a Tornado Application.
+
+A Connection reads requests and sees that they are answered in order. Each goes one of two ways. A *hot* request (a
+receipt, a push, a feed) is handed to a plain function as an Ask, which it answers now or later; that is all it costs. Every
+other one becomes an Exchange, which is what Tornado calls an HTTPConnection: `write_headers`, `write`, `finish`, `detach`,
+so that any RequestHandler works here as it does on Tornado's own server.
+
+This file knows no channel, no device and no event. What is refused here is refused before a handler could see it.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
+from http.client import responses
+from time import time
+from typing import Any
+
+import httptools
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPInputError, HTTPOutputError, RequestStartLine
+from tornado.iostream import StreamClosedError
+from tornado.web import Application
+
+from pere.config import Config
+from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported
+from pere.sse import chunk as chunked
+from pere.wheel import Wheel
+
+log = logging.getLogger("pere.http")
+
+SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadline may be missed
+LINGER = 2.0  # seconds in which a client that was refused may go on sending before the connection is cut under it
+
+# Headers that decide something. Twice, two readers could each believe another one, so twice is refused.
+SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"authorization", b"device",
+                    b"last-event-id", b"last_event_id", b"idempotency-key", b"origin"))
+
+
+class Route:
+    """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
+    Tornado, if anybody does. `name` is what metrics call it."""
+
+    __slots__ = ("hot", "max_body", "name", "tally")
+
+    def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None):
+        self.name = name
+        self.max_body = max_body
+        self.hot = hot
+        self.tally: dict[int, int] = {}  # hot answers by status
+
+
+class Door:
+    """What all connections share.
+
+    `routes` maps a method and the first segment of a path to its Route: `POST /push`, and `POST /push/` where the path goes
+    on. `cors` makes the header lines that answer an Origin.
+    """
+
+    def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
+                 wheel: Wheel):
+        self.app = app
+        self.config = config
+        self.routes = routes
+        self.other = Route("other", config.max_event_bytes)
+        self.cors = cors
+        self.wheel = wheel
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._heads: dict[int, bytes] = {}
+
+    def due(self, now: float) -> float:
+        """Once a second, on the wheel: a fresh Date, and an end for those who are too slow."""
+        self._heads.clear()
+        for connection in list(self.connections):
+            connection.check(now)
+        return SWEEP
+
+    def head(self, status: int) -> bytes:
+        """The first lines of a JSON answer. RFC 9110, 6.6.1: who has a clock sends a Date; it is made once a second."""
+        head = self._heads.get(status)
+        if head is None:
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nDate: %b\r\n" % (
+                status, responses.get(status, "Unknown").encode(), formatdate(time(), usegmt=True).encode())
+        return head
+
+    def drain(self) -> None:
+        """Take no further request; each connection closes once what it asked is answered."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class Ask:
+    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
+    Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
+
+    __slots__ = ("body", "connection", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+
+    def __init__(self, connection: "Connection", method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
+                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.version = version
+        self.keep_alive = keep_alive
+        self.headers = headers
+        self.fields = fields
+        self.route = route
+        self.body = b""
+        self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
+
+    def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
+        """`body` is JSON, `more` is further header lines, each with its line end."""
+        self.connection.answer(self, status, body, more)
+
+    def refuse(self, refusal: Refusal) -> None:
+        more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
+        self.connection.answer(self, refusal.status, refusal.body(), more)
+
+    def detach(self) -> Any:
+        """The transport, which is the caller's from now on; this connection forgets it."""
+        self.route.tally[200] = self.route.tally.get(200, 0) + 1
+        return self.connection.detach()
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, until it closes or is detached."""
+
+    __slots__ = ("_ask", "_body", "_busy", "_closing", "_door", "_fields", "_in_body", "_in_head", "_parser", "_partial", "_pending",
+                 "_received", "_since", "_stuck_since", "_url", "_waiters", "transport")
+
+    def __init__(self, door: Door):
+        self._door = door
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._ask: Ask | None = None  # the request whose body is arriving
+        self._body: bytes | bytearray = b""
+        self._busy: Ask | Exchange | None = None  # the request that is being answered
+        self._pending: deque[Ask] | None = None  # those that wait behind it
+        self._in_head = False
+        self._in_body = False
+        self._partial = 0  # bytes of a head that comes in pieces
+        self._received = 0  # bytes of the newest piece
+        self._closing = False  # nothing that comes from now on is read
+        self._since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
+        self._stuck_since = 0.0  # when the client stopped reading
+        self._waiters: list[asyncio.Future[None]] | None = None
+
+    # What the transport says
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._door.connections.add(self)
+        if self._door.draining:
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._received = len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # nobody upgrades here: the request was answered as if it had not asked, and was the last
+        except httptools.HttpParserError as error:
+            if not self._closing:
+                self._fail(error)
+        if self._in_head:
+            self._measure()
+
+    def _measure(self) -> None:
+        """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""
+        if not self._partial:
+            self._partial = 1
+            self._since = self._door.wheel.now
+            return
+        self._partial += self._received
+        config = self._door.config
+        if self._partial > config.max_line_bytes + config.max_header_bytes:
+            self._turn_away(_long_line(config) if not self._fields else _long_head(config))
+
+    def _fail(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(cause, Refusal):
+            self._turn_away(cause)
+        elif isinstance(error, httptools.HttpParserInvalidMethodError):
+            self._turn_away(Unsupported("unknown_method", "the request does not begin with a method of HTTP"))
+        elif isinstance(error, httptools.HttpParserCallbackError):
+            log.error("a request could not be taken", exc_info=cause)
+            self._turn_away(Refusal("internal", "something went wrong in the server, and was logged there"))
+        else:
+            self._turn_away(BadRequest("bad_http", f"this is not HTTP/1.1: {error}"))
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """Answer what cannot be read, after all that came before it, and read no more: where the next request begins is unknown."""
+        self._closing = True
+        self._in_head = False
+        ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
+        self._ask = None
+        ask.keep_alive = False
+        ask.refusal = refusal
+        self._enqueue(ask)
+
+    def eof_received(self) -> None:
+        """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._door.connections.discard(self)
+        self._closing = True
+        busy, self._busy = self._busy, None
+        # The parser and the connection hold each other.
+        self._parser = self._ask = self._pending = None
+        self._wake(StreamClosedError(real_error=error))
+        if isinstance(busy, Exchange):
+            busy.connection_lost()
+
+    def pause_writing(self) -> None:
+        self._stuck_since = self._door.wheel.now
+
+    def resume_writing(self) -> None:
+        self._stuck_since = 0.0
+        self._wake(None)
+
+    def _wake(self, error: Exception | None) -> None:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+                waiter.exception()  # whoever waits is told; if nobody does, that is no mistake
+
+    def drained(self) -> "asyncio.Future[None]":
+        """Done when the client has read enough that more may be written; StreamClosedError if it went away."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.transport.is_closing() and self._parser is None:
+            future.set_exception(StreamClosedError())
+            future.exception()
+        elif self._stuck_since:
+            if self._waiters is None:
+                self._waiters = []
+            self._waiters.append(future)
+        else:
+            future.set_result(None)
+        return future
+
+    # What the parser says, in this order
+
+    def on_url(self, url: bytes) -> None:
+        if self._in_head:
+            self._url += url
+        else:
+            self._in_head = True
+            self._url = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # a trailer says nothing that anybody here wants to know
+            self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        door, fields = self._door, self._fields
+        headers = dict(fields)
+        method: bytes = self._parser.get_method()
+        version: str = self._parser.get_http_version()
+        path, _, query = self._url.partition(b"?")
+        slash = path.find(b"/", 1)
+        route = door.routes.get(method + b" " + (path if slash < 0 else path[: slash + 1]), door.other)
+        self._fields = []
+        self._ask = ask = Ask(self, method, path, query, version, self._parser.should_keep_alive(), headers, fields, route)
+        if self._closing:
+            raise httptools.HttpParserError("the connection is closing")
+        self._in_head = False
+        if self._partial or self._received > door.config.max_line_bytes:
+            self._check_length(fields)
+        if len(headers) != len(fields):
+            _check_repeated(fields)
+        if b"host" not in headers and version == "1.1":
+            raise BadRequest("no_host", "an HTTP/1.1 request names its Host (RFC 9112, 3.2)")
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > route.max_body:
+            raise _large_body(route)
+        if version != "1.1" or not UNUSUAL.isdisjoint(headers) or path[:1] != b"/":
+            self._check_unusual(ask)
+        self._in_body = True
+        self._since = door.wheel.now
+
+    def _check_length(self, fields: list[tuple[bytes, bytes]]) -> None:
+        config = self._door.config
+        self._partial = 0
+        if len(self._url) > config.max_line_bytes:
+            raise _long_line(config)
+        # The name and the value, and the colon, the space and the line end that belong to them.
+        if sum(len(name) + len(value) + 4 for name, value in fields) > config.max_header_bytes:
+            raise _long_head(config)
+
+    def _check_unusual(self, ask: Ask) -> None:
+        """What few requests have, so that the others need not be asked for it one by one."""
+        headers = ask.headers
+        if ask.version not in ("1.1", "1.0"):
+            raise Refusal("http_version", f"PERE speaks HTTP/1.1 and HTTP/1.0, not {ask.version}", status=505)
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None:
+            # RFC 9112, 6.1: whoever sends it by HTTP/1.0 cannot be trusted to know where the body ends.
+            if ask.version == "1.0":
+                raise BadRequest("bad_http", "HTTP/1.0 has no Transfer-Encoding")
+            if coding.strip().lower() != b"chunked":
+                raise Unsupported("transfer_encoding", "the only Transfer-Encoding that is taken is chunked")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Refusal("content_encoding", "a body is taken as it is, without Content-Encoding", status=415)
+        if b"expect" in headers and ask.version == "1.1":
+            if headers[b"expect"].lower() != b"100-continue":
+                raise Refusal("expectation", "the only Expect that is met is 100-continue", status=417)
+            if self._busy is None:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._parser.should_upgrade():
+            # RFC 9110, 7.8: Upgrade may be ignored; what follows on the wire may be of the other protocol, so nothing does.
+            # httptools does not read the body of such a request.
+            if coding is not None or int(headers.get(b"content-length", b"0")):
+                raise Unsupported("upgrade", "a request with a body cannot ask for another protocol")
+            ask.keep_alive = False
+        if not ask.path.startswith(b"/") and ask.path != b"*":
+            # RFC 9112, 3.2.2: a server must accept the absolute form.
+            scheme, _, rest = ask.path.partition(b"://")
+            if scheme.lower() not in (b"http", b"https") or not rest:
+                raise BadRequest("bad_target", "the request is for a path of this server, such as /feed/news")
+            ask.path = b"/" + rest.partition(b"/")[2]
+            slash = ask.path.find(b"/", 1)
+            ask.route = self._door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self._door.other)
+
+    def on_body(self, piece: bytes) -> None:
+        route = self._ask.route  # type: ignore[union-attr]
+        if len(self._body) + len(piece) > route.max_body:
+            raise _large_body(route)
+        if not self._body:
+            self._body = piece
+        else:
+            # Many small pieces must not become many small objects.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += piece
+
+    def on_message_complete(self) -> None:
+        ask = self._ask
+        self._ask = None
+        self._in_body = False
+        if self._body:
+            ask.body = bytes(self._body)  # type: ignore[union-attr]
+            self._body = b""
+        if self._busy is None:
+            self._begin(ask)  # type: ignore[arg-type]
+        else:
+            self._enqueue(ask)  # type: ignore[arg-type]
+
+    # Answers, in the order of the requests (RFC 9112, 9.3.2)
+
+    def _enqueue(self, ask: Ask) -> None:
+        if self._busy is None:
+            self._begin(ask)
+            return
+        if self._pending is None:
+            self._pending = deque()
+        self._pending.append(ask)
+        if len(self._pending) == self._door.config.max_pipeline:
+            # It asks faster than it is answered: let the network hold the rest.
+            self.transport.pause_reading()
+
+    def _begin(self, ask: Ask) -> None:
+        self._busy = ask
+        if ask.refusal is not None:
+            ask.refuse(ask.refusal)
+        elif ask.route.hot is not None:
+            try:
+                ask.route.hot(ask)
+            except Refusal as refusal:
+                ask.refuse(refusal)
+            except Exception:
+                log.exception("%s could not be answered", ask.route.name)
+                ask.refuse(Refusal("internal", "something went wrong in the server, and was logged there"))
+        else:
+            self._busy = exchange = Exchange(self, ask)
+            exchange.start()
+
+    def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
+        if self._busy is not ask:
+            return  # the client went away before its answer was ready
+        tally = ask.route.tally
+        tally[status] = tally.get(status, 0) + 1
+        door = self._door
+        if b"origin" in ask.headers:
+            more += door.cors(ask.headers[b"origin"])
+        if not ask.keep_alive or door.draining:
+            ask.keep_alive = False
+            more += b"Connection: close\r\n"
+        elif ask.version == "1.0":
+            more += b"Connection: keep-alive\r\n"
+        self.transport.write(b"%b%bContent-Length: %d\r\n\r\n%b" % (door.head(status), more, len(body), body))
+        self.answered(ask)
+
+    def answered(self, ask: Ask) -> None:
+        """The request is done with: on to the next, or the end."""
+        self._busy = None
+        self._since = self._door.wheel.now
+        if ask.refusal is not None:
+            # Closing now would reset the connection under what the client is still sending, and it would never read why.
+            self._pending = None
+            self.transport.write_eof()
+            return
+        if not ask.keep_alive:
+            self._closing = True
+            self._pending = None
+            self.transport.close()
+            return
+        pending = self._pending
+        while pending and self._busy is None and not self._closing_now():
+            if len(pending) == self._door.config.max_pipeline:
+                self.transport.resume_reading()
+            self._begin(pending.popleft())
+
+    def _closing_now(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
+    def detach(self) -> Any:
+        transport = self.transport
+        self._door.connections.discard(self)
+        if self._pending is not None and len(self._pending) >= self._door.config.max_pipeline:
+            transport.resume_reading()
+        self._closing = True
+        self._busy = self._parser = self._pending = self._ask = self.transport = None
+        return transport
+
+    # Time
+
+    def check(self, now: float) -> None:
+        """Close what is too slow. Nobody hurries a request that is being answered, only a client that does not read the answer."""
+        config = self._door.config
+        waited = now - self._since
+        if self._stuck_since and now - self._stuck_since > config.stuck_after:
+            self.transport.abort()
+        elif self._busy is not None:
+            pass
+        elif self._closing:
+            if waited > LINGER:
+                self.transport.abort()
+        elif self._in_head:
+            if waited > config.head_timeout:
+                self._turn_away(Timeout("slow_request", f"the headers took longer than {config.head_timeout:g} s"))
+        elif self._in_body:
+            if waited > config.body_timeout:
+                self._turn_away(Timeout("slow_request", f"the body took longer than {config.body_timeout:g} s"))
+        elif waited > config.idle_timeout:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        if self._busy is None and not self._in_head and not self._in_body:
+            self._closing = True
+            self.transport.close()
+
+
+# Headers that few requests have, and that change how the rest is read.
+UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"))
+
+
+class Exchange(HTTPConnection):
+    """One request on its way through Tornado: how a RequestHandler reaches the client."""
+
+    def __init__(self, connection: Connection, ask: Ask):
+        self.ask = ask
+        self._connection = connection
+        self._transport = connection.transport
+        self._delegate: Any = None
+        self._on_close: Callable[[], object] | None = None
+        self._chunking = False
+        self._has_body = True
+        self._left: int | None = None  # of the Content-Length that was announced
+        peer = self._transport.get_extra_info("peername")
+        # HTTPServerRequest reads both from here.
+        self.context = self
+        self.remote_ip = peer[0] if isinstance(peer, tuple) else ""
+        self.protocol = "https" if self._transport.get_extra_info("sslcontext") else "http"
+
+    def start(self) -> None:
+        ask = self.ask
+        try:
+            headers = HTTPHeaders()
+            for name, value in ask.fields:
+                headers.add(name.decode("latin-1"), value.decode("latin-1"))
+            target = ask.path + b"?" + ask.query if ask.query else ask.path
+            line = RequestStartLine(ask.method.decode(), target.decode("latin-1"), f"HTTP/{ask.version}")
+            self._delegate = self._connection._door.app.start_request(self._connection, self)
+            ready = self._delegate.headers_received(line, headers)
+        except HTTPInputError as error:
+            ask.refusal = BadRequest("bad_http", str(error))
+            self._connection._busy = ask
+            ask.refuse(ask.refusal)
+            return
+        if ready is None:
+            self._hand_over()
+        else:
+            # A handler that streams its request says when it is ready for the body.
+            self._task = asyncio.ensure_future(self._hand_over_when(ready))
+
+    def _hand_over(self) -> None:
+        if self.ask.body:
+            self._delegate.data_received(self.ask.body)
+        self._delegate.finish()
+
+    async def _hand_over_when(self, ready: Awaitable[None]) -> None:
+        await ready
+        if self._connection._busy is not self:
+            return  # answered without its body, or the client has gone
+        if self.ask.body:
+            taken = self._delegate.data_received(self.ask.body)
+            if taken is not None:
+                await taken
+        self._delegate.finish()
+
+    def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> "asyncio.Future[None]":
+        ask, status = self.ask, start_line.code
+        self._has_body = ask.method != b"HEAD" and status not in (204, 304) and status >= 200
+        length = headers.get("Content-Length")
+        self._chunking = self._has_body and length is None and ask.version == "1.1" and "Transfer-Encoding" not in headers
+        if self._chunking:
+            headers["Transfer-Encoding"] = "chunked"
+        elif self._has_body and length is None:
+            ask.keep_alive = False  # the end of the connection is the end of the body
+        self._left = int(length) if length is not None and self._has_body else None
+        if headers.get("Connection", "").lower() == "close" or self._connection._door.draining:
+            ask.keep_alive = False
+        if not ask.keep_alive:
+            headers["Connection"] = "close"
+        elif ask.version == "1.0":
+            headers["Connection"] = "keep-alive"
+        reason = start_line.reason or responses.get(status, "Unknown")
+        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all())]
+        if any("\n" in line or "\r" in line for line in lines):
+            raise ValueError("a header cannot hold a line break")
+        if not self._transport.is_closing():
+            self._transport.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        return self.write(chunk) if chunk else self._connection.drained()
+
+    def write(self, chunk: bytes) -> "asyncio.Future[None]":
+        if self._left is not None:
+            self._left -= len(chunk)
+            if self._left < 0:
+                self._transport.abort()
+                raise HTTPOutputError("more was written than Content-Length announced")
+        if self._has_body and chunk and not self._transport.is_closing():
+            self._transport.write(chunked(chunk) if self._chunking else bytes(chunk))
+        return self._connection.drained()
+
+    def finish(self) -> None:
+        if self._left:
+            self._transport.abort()
+            raise HTTPOutputError(f"{self._left} bytes fewer were written than Content-Length announced")
+        if self._chunking and not self._transport.is_closing():
+            self._transport.write(b"0\r\n\r\n")
+        # What Tornado still does after this call must not meet the next request.
+        if self._connection._busy is self:
+            self._connection.answered(self.ask)
+
+    def set_close_callback(self, callback: Callable[[], object] | None) -> None:
+        self._on_close = callback
+
+    def connection_lost(self) -> None:
+        callback, self._on_close = self._on_close, None
+        if self._delegate is not None:
+            self._delegate.on_connection_close()
+        if callback is not None:
+            callback()
+
+    def detach(self) -> Any:
+        """The transport, which is the caller's from now on."""
+        self._on_close = None
+        return self._connection.detach()
+
+
+def _check_repeated(fields: Iterable[tuple[bytes, bytes]]) -> None:
+    seen: set[bytes] = set()
+    for name, _ in fields:
+        if name in seen and name in SINGLE:
+            raise BadRequest("repeated_header", f"the header {name.decode('latin-1')} can stand only once")
+        seen.add(name)
+
+
+def _long_line(config: Config) -> Refusal:
+    return Refusal("long_line", f"a request line has at most {config.max_line_bytes} bytes", status=414)
+
+
+def _long_head(config: Config) -> Refusal:
+    return Refusal("long_headers", f"the headers of a request have at most {config.max_header_bytes} bytes together", status=431)
+
+
+def _large_body(route: Route) -> TooLarge:
+    return TooLarge("large_body", f"the body of such a request has at most {route.max_body} bytes")

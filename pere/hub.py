@@ -1,0 +1,428 @@
+"""Channels, and who is listening to them.
+
+The hub broadcasts only what the store has delivered. Events that arrive in one turn of the loop are joined and written once
+to each live feed, by a loop that looks nothing up and checks only that the socket took all. A feed that connects or
+falls behind reads from the backlog, as fast as its socket drains, until it is up to date, and then joins the live set.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from pere import sse
+from pere.config import Config
+from pere.devices import Device
+from pere.errors import Unavailable
+from pere.event import ENVELOPE, Event, format_id
+from pere.feed import DRAIN, GONE, KICKED, REPLACED, SLOW, Feed, Place
+from pere.names import pattern as compiled
+from pere.receipt import NONE
+from pere.storage import Shelf, Store
+from pere.wheel import Wheel
+
+# What one feed is given from the backlog before the others have their turn, and before its socket is asked again.
+BATCH_BYTES = 64 * 1024
+BATCH_EVENTS = 512
+
+
+class Channel:
+    """Who listens to one channel. `live` holds, per form of frame, the places of feeds that are up to date, by descriptor;
+    `flushed` is the ordinal up to which they have been written to."""
+
+    __slots__ = ("feeds", "flushed", "live", "name", "pending", "shelf", "written")
+
+    def __init__(self, name: str, shelf: Shelf, now: float):
+        self.name = name
+        self.shelf = shelf
+        self.live: dict[int, dict[int, Place]] = {}
+        self.pending: list[Event] = []
+        self.flushed = shelf.backlog.last
+        self.feeds = 0
+        self.written = now
+
+
+class Hub:
+    """All channels that somebody listens to. The tallies are plain integers that metrics read."""
+
+    def __init__(self, store: Store, wheel: Wheel, config: Config):
+        self.channels: dict[str, Channel] = {}
+        self.feeds: dict[int, Feed] = {}  # all that are open, by descriptor
+        self.behind = 0
+        self.opens = 0
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED), 0)
+        self.deliveries = 0
+        self.replayed = 0
+        self.gaps = 0
+        self.redeliveries = 0
+        self.on_fanout: Callable[[float], None] = lambda seconds: None
+        self._store = store
+        self._wheel = wheel
+        self._config = config
+        self._dirty: list[Channel] = []
+        self._wildcards: dict[str, set[Feed]] = {}  # feeds by the patterns they listen to
+        self._fresh_since = 0.0  # when the oldest event that is not yet broadcast was accepted
+
+    # An event comes
+
+    def deliver(self, event: Event) -> None:
+        """The store has kept an event: broadcast it at the end of this turn of the loop."""
+        channel = self.channels.get(event.channel)
+        if channel is None:
+            channel = self._born(event)
+            if channel is None:
+                return
+        if not channel.pending:
+            if not self._dirty:
+                self._fresh_since = perf_counter()
+                asyncio.get_running_loop().call_soon(self.flush)
+            self._dirty.append(channel)
+        channel.pending.append(event)
+
+    def _born(self, event: Event) -> Channel | None:
+        """A channel that nobody listened to yet: those feeds join whose pattern means it."""
+        for wanted, feeds in self._wildcards.items():
+            if compiled(wanted)(event.channel):
+                for feed in feeds:
+                    if all(place.channel.name != event.channel for place in feed.places):
+                        place = self._place(feed, event.channel)
+                        place.ordinal = event.ordinal - 1
+                        place.channel.flushed = event.ordinal - 1
+                        if feed.live:
+                            self._enter(place)
+        return self.channels.get(event.channel)
+
+    def flush(self) -> None:
+        """Broadcast what is pending."""
+        dirty, self._dirty = self._dirty, []
+        for channel in dirty:
+            self._broadcast(channel)
+        if dirty:
+            self.on_fanout(perf_counter() - self._fresh_since)
+
+    def _broadcast(self, channel: Channel) -> None:
+        events, channel.pending = channel.pending, []
+        channel.written = self._wheel.now
+        for is_addressed, run in groupby(events, _is_addressed):
+            batch = list(run)
+            if is_addressed:
+                for event in batch:
+                    self._write_to(channel, event)
+            else:
+                channel.flushed = batch[-1].ordinal
+                for form, places in channel.live.items():
+                    if not places:
+                        continue
+                    data = batch[0].frame(form) if len(batch) == 1 else b"".join([event.frame(form) for event in batch])
+                    self.deliveries += len(places) * len(batch)
+                    self._write_all(places, data)
+
+    def _write_all(self, places: dict[int, Place], data: bytes) -> None:
+        """The live loop. os.write() goes straight to the socket: the transport's own write costs half as much again, and what it
+        adds, a buffer, is not wanted. A live feed has an empty transport, so nothing is overtaken."""
+        write, size = os.write, len(data)
+        behind: list[tuple[int, int]] = []
+        for fd in places:
+            try:
+                if (taken := write(fd, data)) != size:
+                    behind.append((fd, taken))
+            except BlockingIOError:
+                behind.append((fd, 0))
+            except OSError:
+                behind.append((fd, -1))
+        # The dictionary must not change while it is walked, so those who need care get it now.
+        for fd, taken in behind:
+            feed = places[fd].feed
+            if taken < 0:
+                feed.close(GONE)
+            else:
+                self._fall_behind(feed)
+                feed.keep(memoryview(data)[taken:])
+
+    def _write_to(self, channel: Channel, event: Event) -> None:
+        """An event for some devices only: theirs are the only feeds that it is written to."""
+        channel.flushed = event.ordinal
+        for name in event.to or ():
+            device = self._store.devices.get(name)
+            for feed in device.feeds if device is not None else ():
+                if feed.live and any(place.channel is channel for place in feed.places):
+                    self.deliveries += 1
+                    if not feed.write(event.frame(feed.form)) and not feed.reason:
+                        self._fall_behind(feed)
+
+    # A feed comes
+
+    def admit(self, device: str) -> None:
+        """Raises Unavailable where no more feeds are taken; a device that has its share loses its oldest one instead."""
+        if len(self.feeds) >= self._config.max_feeds:
+            raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
+        known = self._store.devices.get(device) if device else None
+        if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
+            known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
+
+    def open(self, transport: Any, form: int, device: str, channels: Iterable[str], patterns: tuple[str, ...], start: int | None,
+             cursor: int | None, greeting: bytes) -> Feed:
+        """Let a connection become a feed.
+
+        `cursor` is the id that the client has read up to, None if it named none; `start` is the id after which it wants to begin,
+        0 for everything that is kept, None for what is new. `greeting` is written before everything else.
+        """
+        store = self._store
+        known = store.devices.add(device) if device else None
+        feed = Feed(self, transport, form, known, patterns, self._wheel.now)
+        names = dict.fromkeys(channels)
+        for pattern in patterns:
+            if device:
+                store.want(device, pattern)
+            meant = compiled(pattern)
+            names.update((name, None) for name in store.shelves() if meant(name))
+            self._wildcards.setdefault(pattern, set()).add(feed)
+        for name in names:
+            self._begin(self._place(feed, name), start, cursor)
+        feed.greeting = greeting + self._hello(feed) + feed.greeting
+        if known is not None:
+            store.devices.open(known, feed)
+        self.feeds[feed.fd] = feed
+        self.opens += 1
+        self.behind += 1
+        self._wheel.add(feed, self._config.heartbeat)
+        self.catch_up(feed)
+        return feed
+
+    def _hello(self, feed: Feed) -> bytes:
+        """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
+        position = max((place.id for place in feed.places), default=0)
+        single = len(feed.places) == 1 and not feed.patterns
+        return feed.control(sse.frame(orjson.dumps({
+            "device": feed.device.name if feed.device is not None else None,
+            "position": format_id(position) if position else None,
+            "feedback": f"/feedback/{feed.places[0].channel.name}" if single else "/feedback",
+            "ack_wait": None,
+            "receipt_jitter": self._config.receipt_jitter,
+        }), event=b"pere.hello"))
+
+    def _place(self, feed: Feed, name: str) -> Place:
+        """A place for the feed at the end of a channel, which is made if nobody listened to it before."""
+        member = self._store.register(name, feed.device.name) if feed.device is not None else None
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name, self._store.open(name), self._wheel.now)
+        channel.feeds += 1
+        place = Place(feed, channel, member, channel.shelf.backlog.last)
+        feed.places += (place,)
+        return place
+
+    def _begin(self, place: Place, start: int | None, cursor: int | None) -> None:
+        """Where on a channel a feed begins that has just connected."""
+        shelf, member = place.channel.shelf, place.member
+        backlog, now = shelf.backlog, self._store.clock()
+        is_new = member is None or (not member.since and member.position == backlog.last)
+        if member is not None:
+            member.since = member.seen = now
+            member.op = "feed"
+            member.last_id = cursor or member.last_id
+        newest = backlog.at(backlog.last)
+        place.id = cursor if cursor is not None else newest.id if newest is not None else 0
+        wanted = cursor if cursor is not None else start
+        if is_new or (cursor is None and start is not None):
+            if wanted is None:
+                return
+            place.ordinal = backlog.seek(wanted)
+            if 0 < wanted < max(backlog.evicted_id, self._store.born):
+                # How many there were is not known: those who could have counted them have gone.
+                place.feed.greeting += self._gap(place, None)
+            if member is not None:
+                place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
+            return
+        assert member is not None
+        place.known = backlog.last
+        place.sent = backlog.last if member.live else member.position
+        place.read = backlog.seek(cursor) if cursor is not None else place.sent
+        place.ordinal = min(place.read, self._store.settled(shelf, member))
+        if place.sent < backlog.first - 1:
+            place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
+
+    # A feed reads
+
+    def catch_up(self, feed: Feed) -> None:
+        """Write what the feed has missed, as far as its socket takes it; let it join the live set once that is nothing."""
+        if feed.live or feed.stuck_since or feed.reason:
+            return
+        frames = [feed.greeting]
+        feed.greeting = b""
+        size, now = 0, self._store.clock()
+        is_up_to_date = False
+        while size < BATCH_BYTES and len(frames) <= BATCH_EVENTS:
+            next_place = self._next(feed)
+            if next_place is None:
+                is_up_to_date = True
+                break
+            frame = self._read(feed, next_place, now)
+            if frame:
+                frames.append(frame)
+                size += len(frame)
+        is_room = feed.write(data) if (data := b"".join(frames)) else True
+        for place in feed.places:
+            _mark(place)
+        if not is_room:
+            return  # it calls back when its socket has drained, or has been closed
+        if is_up_to_date:
+            self._join(feed)
+        else:
+            asyncio.get_running_loop().call_soon(self.catch_up, feed)
+
+    def _next(self, feed: Feed) -> Place | None:
+        """The place whose next event is the oldest; None if there is no next event anywhere."""
+        behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
+        if len(behind) < 2:
+            return behind[0] if behind else None
+        # Ids order events across channels. What was evicted counts as older than everything.
+        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.backlog.at(place.ordinal + 1)) else 0)
+
+    def _read(self, feed: Feed, place: Place, now: float) -> bytes:
+        """The next frame for this place, which steps on; empty if the next event is not for this feed."""
+        backlog = place.channel.shelf.backlog
+        if place.ordinal + 1 < backlog.first:
+            lost = backlog.first - 1 - place.ordinal
+            place.ordinal = backlog.first - 1
+            return self._gap(place, lost)
+        event = backlog.at(place.ordinal + 1)
+        assert event is not None, "the backlog has no holes"
+        place.ordinal = event.ordinal
+        if event.expires <= now or (event.to is not None and (feed.device is None or feed.device.name not in event.to)):
+            return b""
+        attempt = 1
+        if event.ordinal <= place.known:
+            if event.level == NONE:
+                attempt = int(event.ordinal > place.read)
+            else:
+                attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
+            if not attempt:
+                return b""
+        place.id = event.id
+        self.replayed += 1
+        if attempt > 1:
+            self.redeliveries += 1
+            if feed.form & ENVELOPE:
+                return event.encode(feed.form, attempt)
+        return event.frame(feed.form)
+
+    def _gap(self, place: Place, lost: int | None) -> bytes:
+        """`pere.gap`: between these two ids so many events of the channel (null: nobody knows how many) will never come."""
+        self.gaps += 1
+        oldest = place.channel.shelf.backlog.oldest()
+        return place.feed.control(sse.frame(orjson.dumps({
+            "channel": place.channel.name,
+            "from": format_id(place.id) if place.id else None,
+            "to": format_id(oldest.id) if oldest is not None else None,
+            "lost": lost,
+        }), event=b"pere.gap"))
+
+    def _join(self, feed: Feed) -> None:
+        """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
+        what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice."""
+        for place in feed.places:
+            if place.channel.pending:
+                self._broadcast(place.channel)
+        if feed.reason:
+            return
+        feed.live = True
+        self.behind -= 1
+        for place in feed.places:
+            self._enter(place)
+
+    def _enter(self, place: Place) -> None:
+        feed = place.feed
+        place.channel.live.setdefault(feed.form, {})[feed.fd] = place
+        if place.member is not None:
+            place.member.live += 1
+
+    def _fall_behind(self, feed: Feed) -> None:
+        """Out of the live set: from here on the feed reads from the backlog."""
+        feed.live = False
+        self.behind += 1
+        for place in feed.places:
+            self._exit(place)
+
+    def _exit(self, place: Place) -> None:
+        channel = place.channel
+        del channel.live[place.feed.form][place.feed.fd]
+        place.ordinal = channel.flushed
+        newest = channel.shelf.backlog.at(channel.flushed)
+        place.id = newest.id if newest is not None else place.id
+        if place.member is not None:
+            place.member.live -= 1
+            _mark(place)
+
+    # A feed goes, or is silent
+
+    def left(self, feed: Feed) -> None:
+        if feed.live:
+            for place in feed.places:
+                self._exit(place)
+        else:
+            self.behind -= 1
+        now = self._store.clock()
+        for place in feed.places:
+            if place.member is not None:
+                place.member.seen = now
+            place.channel.feeds -= 1
+            if not place.channel.feeds:
+                del self.channels[place.channel.name]
+        for pattern in feed.patterns:
+            self._wildcards[pattern].discard(feed)
+            if not self._wildcards[pattern]:
+                del self._wildcards[pattern]
+        if feed.device is not None:
+            self._store.devices.close(feed.device, feed)
+        del self.feeds[feed.fd]
+        self.closes[feed.reason] += 1
+
+    def beat(self, feed: Feed, now: float) -> float:
+        """The feed's turn on the wheel: a comment if it was silent for a heartbeat, the end if its socket is stuck."""
+        if feed.stuck_since:
+            if now - feed.stuck_since >= self._config.stuck_after:
+                feed.close(SLOW)
+                return 0.0
+            return min(self._config.heartbeat, self._config.stuck_after - (now - feed.stuck_since) + 0.01)
+        silent = now - max((place.channel.written for place in feed.places), default=0.0)
+        silent = min(silent, now - feed.written)
+        if silent < self._config.heartbeat - 0.01:
+            return self._config.heartbeat - silent
+        feed.written = now
+        if not feed.write(feed.control(sse.HEARTBEAT)) and feed.live:
+            self._fall_behind(feed)
+        return self._config.heartbeat
+
+    def is_used(self, channel: str) -> bool:
+        return channel in self.channels
+
+    def kick(self, device: Device) -> None:
+        for feed in device.feeds:
+            feed.close(KICKED, bye(KICKED, self._config.retry))
+
+    def drain(self) -> None:
+        """Let every feed go. Each is told another time to come back, between once and twice `retry`, so that they do not all come at once."""
+        for feed in list(self.feeds.values()):
+            feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
+
+
+def bye(reason: str, retry: float) -> bytes:
+    """`pere.bye`: why the feed ends, and in how many seconds to come back."""
+    told = orjson.dumps({"reason": reason, "retry": round(retry, 3)})
+    return b"retry: %d\n" % (retry * 1000) + sse.frame(told, event=b"pere.bye")
+
+
+def _is_addressed(event: Event) -> bool:
+    return event.to is not None
+
+
+def _mark(place: Place) -> None:
+    """The device was written to up to here. It only moves on: a second feed that reads what is old takes nothing back."""
+    if place.member is not None and place.ordinal > place.member.position:
+        place.member.position = place.ordinal

@@ -1,0 +1,258 @@
+"""The ledger: what every device said of every event, and who has said nothing yet.
+
+An event that asks for receipts has an Entry for as long as it is kept: a column of state bytes and a column of latency
+bytes with one place for each device of its audience, and counters that move with each transition. The counters always
+add up to the audience. Nothing here waits, sends or looks at a clock; a store calls it and makes the result safe.
+"""
+
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pere.audience import Audience
+from pere.errors import BadRequest, NotFound
+from pere.event import Event
+from pere.names import shown
+from pere.receipt import (ABSENT, CANCELLED, DELIVERED, EXPIRED, FAILED, LATE, MAX_RESENDS, NAMES, NONE, PENDING, PROCESSED, RESENT,
+                          RULES, SECONDS, STATE, bucket, closes, ending)
+
+def unknown_receipt() -> NotFound:
+    """One answer for both, so that nobody learns which events there are."""
+    return NotFound("unknown_event", "there is no such event, or this device is not in its audience")
+
+
+class Entry:
+    """One event in the ledger. `slots` maps the devices of a push with `to`; else the channel's audience tells the slots."""
+
+    __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "need", "version",
+                 "sayings", "said", "saying_bytes")
+
+    def __init__(self, event: Event, audience: Audience, states: bytearray, names: list[str], slots: dict[str, int] | None):
+        self.event = event
+        self.audience = audience
+        self.slots = slots
+        self.names = names
+        self.rules = RULES[event.level]
+        self.states = states
+        self.latencies: bytearray | None = None  # made by the first receipt
+        self.size = len(states) - states.count(ABSENT)
+        self.counts = [self.size, 0, 0, 0, 0, 0]
+        self.need = self.size
+        self.version = 0  # moves with every change that can be seen from outside
+        # What devices said beside the state: each different saying once, and per slot which one (0 is none).
+        self.sayings: dict[bytes, int] = {}
+        self.said: array[int] | None = None
+        self.saying_bytes = 0
+
+    def slot(self, device: str) -> int:
+        """Where the device stands in the columns; -1 if it is not in the audience."""
+        if self.slots is not None:
+            return self.slots.get(device, -1)
+        member = self.audience.members.get(device)
+        slot = member.slot if member is not None else -1
+        return slot if 0 <= slot < len(self.states) and self.states[slot] != ABSENT else -1
+
+    def open_count(self) -> int:
+        """How many devices still owe a receipt."""
+        pending, delivered, *_ = self.counts
+        return pending if self.event.level == DELIVERED else pending + delivered
+
+    def good_count(self) -> int:
+        """How many devices have it, by the level that the push asked for; a failure is a receipt, but does not satisfy."""
+        return self.counts[PROCESSED] + (self.counts[DELIVERED] if self.event.level == DELIVERED else 0)
+
+    def is_satisfied(self) -> bool:
+        return self.good_count() >= self.need
+
+    def is_complete(self) -> bool:
+        """Whether every device of the audience has answered for good."""
+        return self.good_count() + self.counts[FAILED] == self.size
+
+
+def needed(need: int | str | None, audience: int) -> int:
+    """How many receipts satisfy: a number, `90%` (rounded up) or `all`, which is also the default.
+    Raises BadRequest if it can never be met, or is none of these."""
+    if need is None or need == "all":
+        return audience
+    text = str(need)
+    digits, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 9) or (percent and int(digits) > 100):
+        raise BadRequest("bad_need", f"need is a number, a percentage such as 90%, or all, not {shown(text)}")
+    count = math.ceil(audience * int(digits) / 100) if percent else int(digits)
+    if count > audience:
+        raise BadRequest("need_over_audience", f"{count} receipts are needed, but the audience is {audience}")
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What the ledger says of one device and one event; `latency` in seconds (good to 5 %), None before its receipt."""
+
+    device: str
+    slot: int
+    state: int
+    late: bool
+    resends: int
+    latency: float | None
+    status: bytes | None
+
+
+class Ledger:
+    """All entries, by event id. The tallies are plain integers that metrics read."""
+
+    def __init__(self, max_status_bytes: int = 1024 * 1024):
+        self.entries: dict[int, Entry] = {}
+        self.outstanding = 0
+        # Receipts by state and outcome, and the latencies of the first ones by bucket: [state][outcome], [state][bucket].
+        self.receipts = [[0, 0, 0, 0] for _ in NAMES]
+        self.roundtrips = [[0] * 256 for _ in NAMES]
+        self.expired = {"ttl": 0, "evicted": 0, "attempts": 0}
+        self.statuses_dropped = 0
+        self._max_status_bytes = max_status_bytes
+
+    def open(self, event: Event, audience: Audience, need: int | str | None) -> Entry | None:
+        """Enter an accepted event for its audience; None if it asks for no receipts. Raises BadRequest for an impossible `need`."""
+        if event.level == NONE:
+            return None
+        if event.to:
+            names = sorted(event.to)
+            entry = Entry(event, audience, bytearray(len(names)), names, {name: slot for slot, name in enumerate(names)})
+        else:
+            entry = Entry(event, audience, audience.template[:], audience.names, None)
+        entry.need = needed(need, entry.size)
+        self.entries[event.id] = entry
+        self.outstanding += entry.size
+        return entry
+
+    def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float) -> tuple[int, int]:
+        """Enter a receipt and return the state that stands now and the outcome (`receipt.FIRST` and so on).
+
+        Raises NotFound where the event is not known (on this channel, if one is given) or the device not in its audience.
+        """
+        entry = self.entries.get(event_id)
+        if entry is None:
+            raise unknown_receipt()
+        event, states = entry.event, entry.states
+        member = entry.audience.members.get(device)
+        # As in Entry.slot, without a second look for the member: this runs once for every receipt.
+        if entry.slots is not None:
+            slot = entry.slots.get(device, -1)
+        else:
+            slot = member.slot if member is not None else -1
+        if not 0 <= slot < len(states) or (channel is not None and channel != event.channel):
+            raise unknown_receipt()
+        old = states[slot]
+        if old == ABSENT:
+            raise unknown_receipt()
+        if member is not None:
+            member.seen = now
+            member.op = "feedback"
+            member.last_id = event_id
+        byte, outcome, closed = entry.rules[new][old]
+        self.receipts[new][outcome] += 1
+        if byte != old:
+            states[slot] = byte
+            counts = entry.counts
+            counts[old & STATE] -= 1
+            counts[new] += 1
+            entry.version += 1
+            if closed:
+                self.outstanding -= 1
+            latencies = entry.latencies
+            if latencies is None:
+                latencies = entry.latencies = bytearray(len(states))
+            if not latencies[slot]:
+                # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
+                # which was when it was accepted or, for one that was away, when the device came back.
+                took = latencies[slot] = bucket(now - event.time)
+                if member is not None and member.since > event.time:
+                    took = bucket(now - member.since)
+                self.roundtrips[new][took] += 1
+            if status is not None:
+                self._say(entry, slot, status)
+        return byte & STATE, outcome
+
+    def _say(self, entry: Entry, slot: int, status: bytes) -> None:
+        """Keep a device's own words. Most devices say the same, so each saying is kept once; they are bounded per event."""
+        code = entry.sayings.get(status)
+        if code is None:
+            if entry.saying_bytes + len(status) > self._max_status_bytes or len(entry.sayings) == 65_535:
+                self.statuses_dropped += 1
+                return
+            code = entry.sayings[status] = len(entry.sayings) + 1
+            entry.saying_bytes += len(status)
+        if entry.said is None:
+            entry.said = array("H", bytes(2 * len(entry.states)))
+        entry.said[slot] = code
+
+    def is_open(self, entry: Entry, slot: int) -> bool:
+        return not closes(entry.states[slot] & STATE, entry.event.level)
+
+    def resend(self, entry: Entry, slot: int, max_attempts: int) -> int:
+        """Count one more send to a device that has not answered, and return which attempt it is; 0 if it has had
+        `max_attempts`, which turns its state to `expired`."""
+        byte = entry.states[slot]
+        attempt = byte // RESENT + 2
+        if attempt > min(max_attempts, MAX_RESENDS + 1):
+            self._end(entry, slot, EXPIRED)
+            self.expired["attempts"] += 1
+            return 0
+        entry.states[slot] = byte + RESENT
+        entry.version += 1
+        return attempt
+
+    def _end(self, entry: Entry, slot: int, end: int) -> None:
+        byte = entry.states[slot]
+        entry.states[slot] = byte & ~STATE | end
+        entry.counts[byte & STATE] -= 1
+        entry.counts[end] += 1
+        entry.version += 1
+        self.outstanding -= 1
+
+    def expire(self, event_id: int, reason: str) -> int:
+        """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
+        entry = self.entries.get(event_id)
+        count = entry.open_count() if entry is not None else 0
+        if entry is not None and count:
+            entry.states = entry.states.translate(ending(EXPIRED, entry.event.level))
+            entry.counts[PENDING] = 0
+            if entry.event.level != DELIVERED:
+                entry.counts[DELIVERED] = 0
+            entry.counts[EXPIRED] += count
+            entry.version += 1
+            self.outstanding -= count
+            self.expired[reason] += count
+        return count
+
+    def cancel(self, event_id: int, device: str) -> None:
+        """The device owes no receipt for this event any more: it was removed."""
+        entry = self.entries.get(event_id)
+        slot = entry.slot(device) if entry is not None else -1
+        if entry is not None and slot >= 0 and self.is_open(entry, slot):
+            self._end(entry, slot, CANCELLED)
+
+    def drop(self, event_id: int) -> int:
+        """Forget an event that is no longer kept; how many devices still owed a receipt."""
+        count = self.expire(event_id, "evicted")
+        self.entries.pop(event_id, None)
+        return count
+
+    def oldest_open(self) -> Entry | None:
+        """The oldest event that somebody still owes a receipt for."""
+        # Entries stand in the order of their ids. Those before the first open one are mostly few: what is old has expired.
+        return next((entry for entry in self.entries.values() if entry.open_count()), None)
+
+    def lines(self, entry: Entry, start: int = 0) -> Iterator[Line]:
+        """The devices of an event in the order of their slots, from one slot on; stable while receipts come in."""
+        sayings = list(entry.sayings)
+        for slot in range(start, len(entry.states)):
+            byte = entry.states[slot]
+            if byte & STATE == ABSENT:
+                continue
+            latency = SECONDS[entry.latencies[slot]] if entry.latencies is not None and entry.latencies[slot] else None
+            code = entry.said[slot] if entry.said is not None else 0
+            yield Line(entry.names[slot], slot, byte & STATE, bool(byte & LATE), byte // RESENT, latency, sayings[code - 1] if code else None)
+
+    def __contains__(self, event_id: int) -> bool:
+        return event_id in self.entries

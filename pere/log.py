@@ -1,0 +1,49 @@
+"""Log lines: one for each event of interest, for people or as JSON, without payloads and without tokens."""
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+import orjson
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _facts(record: logging.LogRecord) -> dict[str, object]:
+    """What was given as `extra={"facts": {...}}`."""
+    return getattr(record, "facts", {})
+
+
+class Text(logging.Formatter):
+    """`2026-11-23T20:08:35.123Z info  listening url=http://127.0.0.1:4567`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
+        line = f"{_time(record)} {record.levelname.lower():<7} {record.getMessage()}{facts}"
+        return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
+
+
+class Json(logging.Formatter):
+    """`{"time":"...","level":"info","logger":"pere","message":"listening","url":"http://127.0.0.1:4567"}`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        line |= _facts(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def set_up(level: str, format: str) -> None:
+    """Log to standard error, PERE's lines from `level` on and warnings of everybody else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Json() if format == "json" else Text())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("pere").setLevel(LEVELS[level])
+    # A refused request is the client's business, not a warning of ours.
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)

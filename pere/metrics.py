@@ -1,0 +1,163 @@
+"""What Prometheus reads: a Collector that looks at everybody's plain integers when it is asked, and costs nothing until then.
+
+No label ever holds a device, an event id or an address. A histogram is a list of counts that whoever measures adds one to.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+
+import pere
+from pere.http1 import Door
+from pere.hub import Hub
+from pere.receipt import NAMES, OUTCOMES, SECONDS
+from pere.storage import Store
+
+FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SLOW = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0)
+
+
+class Histogram:
+    """Counts by upper bound (seconds), and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = FAST):
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus wants them: each with all below it."""
+        return _cumulative(self.bounds, self.counts)
+
+
+def _cumulative(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    sum, buckets = 0, []
+    for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
+        sum += count
+        buckets.append((bound, float(sum)))
+    return buckets
+
+
+class Measures:
+    """The histograms that only metrics want; whoever measures is handed `observe`."""
+
+    def __init__(self) -> None:
+        self.fanout = Histogram()
+        self.publish = Histogram()
+        self.lag = Histogram()
+
+
+class Collector:
+    """Reads everybody. `channels` are those that a label may name; `answered` counts what Tornado handlers answered, by route,
+    method and status (the door counts the hot ones)."""
+
+    def __init__(self, store: Store, hub: Hub, door: Door, measures: Measures, channels: frozenset[str],
+                 answered: Counter[tuple[str, str, int]]):
+        self._store = store
+        self._hub = hub
+        self._door = door
+        self._measures = measures
+        self._channels = channels
+        self._answered = answered
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._feeds()
+        yield from self._events()
+        yield from self._receipts()
+        yield from self._process()
+
+    def _feeds(self) -> Iterator[Metric]:
+        hub, devices = self._hub, self._store.devices
+        yield GaugeMetricFamily("pere_feeds", "Open feeds.", len(hub.feeds))
+        yield GaugeMetricFamily("pere_feeds_behind", "Open feeds that read from the backlog.", hub.behind)
+        by_state = GaugeMetricFamily("pere_devices", "Devices: online with an open feed, or registered.", labels=["state"])
+        by_state.add_metric(["online"], devices.online)
+        by_state.add_metric(["registered"], len(devices.known))
+        yield by_state
+        yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.shelves()))
+        yield CounterMetricFamily("pere_feed_opens", "Feeds opened.", hub.opens)
+        closes = CounterMetricFamily("pere_feed_closes", "Feeds closed, by reason.", labels=["reason"])
+        for reason, count in hub.closes.items():
+            closes.add_metric([reason], count)
+        yield closes
+        if self._channels:
+            named = GaugeMetricFamily("pere_channel_feeds", "Open feeds of the channels that may be named; all others together.", labels=["channel"])
+            counts = Counter({name if name in self._channels else "other": 0 for name in (*self._channels, "other")})
+            for name, channel in hub.channels.items():
+                counts[name if name in self._channels else "other"] += channel.feeds
+            for name, count in sorted(counts.items()):
+                named.add_metric([name], count)
+            yield named
+
+    def _events(self) -> Iterator[Metric]:
+        hub, store, measures = self._hub, self._store, self._measures
+        yield CounterMetricFamily("pere_events", "Events accepted.", store.events)
+        yield CounterMetricFamily("pere_event_bytes", "Bytes of their payloads.", store.event_bytes)
+        yield GaugeMetricFamily("pere_backlog_bytes", "Bytes of events that are kept in memory.", store.bytes)
+        yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.deliveries)
+        yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replayed)
+        redeliveries = CounterMetricFamily("pere_redeliveries", "Events written to a device again, by reason.", labels=["reason"])
+        redeliveries.add_metric(["resume"], hub.redeliveries)
+        yield redeliveries
+        yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.gaps)
+        yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast.", measures.fanout)
+        yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
+
+    def _receipts(self) -> Iterator[Metric]:
+        ledger = self._store.ledger
+        receipts = CounterMetricFamily("pere_receipts", "Receipts, by what the device said and what became of it.", labels=["state", "outcome"])
+        trips = HistogramMetricFamily("pere_receipt_roundtrip_seconds", "From sent until the first receipt, by its state.", labels=["state"])
+        for code, name in enumerate(NAMES):
+            for outcome, count in zip(OUTCOMES, ledger.receipts[code], strict=True):
+                if name in ("delivered", "processed", "failed"):
+                    receipts.add_metric([name, outcome], count)
+            if name in ("delivered", "processed", "failed"):
+                counts = [0] * (len(SLOW) + 1)
+                for bucket, count in enumerate(ledger.roundtrips[code]):
+                    counts[bisect_left(SLOW, SECONDS[bucket])] += count
+                total = sum(count * SECONDS[bucket] for bucket, count in enumerate(ledger.roundtrips[code]))
+                trips.add_metric([name], _cumulative(SLOW, counts), total)
+        yield receipts
+        yield trips
+        expired = CounterMetricFamily("pere_expired", "Deliveries that ended without a receipt, by reason.", labels=["reason"])
+        for reason, count in ledger.expired.items():
+            expired.add_metric([reason], count)
+        yield expired
+        yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", ledger.outstanding)
+        oldest = ledger.oldest_open()
+        age = max(0.0, self._store.clock() - oldest.event.time) if oldest is not None else 0.0
+        yield GaugeMetricFamily("pere_oldest_outstanding_seconds", "Age of the oldest event that is still owed a receipt.", age)
+        yield CounterMetricFamily("pere_statuses_dropped", "Statuses of receipts that were not kept, for want of room.", ledger.statuses_dropped)
+
+    def _process(self) -> Iterator[Metric]:
+        yield _histogram("pere_loop_lag_seconds", "How late the wheel turned: for so long the loop was busy.", self._measures.lag)
+        requests = CounterMetricFamily("pere_http_requests", "Requests answered.", labels=["route", "method", "code"])
+        for key, route in (*self._door.routes.items(), (b"- other", self._door.other)):
+            for code, count in route.tally.items():
+                requests.add_metric([route.name, key.split()[0].decode(), str(code)], count)
+        for (name, method, status), count in self._answered.items():
+            requests.add_metric([name, method, str(status)], count)
+        yield requests
+        yield InfoMetricFamily("pere_build", "What is running.", {"version": pere.__version__})
+
+
+def _histogram(name: str, help: str, histogram: Histogram) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, help, histogram.buckets(), histogram.total)
+
+
+def registry() -> CollectorRegistry:
+    """A registry of its own, so that two servers in one process do not meet."""
+    made = CollectorRegistry()
+    ProcessCollector(registry=made)
+    PlatformCollector(registry=made)
+    GCCollector(registry=made)
+    return made

@@ -1,0 +1,189 @@
+"""The whole of PERE, put together. Read this first: it is the only place that knows every part.
+
+A publisher pushes an event; the store keeps it and delivers it to the hub; the hub writes it to each open feed; a device
+reads it and sends feedback; the receipt is entered in the ledger.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import uvloop
+from tornado.web import Application, RequestHandler
+
+import pere
+from pere.config import KIB, Config, words
+from pere.errors import ConfigError
+from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
+from pere.handlers.base import Cors, Elsewhere, NotThere
+from pere.handlers.events import Events, Status, StatusDevices
+from pere.handlers.feed import FeedHead, OpenFeed
+from pere.handlers.feedback import Feedback
+from pere.handlers.push import Push
+from pere.http1 import Connection, Door, Route
+from pere.hub import Hub
+from pere.log import set_up
+from pere.metrics import Collector, Measures, registry
+from pere.storage import Store
+from pere.storage.memory import MemoryStore
+from pere.wheel import Wheel
+
+log = logging.getLogger("pere")
+
+BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes back comes at once
+
+
+class Server:
+    """One PERE, in this process and on the running loop: the same in production and in tests.
+
+        server = Server(Config(port=0))
+        await server.start()
+        ... server.url ...
+        await server.stop()
+    """
+
+    def __init__(self, config: Config, store: Store | None = None):
+        loop = asyncio.get_running_loop()
+        self.config = config
+        self.wheel = Wheel(loop.time, loop.call_later)
+        self.store = store if store is not None else open_store(config)
+        self.hub = Hub(self.store, self.wheel, config)
+        self.store.deliver = self.hub.deliver
+
+        self.measures = Measures()
+        self.hub.on_fanout = self.measures.fanout.observe
+        self.wheel.on_turn = self.measures.lag.observe
+        self.answered: Counter[tuple[str, str, int]] = Counter()
+
+        cors = Cors(config.origins)
+        push = Push(self.store, config, self.measures.publish.observe)
+        feed = OpenFeed(self.hub, self.store, config, cors)
+        feedback = Feedback(self.store, config)
+        hot = {
+            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one),
+            b"POST /push": Route("/push", config.max_batch_bytes, push.many),
+            b"GET /feed/": Route("/feed/{channel}", 0, feed.one),
+            b"GET /feed": Route("/feed", 0, feed.many),
+            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one),
+            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many),
+        }
+        self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
+                               is_draining=lambda: self.door.draining)
+        self.door = Door(self.app, config, hot, cors, self.wheel)
+        self.registry.register(Collector(self.store, self.hub, self.door, self.measures, words(config.metrics_channels), self.answered))
+        self._sweeper = Sweeper(self.store, self.hub)
+        self._listener: asyncio.Server | None = None
+
+    def _handlers(self) -> list[tuple[str, type[RequestHandler], dict[str, object]]]:
+        """What Tornado answers. The addresses whose own methods are hot are here for all the other methods."""
+        self.registry = registry()
+        store, hub = {"store": self.store}, {"hub": self.hub}
+        post = {"methods": "POST, OPTIONS"}
+        return [
+            (r"/push(?:/[^/]*)?", Elsewhere, post),
+            (r"/feedback(?:/[^/]*)?", Elsewhere, post),
+            (r"/feed(?:/([^/]*))?", FeedHead, {}),
+            (r"/events/([^/]*)", Events, store),
+            (r"/events/([^/]*)/([^/]*)", Status, store),
+            (r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
+            (r"/admin/connections", Connections, hub),
+            (r"/admin/events/([^/]*)", AdminEvents, store),
+            (r"/admin/devices", AllDevices, store),
+            (r"/admin/devices/([^/]*)", OneDevice, store | hub),
+            (r"/metrics", Metrics, {"registry": self.registry}),
+            (r"/healthz", Health, {}),
+            (r"/readyz", Ready, store),
+            (r"/", Home, {}),
+        ]
+
+    def _count(self, handler: RequestHandler) -> None:
+        """One request that a Tornado handler has answered."""
+        method = handler.request.method or ""
+        self.answered[type(handler).__name__.lower(), method, handler.get_status()] += 1
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(partial(Connection, self.door), self.config.host, self.config.port, backlog=BACKLOG)
+        self.port: int = self._listener.sockets[0].getsockname()[1]
+        self.wheel.add(self.door, 0)
+        self.wheel.add(self._sweeper, 1)
+        self.wheel.start()
+        log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
+
+    async def stop(self) -> None:
+        """Take no more, let every feed go with `pere.bye`, answer what is under way, for at most `drain_seconds`."""
+        if self._listener is not None:
+            self._listener.close()
+        feeds = len(self.hub.feeds)
+        self.door.drain()
+        self.hub.drain()
+        deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
+        while self.door.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        cut = len(self.door.connections)
+        for connection in list(self.door.connections):
+            connection.transport.abort()
+        self.wheel.stop()
+        # One more turn of the loop, in which the transports that were closed say so.
+        await asyncio.sleep(0.02)
+        log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
+
+
+class Sweeper:
+    """Lets the store clear away what is due, once a second."""
+
+    def __init__(self, store: Store, hub: Hub):
+        self._store = store
+        self._hub = hub
+
+    def due(self, now: float) -> float:
+        self._store.sweep(self._store.clock(), self._hub.is_used)
+        return 1.0
+
+
+def open_store(config: Config) -> Store:
+    """The store that `--store` names. Raises ConfigError for one that there is not."""
+    if config.store == "memory:":
+        return MemoryStore(config)
+    raise ConfigError(f"--store is memory:, not {config.store!r}")
+
+
+def serve(config: Config, ready: Callable[[Server], None] = lambda server: None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens. Raises OSError where the
+    address cannot be had, ConfigError for a setting that cannot be."""
+    set_up(config.log_level, config.log_format)
+    uvloop.run(_serve(config, ready))
+
+
+async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
+    loop = asyncio.get_running_loop()
+    server = Server(config)
+    await server.start()
+    ended = asyncio.Event()
+
+    def end() -> None:
+        if ended.is_set():
+            log.warning("stopping at once")
+            raise SystemExit(1)
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
+    # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    ready(server)
+    await ended.wait()
+    await server.stop()

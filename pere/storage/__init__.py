@@ -1,0 +1,131 @@
+"""What a store is: it gives events their ids, keeps them, delivers them to the hub, and enters receipts in the ledger.
+
+The hub broadcasts only what a store delivers, and a publisher or a device is answered only when the store says so, hence
+the callbacks: `then` is called once, when the matter is as safe as this store makes it, which may be at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pere.audience import Audience, Member
+from pere.backlog import Backlog
+from pere.devices import Devices
+from pere.errors import Refusal
+from pere.event import Draft, Event
+from pere.ledger import Ledger
+from pere.receipt import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An event that is kept. `repeated` tells that its Idempotency-Key was known, and nothing was published again."""
+
+    id: int
+    audience: int
+    repeated: bool = False
+
+
+class Shelf:
+    """What is kept of one channel: its newest events and its devices. `waiting` are devices that were addressed by `to` before
+    they were ever seen here, with the ordinal of the first such event."""
+
+    __slots__ = ("audience", "backlog", "name", "touched", "waiting")
+
+    def __init__(self, name: str, backlog: Backlog, now: float):
+        self.name = name
+        self.backlog = backlog
+        self.audience = Audience()
+        self.waiting: dict[str, int] = {}
+        self.touched = now
+
+
+class Store(ABC):
+    """The contract; `tests/storage/test_contract.py` holds every store to it.
+
+    `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
+    who is told of every event; set it before the first append. `events` and `event_bytes` count what was accepted,
+    `bytes` is what the backlogs hold.
+    """
+
+    ledger: Ledger
+    devices: Devices
+    born: int
+    clock: Callable[[], float]
+    events: int
+    event_bytes: int
+    bytes: int
+    deliver: Callable[[Event], None]
+
+    @abstractmethod
+    def trouble(self) -> str | None:
+        """Why nothing can be kept at present; None if all is well."""
+
+    @abstractmethod
+    def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
+        """Give the event its id, keep it, open its entry in the ledger, deliver it. Raises Refusal where it cannot be accepted."""
+
+    @abstractmethod
+    def record(self, channel: str | None, receipt: Receipt, then: Callable[[int, int], None]) -> None:
+        """Enter a receipt for an event (of this channel, if one is given), then tell the state that stands and the outcome.
+        Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
+
+    @abstractmethod
+    def open(self, channel: str) -> Shelf:
+        """The shelf of a channel, made if there is none."""
+
+    @abstractmethod
+    def settled(self, shelf: Shelf, member: Member) -> int:
+        """The ordinal up to which a device owes nothing on a channel: where it resumes."""
+
+    @abstractmethod
+    def shelf(self, channel: str) -> Shelf | None:
+        """What is kept of a channel; None if nothing is."""
+
+    @abstractmethod
+    def shelves(self) -> dict[str, Shelf]:
+        """All channels of which anything is kept, by name."""
+
+    @abstractmethod
+    def register(self, channel: str, device: str) -> Member:
+        """Take a device into the audience of a channel. Raises Unavailable where no more devices are taken."""
+
+    @abstractmethod
+    def want(self, device: str, pattern: str) -> None:
+        """Take a device into the audience of every channel that the pattern means, those that are yet to be born included."""
+
+    @abstractmethod
+    def unregister(self, channel: str, device: str) -> None:
+        """Take a device off one channel; what it still owed there is `cancelled`."""
+
+    @abstractmethod
+    def remove(self, device: str) -> Any:
+        """Forget a device on all channels and return what was known of it; None if nothing was."""
+
+    @abstractmethod
+    def find(self, channel: str, id: int) -> Event:
+        """A kept event. Raises NotFound, or Gone where it made way."""
+
+    @abstractmethod
+    def pending(self, channel: str, device: str, last: int) -> list[int]:
+        """The ids, up to `last`, of the kept events of a channel that the device has said nothing of yet."""
+
+    @abstractmethod
+    async def status(self, channel: str, id: int) -> dict[str, Any]:
+        """The delivery status of an event, as `GET /events/{channel}/{id}` answers it; `version` in it moves with every change.
+        Raises as `find` does."""
+
+    @abstractmethod
+    async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+        """At most `limit` devices of an event's audience in this state (`outstanding` is all that owe a receipt), from a slot on, and
+        the slot to go on from, or None at the end. The order never changes, so paging misses none while receipts come in."""
+
+    @abstractmethod
+    def attempt(self, event: Event, device: str, again: bool) -> int:
+        """Before an event that is not new is written to a device, for the first time or `again`: which attempt that is. 0 if it is
+        not to be sent: the device has answered, was not in the audience, or has had its attempts, which ends in `expired`."""
+
+    @abstractmethod
+    def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
+        """Expire what is due, and forget channels that are empty and, as `is_used` tells, have no feeds; a bounded piece of work."""

@@ -1,0 +1,86 @@
+"""One timer for everything that has a deadline: heartbeats, idle and slow connections, feeds that are stuck.
+
+A hashed timing wheel (Varghese and Lauck, 1987): slots of one tick each, and an item waits in the slot of its deadline.
+Ten thousand feeds cost ten thousand places in sets and one timer of the loop. Nothing is ever taken out: an item that is
+no longer interested says so when its turn comes.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+log = logging.getLogger("pere.wheel")
+
+
+class Item(Protocol):
+    def due(self, now: float) -> float:
+        """Its turn has come, at the loop's time `now`. Returns in how many seconds to come again; 0 is never."""
+
+
+class Wheel:
+    """Items by the tick in which they are due; a turn comes up to one tick late and never early.
+
+    `tick` in seconds; a deadline beyond `slots` ticks is met by coming round again. `call_later` and `time` are the loop's.
+    `lag` is how many seconds late the newest tick was: the loop was busy for so long.
+    """
+
+    def __init__(self, time: Callable[[], float], call_later: Callable[..., object], tick: float = 0.1, slots: int = 1024):
+        self.now = time()  # the time of the newest tick: for whoever can live with a tenth of a second
+        self.lag = 0.0
+        self.on_turn: Callable[[float], None] = lambda lag: None
+        self._time = time
+        self._call_later = call_later
+        self._tick = tick
+        self._slots: list[dict[Item, float]] = [{} for _ in range(slots)]
+        self._last = int(self.now / tick)  # the tick that was worked on last
+        self._timer: object = None
+
+    def add(self, item: Item, delay: float) -> None:
+        """Let `item.due` be called in `delay` seconds; an item waits in one place only, and who adds it sees to that."""
+        self._put(item, self._time() + delay)
+
+    def _put(self, item: Item, deadline: float) -> None:
+        tick = max(self._last + 1, -int(-deadline // self._tick))
+        # Too far to fit: wait one round and look again.
+        tick = min(tick, self._last + len(self._slots) - 1)
+        self._slots[tick % len(self._slots)][item] = deadline
+
+    def start(self) -> None:
+        self._timer = self._call_later(self._tick, self._turn, self._time() + self._tick)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()  # type: ignore[attr-defined]
+            self._timer = None
+
+    def _turn(self, expected: float) -> None:
+        now = self._time()
+        self.lag = max(0.0, now - expected)
+        self.on_turn(self.lag)
+        self.advance(now)
+        self._timer = self._call_later(self._tick, self._turn, self._time() + self._tick)
+
+    def advance(self, now: float) -> None:
+        """Give everything that is due by `now` its turn. After a long sleep (a suspended machine) each slot is visited once."""
+        self.now = now
+        last = int(now / self._tick)
+        first = max(self._last + 1, last - len(self._slots) + 1)
+        for tick in range(first, last + 1):
+            self._last = tick
+            slot = self._slots[tick % len(self._slots)]
+            if not slot:
+                continue
+            self._slots[tick % len(self._slots)] = {}
+            for item, deadline in slot.items():
+                if deadline > now:
+                    self._put(item, deadline)
+                    continue
+                try:
+                    again = item.due(now)
+                except Exception:
+                    # One item's mistake must not stop the clock of all others.
+                    log.exception("a deadline could not be met")
+                    continue
+                if again > 0:
+                    self._put(item, now + again)
+        self._last = max(self._last, last)

@@ -1,0 +1,80 @@
+"""`pere` commands as processes of their own, for tests that must see what a person at a terminal sees."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Self
+
+# Nothing from outside may steer what is tested here: no settings, no proxy between two addresses of one machine.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PERE_")} | {"NO_PROXY": "*"}
+
+PERE = [sys.executable, "-m", "pere"]
+
+
+def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; `typed` is its standard input."""
+    return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=25)
+
+
+class Process:
+    """A command that runs beside the test, and is killed at the end of the `with` if it has not ended by then."""
+
+    def __init__(self, *arguments: str, **variables: str):
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._popen = subprocess.Popen([*PERE, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
+                                       stdout=self._out, stderr=self._err)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+        self._out.close()
+        self._err.close()
+
+    @property
+    def out(self) -> str:
+        return os.pread(self._out.fileno(), 1 << 20, 0).decode()
+
+    @property
+    def err(self) -> str:
+        return os.pread(self._err.fileno(), 1 << 20, 0).decode()
+
+    def until(self, pattern: str, seconds: float = 15) -> re.Match[str]:
+        """Wait until it has printed this, on either stream."""
+        deadline = time.monotonic() + seconds
+        while True:
+            is_over = self._popen.poll() is not None
+            match = re.search(pattern, self.out + self.err)
+            if match:
+                return match
+            if is_over or time.monotonic() > deadline:
+                raise AssertionError(f"{pattern!r} did not come; out: {self.out!r}, err: {self.err!r}")
+            time.sleep(0.01)
+
+    def end(self, how: signal.Signals | None = None, seconds: float = 15) -> int:
+        """Wait for its end, after this signal if one is given; returns the exit code."""
+        if how is not None:
+            self._popen.send_signal(how)
+        return self._popen.wait(seconds)
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+
+class Served(Process):
+    """A server on a free port, or on the port of one that was there before."""
+
+    def __init__(self, *flags: str, port: int = 0, **variables: str):
+        super().__init__("serve", "--port", str(port), *flags, **variables)
+        try:
+            self.url = self.until(r"http://127\.0\.0\.1:\d+")[0]
+        except BaseException:
+            self.__exit__()
+            raise
+        self.port = int(self.url.rpartition(":")[2])

@@ -1,0 +1,304 @@
+"""The client against servers that misbehave in every way that networks do, and against the real one."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import orjson
+import pytest
+from processes import Served
+
+from pere import client as module
+from pere.client import Client
+from pere.errors import Refusal
+from pere.sse import Message
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(module, "SHORTEST_WISH", 0.001)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+class Asked:
+    """One request, as it came."""
+
+    def __init__(self, head: bytes, body: bytes):
+        line, *headers = head.decode().rstrip().split("\r\n")
+        self.method, self.target, _ = line.split(" ")
+        self.headers = {name.lower(): value for name, value in (header.split(": ", 1) for header in headers)}
+        self.body = body
+
+
+class Held(bytes):
+    """An answer after which the connection stays open, and silent."""
+
+
+Answer = bytes | Callable[[Asked], bytes]
+
+
+class Scripted:
+    """A server that gives its answers in order, one per connection, the last one for ever; `asked` is what came."""
+
+    def __init__(self, answers: tuple[Answer, ...]):
+        self.asked: list[Asked] = []
+        self._answers = list(answers)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        asked = Asked(head, await reader.readexactly(int(length[1]) if length else 0))
+        self.asked.append(asked)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        answer = answer(asked) if callable(answer) else answer
+        writer.write(answer)
+        try:
+            if isinstance(answer, Held):
+                await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def scripted(*answers: Answer) -> AsyncIterator[tuple[Scripted, str]]:
+    script = Scripted(answers)
+    server = await asyncio.start_server(script.serve, "127.0.0.1")
+    async with server:
+        yield script, "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+
+
+def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} -", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def feed(stream: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + stream
+
+
+OVER = answer(204)
+DONE = answer(200, b'{"state":"processed","duplicate":false}')
+
+
+async def messages(url: str, *channels: str, silence: float = 60.0, **wanted: object) -> list[Message]:
+    """All that a listener is handed until the server says that it is over."""
+    async with Client(url, silence=silence) as client:
+        return [message async for message in client.listen(*channels or ("c",), **wanted)]
+
+
+# Asking
+
+
+@pytest.mark.parametrize("data, kind, body", [
+    ("hello\nyou", "text/plain; charset=utf-8", b"hello\nyou"),
+    (b'{"n": 1.10}', "application/json", b'{"n": 1.10}'),
+    ({"n": [1, None]}, "application/json", b'{"n":[1,null]}'),
+    (None, "application/json", b"null"),
+])
+async def test_a_push_says_what_its_data_is(data, kind, body):
+    async with scripted(answer(201, b'{"id":"1-0","channel":"c","audience":2}')) as (server, url), Client(url) as client:
+        assert await client.push("c", data) == {"id": "1-0", "channel": "c", "audience": 2}
+    assert (server.asked[0].headers["content-type"], server.asked[0].body) == (kind, body)
+
+
+async def test_a_push_asks_for_what_was_wanted_and_for_nothing_else():
+    async with scripted(answer(201, b"{}")) as (server, url), Client(url, device="d") as client:
+        await client.push("a/b", 1, type="t", to=["x", "y"], ttl=0, receipt="none", need="90%", key="k")
+        await client.push("c", 1)
+    first, second = server.asked
+    assert first.target == "/push/a%2Fb?type=t&to=x&to=y&ttl=0&receipt=none&need=90%25"
+    assert (first.headers["device"], first.headers["idempotency-key"]) == ("d", "k")
+    assert second.target == "/push/c"
+    assert "idempotency-key" not in second.headers
+
+
+async def test_a_refusal_keeps_its_code_its_message_and_its_status():
+    refusal = answer(409, b'{"error":"conflict","message":"it failed before"}', "Retry-After: 7")
+    async with scripted(refusal) as (_, url), Client(url) as client:
+        with pytest.raises(Refusal, match="it failed before") as caught:
+            await client.feedback("c", "1-0")
+    assert (caught.value.code, caught.value.status, caught.value.retry_after) == ("conflict", 409, 7)
+
+
+@pytest.mark.parametrize("stranger", [answer(502, b"<html>", "Content-Type: text/html"), answer(404, b"[]"), answer(301), answer(200, b"ok")])
+async def test_an_answer_that_is_not_from_pere_is_a_refusal_that_names_its_status(stranger):
+    async with scripted(stranger) as (_, url), Client(url) as client:
+        with pytest.raises(Refusal, match="answered [2345]0[0-9]"):
+            await client.status("c", "1-0")
+
+
+async def test_a_server_that_is_not_there_is_a_connection_error_that_names_it():
+    async with scripted(DONE) as (_, url):
+        pass
+    async with Client(url) as client:
+        with pytest.raises(ConnectionError, match=f"{url} cannot be reached"):
+            await client.status("c", "1-0")
+
+
+async def test_a_server_that_never_answers_is_a_connection_error():
+    async with scripted(Held()) as (_, url), Client(url, timeout=0.05) as client:
+        with pytest.raises(ConnectionError, match="silent for too long"):
+            await client.status("c", "1-0")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:4567", "ftp://h", "http://", "", "http://h:port"])
+def test_a_url_that_is_none_is_said_at_once(url):
+    with pytest.raises(ValueError, match="a server's URL is like"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["a\r\nDevice: b", "\0"])
+async def test_nothing_can_be_smuggled_into_a_header(key):
+    async with scripted(DONE) as (server, url), Client(url) as client:
+        with pytest.raises(Refusal, match="bad_header|cannot stand in a header"):
+            await client.push("c", 1, key=key)
+        with pytest.raises(Refusal, match="a device is"):
+            Client(url, device=key)
+    assert server.asked == []
+
+
+async def test_devices_are_read_page_by_page():
+    first = answer(200, b'{"devices":[{"device":"a"},{"device":"b"}],"cursor":"b&"}')
+    second = answer(200, b'{"devices":[{"device":"c"}],"cursor":null}')
+    async with scripted(first, second) as (server, url), Client(url) as client:
+        assert [device["device"] async for device in client.devices("c", "1-0", "outstanding")] == ["a", "b", "c"]
+    assert [asked.target for asked in server.asked] == [
+        "/events/c/1-0/devices?state=outstanding", "/events/c/1-0/devices?state=outstanding&cursor=b%26"]
+
+
+async def test_a_receipt_is_repeated_until_it_is_answered():
+    troubles = [b"", answer(503, b'{"error":"draining","message":"later"}'), answer(500), answer(429)]
+    async with scripted(*troubles, DONE) as (server, url), Client(url, device="d") as client:
+        assert (await client.feedback("c", "1-0", "failed", {"paper": 0}, until_answered=True))["duplicate"] is False
+    assert [asked.body for asked in server.asked] == [b'{"event_id":"1-0","state":"failed","status":{"paper":0}}'] * 5
+
+
+async def test_a_receipt_that_is_refused_is_not_repeated():
+    async with scripted(answer(410)) as (server, url), Client(url) as client:
+        with pytest.raises(Refusal):
+            await client.feedback("c", "1-0", until_answered=True)
+    assert len(server.asked) == 1
+
+
+async def test_a_receipt_is_sent_once_if_nobody_insists():
+    async with scripted(answer(503)) as (server, url), Client(url) as client:
+        with pytest.raises(Refusal):
+            await client.feedback("c", "1-0")
+    assert len(server.asked) == 1
+
+
+# Listening
+
+
+async def test_a_feed_hands_on_its_events_and_control_frames():
+    stream = b'retry: 1\n\nevent: pere.hello\ndata: {}\n\n:\n\nid: 1-0\nevent: order\ndata: 1\ndata: 2\n\nevent: pere.gap\ndata: {"lost":1}\n\n'
+    async with scripted(feed(stream), OVER) as (_, url):
+        assert await messages(url) == [
+            Message("{}", "pere.hello", ""), Message("1\n2", "order", "1-0"), Message('{"lost":1}', "pere.gap", "1-0")]
+
+
+async def test_wherever_a_feed_breaks_off_every_event_comes_once():
+    events = [b"id: 1-0\ndata: a\n\n", b"id: 2-0\r\ndata: b\r\n\r\n", "id: ü\ndata: c\n\n".encode()]
+    ids = ["", "1-0", "2-0", "ü"]
+    for cut in range(len(b"".join(events)) + 1):
+
+        def resumed(asked: Asked) -> bytes:
+            last = asked.headers.get("last-event-id", "")
+            return feed(b"".join(events[ids.index(last):])) if last != ids[-1] else OVER
+
+        async with scripted(feed(b"".join(events)[:cut]), resumed) as (_, url):
+            assert [message.data for message in await messages(url)] == ["a", "b", "c"], cut
+
+
+async def test_where_a_feed_begins_is_asked_for_until_one_has_begun_and_then_never_again():
+    async with scripted(answer(503), feed(b":\n\n"), feed(b":\n\n"), OVER) as (server, url):
+        await messages(url, from_="all", format="envelope")
+    assert [asked.target for asked in server.asked] == ["/feed/c?format=envelope&from=all"] * 2 + ["/feed/c?format=envelope"] * 2
+
+
+@pytest.mark.parametrize("channels, target", [
+    (("a",), "/feed/a"), (("a", "b"), "/feed?channel=a&channel=b"), (("a.*",), "/feed?channel=a.%2A"), (("a/b",), "/feed/a%2Fb")])
+async def test_one_channel_is_a_path_and_many_or_a_pattern_are_a_query(channels, target):
+    async with scripted(OVER) as (server, url):
+        assert await messages(url, *channels) == []
+    assert server.asked[0].target.replace("*", "%2A") == target
+
+
+@pytest.mark.parametrize("refusal", [answer(400), answer(403), answer(404), answer(200, b"<html>", "Content-Type: text/html"), answer(302)])
+async def test_a_feed_that_is_refused_is_not_asked_for_again(refusal):
+    async with scripted(refusal) as (server, url):
+        with pytest.raises(Refusal):
+            await messages(url)
+    assert len(server.asked) == 1
+
+
+async def test_a_server_that_is_busy_is_asked_again_when_it_said_to():
+    waits: list[float] = []
+    async with scripted(answer(429), answer(503, b"", "Retry-After: 1"), OVER) as (server, url):
+        await messages(url, on_lost=lambda error, wait: waits.append(wait))
+    assert len(server.asked) == 3
+    assert waits[0] <= 0.02
+    assert 1 <= waits[1] <= 1.04
+
+
+async def test_a_feed_that_says_nothing_for_too_long_is_opened_anew():
+    lost: list[Exception] = []
+    silent = Held(feed(b"id: 1-0\ndata: a\n\n"))
+    async with scripted(silent, OVER) as (server, url):
+        assert len(await messages(url, silence=0.1, on_lost=lambda error, wait: lost.append(error))) == 1
+    assert server.asked[1].headers["last-event-id"] == "1-0"
+    assert "silent for too long" in str(lost[0])
+
+
+async def test_waits_grow_from_what_the_server_wished_and_start_over_once_it_speaks(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    waits: list[float] = []
+    spoken = feed(b"retry: 40\n\n")
+    async with scripted(spoken, answer(503), answer(503), spoken, OVER) as (_, url):
+        await messages(url, on_lost=lambda error, wait: waits.append(wait))
+    assert waits == [0.04, 0.08, 0.16, 0.04]
+
+
+def test_waits_have_an_end(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    backoff = module._Backoff()
+    assert max(backoff.next(ConnectionError()) for _ in range(100)) == module.LONGEST_WAIT
+    backoff.reset(1e12)
+    assert backoff.next(ConnectionError()) == module.LONGEST_WISH
+
+
+# The real one
+
+
+async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
+    with Served() as served:
+        async with Client(served.url, device="till-1") as till, Client(served.url) as shop:
+            async with aclosing(till.listen("orders", format="envelope")) as feed:
+                assert (await anext(feed)).event == "pere.hello"
+                pushed = await shop.push("orders", {"order": 1}, type="order")
+                assert pushed["audience"] == 1
+                message = await anext(feed)
+                event = orjson.loads(message.data)
+                assert (message.id, message.event, event["data"]) == (pushed["id"], "order", {"order": 1})
+                assert (await till.feedback("orders", message.id, status="printed")) == {"state": "processed", "duplicate": False}
+                assert (await till.feedback("orders", message.id))["duplicate"] is True
+            status = await shop.status("orders", pushed["id"])
+            assert (status["counts"]["processed"], status["complete"], status["outstanding"]) == (1, True, 0)
+            devices = [device async for device in shop.devices("orders", pushed["id"])]
+            assert [(device["device"], device["state"], device["status"]) for device in devices] == [("till-1", "processed", "printed")]
+
+
+async def test_a_listener_survives_the_end_of_its_server():
+    lost = asyncio.Event()
+    with Served() as first:
+        async with Client(first.url, device="d") as client, aclosing(client.listen("c", on_lost=lambda *_: lost.set())) as feed:
+            assert (await anext(feed)).event == "pere.hello"
+            first.kill()
+            again = asyncio.ensure_future(anext(feed))
+            await lost.wait()
+            with Served(port=first.port):
+                assert (await again).event == "pere.hello"
+                await client.push("c", "back")
+                assert (await anext(feed)).data == "back"
