@@ -14,7 +14,7 @@ class Member:
     """A device on a channel. `position` is the ordinal of the last event that was written to a feed of it; while `live`
     (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here."""
 
-    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "op", "last_id")
+    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id")
 
     def __init__(self, device: str, slot: int, position: int, now: float):
         self.device = device
@@ -23,9 +23,9 @@ class Member:
         self.position = position
         self.settled = position  # every event up to here is closed: where the search for open ones begins
         self.since = 0.0  # when its newest feed opened; 0 before the first
-        self.seen = now
-        self.op = "feed"  # what it did last: feed or feedback
-        self.last_id = 0  # and with which event, as it said
+        self.seen = now  # when a feed of it last opened or closed
+        self.answered = 0.0  # when it last sent a receipt
+        self.last_id = 0  # the event that it named last, in a receipt or as what it had read
 
 
 class Audience:
@@ -73,4 +73,4 @@ class Audience:
 
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
-        return [member for member in self if not member.live and member.seen < moment]
+        return [member for member in self if not member.live and max(member.seen, member.answered) < moment]

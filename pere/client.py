@@ -19,6 +19,8 @@ from pere.errors import BadRequest, Refusal
 from pere.names import device_name, is_pattern
 from pere.sse import Decoder, Message
 
+HELLO = "pere.hello"
+
 # Two heartbeats of the default length may go astray; where the third is missing too, nobody is there.
 SILENCE = 3 * 20.0
 
@@ -129,8 +131,12 @@ class Client:
                     query["from"] = None
                     async for received in response.aiter_bytes():
                         for message in decoder.feed(received):
+                            if message.event == HELLO and not last_event_id:
+                                # Until the first event, nothing else says where we are: without it, whatever is pushed
+                                # between two feeds would count as old.
+                                last_event_id = orjson.loads(message.data).get("position") or ""
                             yield message
-                        last_event_id = decoder.last_id
+                        last_event_id = decoder.last_id or last_event_id
                         backoff.reset(decoder.retry)
                 raise ConnectionError(f"{self.url} ended the feed")
             except (ConnectionError, Refusal) as error:

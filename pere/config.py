@@ -83,9 +83,10 @@ class Config:
             value, meta = getattr(self, f.name), f.metadata
             if meta["choices"] and value not in meta["choices"]:
                 raise ConfigError(f"{flag(f.name)} is one of {', '.join(meta['choices'])}, not {value!r}")
-            if meta["low"] is not None and value < meta["low"]:
+            # Turned round, so that "nan" from the environment, of which neither is true, is refused too.
+            if meta["low"] is not None and not value >= meta["low"]:
                 raise ConfigError(f"{flag(f.name)} is at least {meta['low']}, not {value}")
-            if meta["high"] is not None and value > meta["high"]:
+            if meta["high"] is not None and not value <= meta["high"]:
                 raise ConfigError(f"{flag(f.name)} is at most {meta['high']}, not {value}")
         if self.ttl > self.max_ttl:
             raise ConfigError(f"--ttl is at most --max-ttl ({self.max_ttl}), not {self.ttl}")

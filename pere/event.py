@@ -20,6 +20,7 @@ from pere.receipt import DELIVERED, NONE, PROCESSED
 # signed 64-bit integer, which is what stores have.
 SEQUENCE_BITS = 20
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
+LAST_MILLISECOND = (1 << 63 - SEQUENCE_BITS) - 1
 ID = re.compile(r"(0|[1-9][0-9]{0,12})-(0|[1-9][0-9]{0,6})")
 
 
@@ -27,9 +28,10 @@ def parse_id(text: str) -> int:
     """The integer form of `<unix ms>-<seq>`; raises BadRequest if it is none."""
     match = ID.fullmatch(text)
     if match:
-        sequence = int(match[2])
-        if sequence <= SEQUENCE_MASK:
-            return int(match[1]) << SEQUENCE_BITS | sequence
+        milliseconds, sequence = int(match[1]), int(match[2])
+        # What a stranger made up must fit as well: no store is to choke on it.
+        if milliseconds <= LAST_MILLISECOND and sequence <= SEQUENCE_MASK:
+            return milliseconds << SEQUENCE_BITS | sequence
     raise BadRequest("bad_event_id", f"an event id is <unix ms>-<seq>, not {shown(text)}")
 
 

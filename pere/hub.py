@@ -224,7 +224,6 @@ class Hub:
         is_new = member is None or (not member.since and member.position == backlog.last)
         if member is not None:
             member.since = member.seen = now
-            member.op = "feed"
             member.last_id = cursor or member.last_id
         newest = backlog.at(backlog.last)
         place.id = cursor if cursor is not None else newest.id if newest is not None else 0

@@ -146,8 +146,7 @@ class Ledger:
         if old == ABSENT:
             raise unknown_receipt()
         if member is not None:
-            member.seen = now
-            member.op = "feedback"
+            member.answered = now
             member.last_id = event_id
         byte, outcome, closed = entry.rules[new][old]
         self.receipts[new][outcome] += 1

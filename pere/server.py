@@ -22,7 +22,7 @@ from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Ho
 from pere.handlers.base import Cors, Elsewhere, NotThere
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
-from pere.handlers.feedback import Feedback
+from pere.handlers.feedback import VARYING, Feedback
 from pere.handlers.push import Push
 from pere.http1 import Connection, Door, Route
 from pere.hub import Hub
@@ -68,7 +68,7 @@ class Server:
             b"POST /push": Route("/push", config.max_batch_bytes, push.many),
             b"GET /feed/": Route("/feed/{channel}", 0, feed.one),
             b"GET /feed": Route("/feed", 0, feed.many),
-            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one),
+            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, VARYING),
             b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many),
         }
         self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,

@@ -57,6 +57,7 @@ class Decoder:
         self._limit = limit
         self._rest = b""
         self._started = False
+        self._after_cr = False
         self._data: list[bytes] = []
         self._size = 0
         self._event = b""
@@ -68,6 +69,10 @@ class Decoder:
         return iter(self._take(received))
 
     def _take(self, received: bytes) -> list[Message]:
+        # A CR ends its line at once; a LF that comes with the next piece is the other half of the same line end.
+        if self._after_cr and received:
+            received = received.removeprefix(b"\n")
+            self._after_cr = False
         text = self._rest + received
         if not self._started:
             # A byte order mark is ignored, but only at the very start, and it may arrive in pieces.
@@ -76,10 +81,8 @@ class Decoder:
                 return []
             self._started = True
             text = text.removeprefix(b"\xef\xbb\xbf")
-        # A CR at the very end may be half of a CR LF, so it waits for what comes next.
-        held = b"\r" if text.endswith(b"\r") else b""
-        *lines, self._rest = LINE_END.split(text[: len(text) - len(held)])
-        self._rest += held
+        self._after_cr = self._after_cr or text.endswith(b"\r")
+        *lines, self._rest = LINE_END.split(text)
         messages = [message for line in lines if (message := self._line(line)) is not None]
         if len(self._rest) + self._size > self._limit:
             raise ValueError(f"an event of more than {self._limit} bytes")
@@ -101,8 +104,9 @@ class Decoder:
             if b"\0" not in value:
                 self._id = value.decode("utf-8", "replace")
         elif name == b"retry":
+            # Digits only; of how many the standard does not say, and int() of thousands would raise.
             if value.isdigit():
-                self.retry = int(value) / 1000
+                self.retry = float(value) / 1000
         return None
 
     def _dispatch(self) -> Message | None:

@@ -1,16 +1,29 @@
-"""What every test finds in its place."""
+"""What every test finds in its place: a loop, real servers on it, and clients that speak to them over real sockets.
+
+The plugin for async tests knows no async fixtures, so those that have something to await return an async function.
+"""
 
 import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import uvloop
+import wire
+from prometheus_client.parser import text_string_to_metric_families
 from tornado.ioloop import IOLoop
+
+from pere.config import Config
+from pere.server import Server
+from pere.storage import Store
 
 
 @pytest.fixture(autouse=True)
 def io_loop():
-    """A loop of its own for each test, which leaves nothing behind. (pytest-tornasync's own fixture of this name calls what
-    Tornado has deprecated, and closes descriptors under transports that still use them.)"""
-    loop = IOLoop(make_current=True)
+    """A loop of its own for each test, the one that serves in production, which leaves nothing behind. (pytest-tornasync's own fixture
+    of this name calls what Tornado has deprecated, and closes descriptors under transports that still use them.)"""
+    loop = IOLoop(make_current=True, asyncio_loop=uvloop.new_event_loop())
     yield loop
     loop.run_sync(_end)
     loop.close()
@@ -24,3 +37,131 @@ async def _end() -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
     # A transport that was told to close does so in the next turn.
     await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def no_surprises(caplog):
+    """A warning in the log that nobody expected fails the test; who expected it says `caplog.clear()`."""
+    yield
+    unexpected = [record.getMessage() for when in ("call", "teardown") for record in caplog.get_records(when)
+                  if record.name.startswith(("pere", "tornado.application", "asyncio")) and record.levelno >= logging.WARNING]
+    assert not unexpected, unexpected
+
+
+class Start:
+    """Makes servers on the running loop. The helpers below speak to the newest one, and start a plain one if there is none."""
+
+    def __init__(self) -> None:
+        self.servers: list[Server] = []
+
+    async def __call__(self, store: Store | None = None, **config: Any) -> Server:
+        server = Server(Config(port=config.pop("port", 0), **config), store)
+        await server.start()
+        self.servers.append(server)
+        return server
+
+    async def port(self) -> int:
+        return (self.servers[-1] if self.servers else await self()).port
+
+
+@pytest.fixture
+def start(io_loop):
+    """`server = await start(heartbeat=1)`: a real server with these settings, which is stopped at the end."""
+    start = Start()
+    yield start
+    for server in start.servers:
+        io_loop.run_sync(server.stop)
+
+
+@pytest.fixture
+def connect(start):
+    """`wire = await connect()`: a connection, to say anything on."""
+    wires: list[wire.Wire] = []
+
+    async def connect(buffer: int = 0) -> wire.Wire:
+        wires.append(await wire.Wire.open(await start.port(), buffer))
+        return wires[-1]
+
+    yield connect
+    for each in wires:
+        each.close()
+
+
+@pytest.fixture
+def listen(start):
+    """`feed = await listen("news", device="d", last=id, from_="all")`: a feed that has said its `pere.hello`."""
+    feeds: list[wire.Feed] = []
+
+    async def listen(*channels: str, **wanted: Any) -> wire.Feed:
+        feeds.append(await wire.listen(await start.port(), *channels, **wanted))
+        return feeds[-1]
+
+    yield listen
+    for feed in feeds:
+        feed.close()
+
+
+@pytest.fixture
+def request_(start):
+    """`answer = await request_("POST", "/push/news", b"1", Device="d")`: any request, and its answer."""
+
+    async def request(method: str, target: str, body: bytes | str | object = b"", **headers: str) -> wire.Answer:
+        return await wire.request(await start.port(), method, target, body, **headers)
+
+    return request
+
+
+@pytest.fixture
+def get(request_):
+    """`await get("/events/news")`: the JSON of a page that is there."""
+
+    async def get(target: str, **headers: str) -> Any:
+        answer = await request_("GET", target, **headers)
+        assert answer.status == 200, answer
+        return answer.json
+
+    return get
+
+
+@pytest.fixture
+def push(start):
+    """`id = await push("news", {"n": 1}, to=["d"], receipt="none", key="k", device="p")`: an event; text stays text."""
+
+    async def push(channel: str, data: Any = 1, *, device: str = "", key: str = "", **query: Any) -> str:
+        return (await wire.push(await start.port(), channel, data, device=device, key=key, **query)).json["id"]
+
+    return push
+
+
+@pytest.fixture
+def feedback(start):
+    """`answer = await feedback("news", "d", id, state="failed", status="no paper")`: a receipt, and the answer to it."""
+
+    async def feedback(channel: str, device: str, id: str, **said: Any) -> wire.Answer:
+        return await wire.request(await start.port(), "POST", f"/feedback/{channel}", said, Device=device, Last_Event_ID=id)
+
+    return feedback
+
+
+@pytest.fixture
+def measured(request_):
+    """`before = await measured()`: every sample of /metrics, by name and labels, as in `m["pere_feeds"]` and `m["pere_feed_closes_total", "gone"]`."""
+
+    async def measured() -> dict[Any, float]:
+        answer = await request_("GET", "/metrics")
+        families = list(text_string_to_metric_families(answer.body.decode()))
+        return {(sample.name, *sample.labels.values()) if sample.labels else sample.name: sample.value
+                for family in families for sample in family.samples}
+
+    return measured
+
+
+@pytest.fixture
+def until():
+    """`await until(lambda: not server.hub.feeds)`: let the loop go on until something is true; the time limit of the test is the end of it."""
+
+    async def until(is_true: Callable[[], object]) -> None:
+        while not is_true():
+            await asyncio.sleep(0.001)
+
+    return until

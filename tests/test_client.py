@@ -218,6 +218,13 @@ async def test_where_a_feed_begins_is_asked_for_until_one_has_begun_and_then_nev
     assert [asked.target for asked in server.asked] == ["/feed/c?format=envelope&from=all"] * 2 + ["/feed/c?format=envelope"] * 2
 
 
+async def test_a_feed_that_breaks_off_before_its_first_event_goes_on_from_where_it_began():
+    hello = b'event: pere.hello\ndata: {"position":"7-0"}\n\n'
+    async with scripted(feed(hello), feed(hello.replace(b"7", b"9") + b"id: 8-0\ndata: a\n\n"), OVER) as (server, url):
+        await messages(url)
+    assert [asked.headers.get("last-event-id") for asked in server.asked] == [None, "7-0", "8-0"]
+
+
 @pytest.mark.parametrize("channels, target", [
     (("a",), "/feed/a"), (("a", "b"), "/feed?channel=a&channel=b"), (("a.*",), "/feed?channel=a.%2A"), (("a/b",), "/feed/a%2Fb")])
 async def test_one_channel_is_a_path_and_many_or_a_pattern_are_a_query(channels, target):

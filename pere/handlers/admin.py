@@ -45,8 +45,8 @@ class ChannelDevices(Handler):
     def _told(self, member: Member) -> dict[str, object]:
         device = self.store.devices.get(member.device)
         return {
-            "op": member.op,
-            "at": timestamp(member.seen),
+            "op": "feedback" if member.answered > member.since else "feed",
+            "at": timestamp(max(member.since, member.answered) or member.seen),
             "Last-Event-Id": format_id(member.last_id) if member.last_id else None,
             "online": device is not None and bool(device.feeds),
         }

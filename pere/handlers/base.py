@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from pere.config import Config
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
 from pere.http1 import Ask

@@ -1,6 +1,5 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
-from typing import Any
 
 from pere import sse
 from pere.config import Config

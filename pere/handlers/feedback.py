@@ -3,6 +3,7 @@
 This is the most frequent request of all, ten thousand for one event: what can be remembered of the last one is.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,12 @@ from pere.event import format_id, parse_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, event_id, loads, media_type
 from pere.http1 import Ask
 from pere.names import channel_name, device_name, shown
-from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, Receipt, state_code
+from pere.receipt import CONFLICT, DUPLICATE, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, state_code
+from pere.shape import Again
 from pere.storage import Store
 
+VARYING = (b"device", b"last-event-id")  # what differs from one receipt of a device fleet to the next
+MAX_REMEMBERED = 1024
 FORM = "application/x-www-form-urlencoded"
 
 # What is told, by state and outcome, and as bytes.
@@ -48,8 +52,8 @@ class Feedback:
     def __init__(self, store: Store, config: Config):
         self._store = store
         self._config = config
-        # Devices mostly say the same words, so a short body is read once.
-        self._remembered = lru_cache(maxsize=4096)(self._read)
+        # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
+        self._remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
 
     def one(self, ask: Ask) -> None:
         channel = channel_of(ask.path)
@@ -57,7 +61,7 @@ class Feedback:
         said = NOTHING
         if body:
             kind = headers.get(b"content-type", b"")
-            said = self._remembered(body, kind) if len(body) <= 256 and len(kind) <= 64 else self._read(body, kind)
+            said = self._remembered(body, kind)
         raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
         id = event_id(raw) if raw else said.event_id
         device = headers.get(b"device", b"").decode("latin-1") or said.device
@@ -80,11 +84,32 @@ class Feedback:
                 ask.answer(200, ANSWERS[state][outcome])
 
         try:
-            self._store.record(channel, Receipt(device, id, PROCESSED if state is None else state, status), then)
+            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then)
         except NotFound:
             # Only now does it matter whether that could be a device at all: one that is known has been checked.
             device_name(device)
             raise
+
+    def again(self, ask: Ask) -> Again | None:
+        """For the requests that will differ from this one only in device, event and body: what is the same is looked up now."""
+        if ask.query:
+            return None
+        channel, kind = channel_of(ask.path), ask.headers.get(b"content-type", b"")
+        record, remembered = self._store.record, self._remembered
+
+        def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None]) -> None:
+            device, id, _, body = values
+            said = remembered(body, kind) if body else NOTHING
+
+            def recorded(state: int, outcome: int) -> None:
+                if outcome == CONFLICT:
+                    then(409, _conflict(state).body())
+                else:
+                    then(200, ANSWERS[state][outcome])
+
+            record(channel, device.decode(), event_id(id), PROCESSED if said.state is None else said.state, said.status, recorded)
+
+        return answer
 
     def _read(self, body: bytes, kind: bytes) -> Said:
         """What a body of this Content-Type says."""
@@ -131,9 +156,9 @@ class Feedback:
             raise BadRequest("no_device", "say who you are: a Device header, ?device= or \"device\"")
         device_name(device)
         if "up_to" in fields:
-            items: list[Any] = self._up_to(device, fields)
+            items: Any = self._up_to(device, fields)
         else:
-            items = fields.get("receipts")  # type: ignore[assignment]
+            items = fields.get("receipts")
             if not isinstance(items, list):
                 raise BadRequest("bad_receipts", '"receipts" is a list of {"event_id", "state"?, "status"?}')
             if len(items) > self._config.max_batch:
@@ -152,35 +177,34 @@ class Feedback:
             ask.answer(200, b'{"results":[]}')
         for place, item in enumerate(items):
             try:
-                receipt = self._item(device, item)
+                id, said, status = self._item(item)
 
-                def then(state: int, outcome: int, place: int = place, id: int = receipt.event_id) -> None:
+                def then(state: int, outcome: int, place: int = place, id: int = id) -> None:
                     told = _conflict(state).as_dict() | {"status": 409} if outcome == CONFLICT else TOLD[state][outcome]
                     done(place, {"event_id": format_id(id)} | told)
 
-                self._store.record(None, receipt, then)
+                self._store.record(None, device, id, said, status, then)
             except Refusal as refusal:
                 named = item.get("event_id") if isinstance(item, dict) else None
                 done(place, {"event_id": named if isinstance(named, str) else None, "status": refusal.status} | refusal.as_dict())
 
-    def _item(self, device: str, item: Any) -> Receipt:
-        if isinstance(item, Receipt):
-            return item
+    def _item(self, item: Any) -> tuple[int, int, bytes | None]:
+        """The event id, state and status of an item."""
         if not isinstance(item, dict):
             raise BadRequest("bad_receipt", 'a receipt is an object with "event_id"')
         said = self._object(item)
         if said.event_id is None:
             raise BadRequest("no_event_id", 'a receipt names its "event_id"')
-        return Receipt(device, said.event_id, PROCESSED if said.state is None else said.state, said.status)
+        return said.event_id, PROCESSED if said.state is None else said.state, said.status
 
-    def _up_to(self, device: str, fields: dict[str, Any]) -> list[Receipt]:
+    def _up_to(self, device: str, fields: dict[str, Any]) -> list[dict[str, str]]:
         """Everything up to an id that the device still owes, as `delivered`: it has it, but nobody can have worked on all that."""
         if fields.get("state", "delivered") != "delivered":
             raise BadRequest("bad_up_to", "up_to can only say delivered")
         if not isinstance(fields["up_to"], str) or not isinstance(fields.get("channel"), str):
             raise BadRequest("bad_up_to", 'up_to is an event id, and "channel" says of which channel')
         channel, last = channel_name(fields["channel"]), parse_id(fields["up_to"])
-        return [Receipt(device, id, DELIVERED) for id in self._store.pending(channel, device, last)]
+        return [{"event_id": format_id(id), "state": "delivered"} for id in self._store.pending(channel, device, last)]
 
 
 def _conflict(state: int) -> Refusal:

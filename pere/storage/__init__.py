@@ -15,7 +15,6 @@ from pere.devices import Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event
 from pere.ledger import Ledger
-from pere.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,9 @@ class Store(ABC):
         """Give the event its id, keep it, open its entry in the ledger, deliver it. Raises Refusal where it cannot be accepted."""
 
     @abstractmethod
-    def record(self, channel: str | None, receipt: Receipt, then: Callable[[int, int], None]) -> None:
-        """Enter a receipt for an event (of this channel, if one is given), then tell the state that stands and the outcome.
+    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None]) -> None:
+        """Enter a device's receipt for an event (of this channel, if one is given): a state that a device can set, and its own word as
+        JSON. Then tell the state that stands and the outcome. This is called once for every delivery.
         Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from pere.errors import Gone, NotFound, Refusal, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
 from pere.ledger import Entry, Ledger
 from pere.names import pattern as compiled
-from pere.receipt import NAMES, NONE, PENDING, STATE, Receipt, closes, quantiles
+from pere.receipt import NAMES, NONE, PENDING, STATE, closes, quantiles
 from pere.schedule import Schedule
 from pere.storage import Accepted, Shelf, Store
 
@@ -142,15 +142,15 @@ class MemoryStore(Store):
 
     # Receipts
 
-    def record(self, channel: str | None, receipt: Receipt, then: Callable[[int, int], None]) -> None:
+    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None]) -> None:
         try:
-            state, outcome = self.ledger.record(receipt.event_id, channel, receipt.device, receipt.state, receipt.status, self.clock())
+            stands, outcome = self.ledger.record(id, channel, device, state, status, self.clock())
         except NotFound:
             shelf = self._shelves.get(channel) if channel is not None else None
-            if shelf is not None and receipt.event_id <= shelf.backlog.evicted_id and shelf.backlog.find(receipt.event_id) is None:
-                raise Gone("event_gone", f"event {format_id(receipt.event_id)} is no longer kept") from None
+            if shelf is not None and id <= shelf.backlog.evicted_id and shelf.backlog.find(id) is None:
+                raise Gone("event_gone", f"event {format_id(id)} is no longer kept") from None
             raise
-        then(state, outcome)
+        then(stands, outcome)
 
     def pending(self, channel: str, device: str, last: int) -> list[int]:
         shelf = self._shelves.get(channel)
