@@ -127,16 +127,19 @@ class Client:
                 async with self._open(path, query, last_event_id) as response:
                     if response.status_code == 204:
                         return
-                    # What `from` asks for has begun. Asked again, `all` would repeat everything, and `new` skip what comes now.
-                    query["from"] = None
+                    if from_ == "new":
+                        # It has begun; asked again, it would skip what comes from here on.
+                        query["from"] = None
                     async for received in response.aiter_bytes():
                         for message in decoder.feed(received):
-                            if message.event == HELLO and not last_event_id:
-                                # Until the first event, nothing else says where we are: without it, whatever is pushed
-                                # between two feeds would count as old.
+                            if message.event == HELLO and not last_event_id and query["from"] is None:
+                                # Until the first event, nothing else says where we are.
                                 last_event_id = orjson.loads(message.data).get("position") or ""
                             yield message
                         last_event_id = decoder.last_id or last_event_id
+                        if last_event_id:
+                            # From here on we know better than `all` or an id where to go on.
+                            query["from"] = None
                         backoff.reset(decoder.retry)
                 raise ConnectionError(f"{self.url} ended the feed")
             except (ConnectionError, Refusal) as error:
@@ -184,7 +187,8 @@ class Client:
         except httpx.TimeoutException:
             raise ConnectionError(f"{self.url} was silent for too long") from None
         except httpx.RequestError as error:
-            raise ConnectionError(f"{self.url} cannot be reached: {error or type(error).__name__}") from None
+            what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
+            raise ConnectionError(f"{self.url} {what}: {str(error) or type(error).__name__}") from None
 
 
 class _Backoff:

@@ -10,6 +10,7 @@ This file knows no channel, no device and no event. What is refused here is refu
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
@@ -35,6 +36,7 @@ LINGER = 2.0  # seconds in which a client that was refused may go on sending bef
 
 MAX_LESSONS = 4  # shapes that are learned from one connection
 AGAIN = object()  # stands for a request that was recognised and is being answered
+LAST_AGAIN = object()  # and for one that is the last on its connection, because the server ends
 
 # Headers that decide something. Twice, two readers could each believe another one, so twice is refused.
 SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"authorization", b"device",
@@ -71,6 +73,7 @@ class Door:
         self.config = config
         self.routes = routes
         self.other = Route("other", config.max_event_bytes)
+        self.small = min(config.max_line_bytes, config.max_header_bytes)  # what is not longer than this breaks neither limit
         self.cors = cors
         self.wheel = wheel
         self.connections: set[Connection] = set()
@@ -78,7 +81,7 @@ class Door:
         self.shapes = Shapes()
         # Answers to recognised requests, written together at the end of this turn of the loop: to write between two reads would
         # wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
-        self.outbox: list[tuple[Callable[[bytes], None], bytes]] = []
+        self.outbox: list[tuple[Connection, bytes]] = []
         self.loop = asyncio.get_running_loop()
         self._heads: dict[int, bytes] = {}
         self.ready: dict[bytes, bytes] = {}
@@ -108,13 +111,24 @@ class Door:
         return made
 
     def flush(self) -> None:
+        """Write the outbox: straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
         outbox, self.outbox = self.outbox, []
-        for write, data in outbox:
-            write(data)
+        for connection, data in outbox:
+            transport, taken = connection.transport, 0
+            if transport is None or transport.is_closing():
+                continue  # this client has gone meanwhile, the others have not
+            if not transport.get_write_buffer_size():
+                try:
+                    taken = os.write(connection.fd, data)
+                except OSError:
+                    pass  # full, or gone: the transport finds out which
+            if taken < len(data):
+                transport.write(data[taken:])
 
     def drain(self) -> None:
         """Take no further request; each connection closes once what it asked is answered."""
         self.draining = True
+        self.flush()
         for connection in list(self.connections):
             connection.close_if_idle()
 
@@ -156,9 +170,9 @@ class Ask:
 class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached."""
 
-    __slots__ = ("_again", "_ask", "_body", "_busy", "_closing", "_door", "_fields", "_in_body", "_in_head", "_known", "_lessons", "_model",
-                 "_parser", "_partial", "_pending", "_received", "_route", "_shape", "_since", "_stuck_since", "_url", "_waiters",
-                 "transport")
+    __slots__ = ("_again", "_ask", "_body", "_busy", "_closing", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
+                 "_lessons", "_model", "_parser", "_partial", "_pending", "_received", "_route", "_shape", "_since", "_stuck", "_took_at",
+                 "_unsent", "_url", "_waiters", "_wire", "fd", "transport")
 
     def __init__(self, door: Door):
         self._door = door
@@ -175,7 +189,11 @@ class Connection(asyncio.Protocol):
         self._received = 0  # bytes of the newest piece
         self._closing = False  # nothing that comes from now on is read
         self._since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
-        self._stuck_since = 0.0  # when the client stopped reading
+        self._wire = 0  # bytes of a body in chunks, with all that stands around them
+        self._going_on = False
+        self._stuck = False  # the client does not read, so nothing more is written, and nothing more is read
+        self._unsent = 0  # bytes that waited for it when we last looked
+        self._took_at = 0.0  # when it last took some of them
         self._waiters: list[asyncio.Future[None]] | None = None
         self._shape: Shape | None = None  # what recognises the next request, if it is like the last one
         self._again: Again | None = None  # and what answers it
@@ -205,6 +223,10 @@ class Connection(asyncio.Protocol):
                         return
                     except Refusal:
                         self._busy = None
+                    except Exception:
+                        log.exception("%s could not be answered", self._route.name)
+                        self._answer_again(500, _internal().body())
+                        return
         if self._closing:
             return
         self._shape = None
@@ -212,7 +234,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # nobody upgrades here: the request was answered as if it had not asked, and was the last
+            self._closing = True  # nobody upgrades here: the request was answered as if it had not asked, and was the last
         except httptools.HttpParserError as error:
             if not self._closing:
                 self._fail(error)
@@ -220,25 +242,39 @@ class Connection(asyncio.Protocol):
             self._measure()
         elif self._model is not None:
             self._learn(data)
+        elif self._in_body:
+            self._measure_chunks()
 
     def _learn(self, data: bytes) -> None:
         """Recognise the next request, if this one was alone and whole in what arrived: then the parser is between two requests."""
         model, self._model = self._model, None
         assert model is not None and model.route.again is not None
-        if data.find(HEAD_END) + len(HEAD_END) + len(model.body) != len(data) or self._closing or self._lessons == MAX_LESSONS:
+        end = data.find(HEAD_END)
+        if end + len(HEAD_END) + len(model.body) != len(data) or self._closing or self._lessons == MAX_LESSONS:
+            return
+        # It may have begun in an earlier piece, or behind the end of another body.
+        line = b"%b %b HTTP/1.1\r\n" % (model.method, b"?".join(filter(None, (model.path, model.query))))
+        if not data.startswith(line) or data.count(b"\r\n", 0, end) != len(model.fields):
             return
         shape = self._door.shapes.learn(data, model.route.varying)
         if shape is not self._known:
             # A client that says it differently each time is not learned from for ever.
             self._lessons += 1
             self._known = shape
-        self._again = model.route.again(model)
+        try:
+            self._again = model.route.again(model)
+        except Refusal:
+            return
         self._shape = shape if self._again is not None else None
         self._route = model.route
+        self.fd = self.transport.get_extra_info("socket").fileno()
 
     def _answer_again(self, status: int, body: bytes) -> None:
         if self._busy is not AGAIN:
-            return  # the client went away before its answer was ready
+            if self._busy is LAST_AGAIN:
+                self._busy = Ask(self, b"", b"", b"", "1.1", False, {}, [], self._route)
+                self._busy.answer(status, body)
+            return  # else the client went away before its answer was ready
         self._busy = None
         door = self._door
         self._since = door.wheel.now
@@ -246,8 +282,9 @@ class Connection(asyncio.Protocol):
         tally[status] = tally.get(status, 0) + 1
         if not door.outbox:
             door.loop.call_soon(door.flush)
-        door.outbox.append((self.transport.write, (door.ready.get(body) if status == 200 else None) or door.whole(status, body)))
+        door.outbox.append((self, (door.ready.get(body) if status == 200 else None) or door.whole(status, body)))
         if self._pending:
+            door.flush()  # before the answers to those
             self._go_on()
 
     def _measure(self) -> None:
@@ -255,11 +292,22 @@ class Connection(asyncio.Protocol):
         if not self._partial:
             self._partial = 1
             self._since = self._door.wheel.now
+            self._model = None
             return
         self._partial += self._received
         config = self._door.config
         if self._partial > config.max_line_bytes + config.max_header_bytes:
-            self._turn_away(_long_line(config) if not self._fields else _long_head(config))
+            self._turn_away(_long_line(config) if len(self._url) > config.max_line_bytes else _long_head(config))
+
+    def _measure_chunks(self) -> None:
+        """Sizes, extensions and trailers of chunks are no part of the body, and need a limit of their own."""
+        ask = self._ask
+        if ask is None or self._closing or b"transfer-encoding" not in ask.headers:
+            return
+        self._wire += self._received
+        # A chunk of one byte takes six.
+        if self._wire > 8 * ask.route.max_body + self._door.config.max_header_bytes:
+            self._turn_away(TooLarge("large_body", "there is more around the chunks of the body than in them"))
 
     def _fail(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -269,7 +317,7 @@ class Connection(asyncio.Protocol):
             self._turn_away(Unsupported("unknown_method", "the request does not begin with a method of HTTP"))
         elif isinstance(error, httptools.HttpParserCallbackError):
             log.error("a request could not be taken", exc_info=cause)
-            self._turn_away(Refusal("internal", "something went wrong in the server, and was logged there"))
+            self._turn_away(_internal())
         else:
             self._turn_away(BadRequest("bad_http", f"this is not HTTP/1.1: {error}"))
 
@@ -297,11 +345,20 @@ class Connection(asyncio.Protocol):
             busy.connection_lost()
 
     def pause_writing(self) -> None:
-        self._stuck_since = self._door.wheel.now
+        self._stuck = True
+        # Who does not read its answers may not ask for more, or they would pile up here.
+        if self.transport is not None:
+            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._stuck_since = 0.0
+        self._stuck = False
+        self._unsent = 0
+        if self.transport is not None and not self._is_full():
+            self.transport.resume_reading()
         self._wake(None)
+
+    def _is_full(self) -> bool:
+        return self._pending is not None and len(self._pending) >= self._door.config.max_pipeline
 
     def _wake(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, None
@@ -320,7 +377,7 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing() and self._parser is None:
             future.set_exception(StreamClosedError())
             future.exception()
-        elif self._stuck_since:
+        elif self._stuck:
             if self._waiters is None:
                 self._waiters = []
             self._waiters.append(future)
@@ -339,7 +396,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:  # a trailer says nothing that anybody here wants to know
-            self._fields.append((name.lower(), value))
+            self._fields.append((name.lower(), value.rstrip()))  # RFC 9112, 5.1: the parser leaves the space behind it
 
     def on_headers_complete(self) -> None:
         door, fields = self._door, self._fields
@@ -354,7 +411,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             raise httptools.HttpParserError("the connection is closing")
         self._in_head = False
-        if self._partial or self._received > door.config.max_line_bytes:
+        if self._partial or self._received > door.small:
             self._check_length(fields)
         if len(headers) != len(fields):
             _check_repeated(fields)
@@ -394,8 +451,8 @@ class Connection(asyncio.Protocol):
         if b"expect" in headers and ask.version == "1.1":
             if headers[b"expect"].lower() != b"100-continue":
                 raise Refusal("expectation", "the only Expect that is met is 100-continue", status=417)
-            if self._busy is None:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # It has its place among the answers.
+            self._enqueue(Ask(self, b"", b"", b"", "1.1", True, {}, [], CONTINUE))
         if self._parser.should_upgrade():
             # RFC 9110, 7.8: Upgrade may be ignored; what follows on the wire may be of the other protocol, so nothing does.
             # httptools does not read the body of such a request.
@@ -461,7 +518,7 @@ class Connection(asyncio.Protocol):
                 ask.refuse(refusal)
             except Exception:
                 log.exception("%s could not be answered", ask.route.name)
-                ask.refuse(Refusal("internal", "something went wrong in the server, and was logged there"))
+                ask.refuse(_internal())
         else:
             self._busy = exchange = Exchange(self, ask)
             exchange.start()
@@ -474,12 +531,15 @@ class Connection(asyncio.Protocol):
         door = self._door
         if b"origin" in ask.headers:
             more += door.cors(ask.headers[b"origin"])
+        length = len(body)
         if not ask.keep_alive or door.draining:
             ask.keep_alive = False
             more += b"Connection: close\r\n"
+            if ask.method == b"HEAD":
+                body = b""  # only a refusal answers a HEAD here
         elif ask.version == "1.0":
             more += b"Connection: keep-alive\r\n"
-        self.transport.write(b"%b%bContent-Length: %d\r\n\r\n%b" % (door.head(status), more, len(body), body))
+        self.transport.write(b"%b%bContent-Length: %d\r\n\r\n%b" % (door.head(status), more, length, body))
         self.answered(ask)
 
     def answered(self, ask: Ask) -> None:
@@ -496,14 +556,18 @@ class Connection(asyncio.Protocol):
             self._pending = None
             self.transport.close()
             return
-        self._go_on()
+        if self._pending:
+            self._go_on()
 
     def _go_on(self) -> None:
-        pending = self._pending
-        while pending and self._busy is None and not self._closing_now():
-            if len(pending) == self._door.config.max_pipeline:
+        if self._going_on:
+            return  # an answer that was given at once: the loop below takes the next, else each would be called by the one before
+        self._going_on = True
+        while self._pending and self._busy is None and not self._closing_now():
+            if len(self._pending) == self._door.config.max_pipeline and not self._stuck:
                 self.transport.resume_reading()
-            self._begin(pending.popleft())
+            self._begin(self._pending.popleft())
+        self._going_on = False
 
     def _closing_now(self) -> bool:
         return self.transport is None or self.transport.is_closing()
@@ -511,7 +575,7 @@ class Connection(asyncio.Protocol):
     def detach(self) -> Any:
         transport = self.transport
         self._door.connections.discard(self)
-        if self._pending is not None and len(self._pending) >= self._door.config.max_pipeline:
+        if self._stuck or self._is_full():
             transport.resume_reading()
         self._closing = True
         self._busy = self._parser = self._pending = self._ask = self.transport = None
@@ -523,12 +587,16 @@ class Connection(asyncio.Protocol):
         """Close what is too slow. Nobody hurries a request that is being answered, only a client that does not read the answer."""
         config = self._door.config
         waited = now - self._since
-        if self._stuck_since and now - self._stuck_since > config.stuck_after:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent or not self._unsent:
+            self._took_at = now
+        self._unsent = unsent
+        if unsent and now - self._took_at > config.stuck_after:
             self.transport.abort()
         elif self._busy is not None:
             pass
         elif self._closing:
-            if waited > LINGER:
+            if waited > LINGER and not unsent:
                 self.transport.abort()
         elif self._in_head:
             if waited > config.head_timeout:
@@ -540,6 +608,8 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def close_if_idle(self) -> None:
+        if self._busy is AGAIN:
+            self._busy = LAST_AGAIN
         if self._busy is None and not self._in_head and not self._in_body:
             self._closing = True
             self.transport.close()
@@ -559,6 +629,8 @@ class Exchange(HTTPConnection):
         self._transport = connection.transport
         self._delegate: Any = None
         self._on_close: Callable[[], object] | None = None
+        self._handed_over = False
+        self._begun = False  # the answer
         self._chunking = False
         self._has_body = True
         self._left: int | None = None  # of the Content-Length that was announced
@@ -578,31 +650,49 @@ class Exchange(HTTPConnection):
             line = RequestStartLine(ask.method.decode(), target.decode("latin-1"), f"HTTP/{ask.version}")
             self._delegate = self._connection._door.app.start_request(self._connection, self)
             ready = self._delegate.headers_received(line, headers)
-        except HTTPInputError as error:
-            ask.refusal = BadRequest("bad_http", str(error))
-            self._connection._busy = ask
-            ask.refuse(ask.refusal)
-            return
-        if ready is None:
-            self._hand_over()
-        else:
-            # A handler that streams its request says when it is ready for the body.
-            self._task = asyncio.ensure_future(self._hand_over_when(ready))
-
-    def _hand_over(self) -> None:
-        if self.ask.body:
-            self._delegate.data_received(self.ask.body)
-        self._delegate.finish()
+            if ready is None:
+                if ask.body:
+                    self._delegate.data_received(ask.body)
+                self._finish_request()
+            else:
+                # A handler that streams its request says when it is ready for the body.
+                self._task = asyncio.ensure_future(self._hand_over_when(ready))
+        except Exception as error:
+            self._fail(error)
 
     async def _hand_over_when(self, ready: Awaitable[None]) -> None:
-        await ready
-        if self._connection._busy is not self:
-            return  # answered without its body, or the client has gone
-        if self.ask.body:
-            taken = self._delegate.data_received(self.ask.body)
-            if taken is not None:
-                await taken
+        try:
+            await ready
+            # Each time it may have been answered already, or the client may have gone.
+            if self.ask.body and self._connection._busy is self:
+                taken = self._delegate.data_received(self.ask.body)
+                if taken is not None:
+                    await taken
+            if self._connection._busy is self:
+                self._finish_request()
+        except Exception as error:
+            self._fail(error)
+
+    def _finish_request(self) -> None:
+        self._handed_over = True
         self._delegate.finish()
+
+    def _fail(self, error: Exception) -> None:
+        """The request could not be given to its handler, which is told that it comes no more."""
+        connection, ask = self._connection, self.ask
+        if isinstance(error, HTTPInputError):
+            ask.refusal = BadRequest("bad_http", str(error))
+        else:
+            log.error("%s could not be taken", ask.path.decode("latin-1"), exc_info=error)
+            ask.refusal = _internal()
+        if connection._busy is not self:
+            return
+        if self._begun:
+            self._transport.abort()
+            return
+        connection._busy, connection._closing, ask.keep_alive = ask, True, False
+        ask.refuse(ask.refusal)
+        self.connection_lost()
 
     def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> "asyncio.Future[None]":
         ask, status = self.ask, start_line.code
@@ -624,6 +714,7 @@ class Exchange(HTTPConnection):
         lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all())]
         if any("\n" in line or "\r" in line for line in lines):
             raise ValueError("a header cannot hold a line break")
+        self._begun = True
         if not self._transport.is_closing():
             self._transport.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
         return self.write(chunk) if chunk else self._connection.drained()
@@ -653,9 +744,11 @@ class Exchange(HTTPConnection):
 
     def connection_lost(self) -> None:
         callback, self._on_close = self._on_close, None
-        if self._delegate is not None:
-            self._delegate.on_connection_close()
-        if callback is not None:
+        # Both reach the handler, which is to hear it once.
+        if not self._handed_over:
+            if self._delegate is not None:
+                self._delegate.on_connection_close()
+        elif callback is not None:
             callback()
 
     def detach(self) -> Any:
@@ -664,12 +757,24 @@ class Exchange(HTTPConnection):
         return self._connection.detach()
 
 
+def _go_ahead(ask: Ask) -> None:
+    ask.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    ask.connection.answered(ask)
+
+
+CONTINUE = Route("continue", 0, _go_ahead)
+
+
 def _check_repeated(fields: Iterable[tuple[bytes, bytes]]) -> None:
     seen: set[bytes] = set()
     for name, _ in fields:
         if name in seen and name in SINGLE:
             raise BadRequest("repeated_header", f"the header {name.decode('latin-1')} can stand only once")
         seen.add(name)
+
+
+def _internal() -> Refusal:
+    return Refusal("internal", "something went wrong in the server, and was logged there")
 
 
 def _long_line(config: Config) -> Refusal:

@@ -169,7 +169,11 @@ class Ledger:
                     took = bucket(now - member.since)
                 self.roundtrips[new][took] += 1
             if status is not None:
-                self._say(entry, slot, status)
+                code = entry.sayings.get(status)
+                if code is None or entry.said is None:
+                    self._say(entry, slot, status)
+                else:
+                    entry.said[slot] = code
         return byte & STATE, outcome
 
     def _say(self, entry: Entry, slot: int, status: bytes) -> None:

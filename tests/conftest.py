@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import uvloop
 import wire
+from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.ioloop import IOLoop
 
 from pere.config import Config
 from pere.server import Server
 from pere.storage import Store
+
+# No property is judged by how long an example takes: a machine may be as busy as it likes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +45,13 @@ async def _end() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_surprises(caplog):
+def no_surprises(request, caplog):
     """A warning in the log that nobody expected fails the test; who expected it says `caplog.clear()`."""
     yield
+    # What asyncio complains of is ours where the test has a server of ours on its loop.
+    ours = ("pere", "tornado.application", "asyncio") if "start" in request.fixturenames else ("pere", "tornado.application")
     unexpected = [record.getMessage() for when in ("call", "teardown") for record in caplog.get_records(when)
-                  if record.name.startswith(("pere", "tornado.application", "asyncio")) and record.levelno >= logging.WARNING]
+                  if record.name.startswith(ours) and record.levelno >= logging.WARNING]
     assert not unexpected, unexpected
 
 
@@ -102,21 +109,21 @@ def listen(start):
 
 
 @pytest.fixture
-def request_(start):
-    """`answer = await request_("POST", "/push/news", b"1", Device="d")`: any request, and its answer."""
+def ask(start):
+    """`answer = await ask("POST", "/push/news", b"1", Device="d")`: any request, and its answer."""
 
-    async def request(method: str, target: str, body: bytes | str | object = b"", **headers: str) -> wire.Answer:
+    async def ask(method: str, target: str, body: bytes | str | object = b"", **headers: str) -> wire.Answer:
         return await wire.request(await start.port(), method, target, body, **headers)
 
-    return request
+    return ask
 
 
 @pytest.fixture
-def get(request_):
+def get(ask):
     """`await get("/events/news")`: the JSON of a page that is there."""
 
     async def get(target: str, **headers: str) -> Any:
-        answer = await request_("GET", target, **headers)
+        answer = await ask("GET", target, **headers)
         assert answer.status == 200, answer
         return answer.json
 
@@ -144,11 +151,11 @@ def feedback(start):
 
 
 @pytest.fixture
-def measured(request_):
+def measured(ask):
     """`before = await measured()`: every sample of /metrics, by name and labels, as in `m["pere_feeds"]` and `m["pere_feed_closes_total", "gone"]`."""
 
     async def measured() -> dict[Any, float]:
-        answer = await request_("GET", "/metrics")
+        answer = await ask("GET", "/metrics")
         families = list(text_string_to_metric_families(answer.body.decode()))
         return {(sample.name, *sample.labels.values()) if sample.labels else sample.name: sample.value
                 for family in families for sample in family.samples}

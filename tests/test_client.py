@@ -212,10 +212,12 @@ async def test_wherever_a_feed_breaks_off_every_event_comes_once():
             assert [message.data for message in await messages(url)] == ["a", "b", "c"], cut
 
 
-async def test_where_a_feed_begins_is_asked_for_until_one_has_begun_and_then_never_again():
-    async with scripted(answer(503), feed(b":\n\n"), feed(b":\n\n"), OVER) as (server, url):
-        await messages(url, from_="all", format="envelope")
-    assert [asked.target for asked in server.asked] == ["/feed/c?format=envelope&from=all"] * 2 + ["/feed/c?format=envelope"] * 2
+@pytest.mark.parametrize("start, again", [("all", True), ("1-0", True), ("new", False)])
+async def test_where_a_feed_begins_is_asked_for_until_there_is_a_place_to_go_on_from(start, again):
+    hello = feed(b'event: pere.hello\ndata: {"position":null}\n\n')
+    async with scripted(answer(503), hello, hello, feed(b"id: 2-0\ndata: a\n\n"), OVER) as (server, url):
+        await messages(url, from_=start)
+    assert [f"from={start}" in asked.target for asked in server.asked] == [True, True, again, again, False]
 
 
 async def test_a_feed_that_breaks_off_before_its_first_event_goes_on_from_where_it_began():

@@ -17,14 +17,14 @@ from pere.sse import Message
 @click.command
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--device", metavar="NAME", help="who listens; without a name the feed is anonymous and gives no receipts")
-@click.option("--receipt", default="processed", show_default=True, type=click.Choice(["delivered", "processed", "failed", "none"]),
-              help="what to answer for each event")
+@click.option("--receipt", type=click.Choice(["delivered", "processed", "failed", "none"]),
+              help="what to answer for each event  [default: processed]")
 @click.option("--status", metavar="TEXT", help="the device's own word, sent with each receipt")
 @click.option("--from", "from_", metavar="new|all|ID", help="where to begin  [default: at the first event it owes a receipt for]")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="leave after N events")
 @url_option
 @json_option
-def command(channels: tuple[str, ...], device: str | None, receipt: str, status: str | None, from_: str | None, count: int | None,
+def command(channels: tuple[str, ...], device: str | None, receipt: str | None, status: str | None, from_: str | None, count: int | None,
             url: str, as_json: bool) -> None:
     """Listen to each CHANNEL, or pattern such as `orders.*`, as DEVICE does: print each event and send a receipt for it. Events go
     to standard output, news of the connection to standard error. Ctrl-C ends it.
@@ -37,6 +37,10 @@ def command(channels: tuple[str, ...], device: str | None, receipt: str, status:
       pere listen orders --device till-1 --count 1 --json | jq .data
     """
 
+    if device is None and (status is not None or receipt not in (None, "none")):
+        raise click.UsageError("a receipt is given in a device's name: add --device")
+    state = (receipt or "processed") if device is not None else "none"
+
     async def listen() -> None:
         async with client(url, device) as server:
             screen = Screen(as_json)
@@ -47,9 +51,9 @@ def command(channels: tuple[str, ...], device: str | None, receipt: str, status:
                         screen.notice(message)
                         continue
                     event = orjson.loads(message.data)
-                    screen.event(event)
-                    if device is not None and receipt != "none":
-                        await answer(server, event, receipt, status, screen)
+                    screen.event(event, message.data)
+                    if state != "none":
+                        await answer(server, event, state, status, screen)
                     if left is not None:
                         left -= 1
                         if not left:
@@ -79,9 +83,10 @@ class Screen:
         self._as_json = as_json
         self._met = False
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: dict[str, Any], raw: str) -> None:
         if self._as_json:
-            click.echo(orjson.dumps(event))
+            # As it came, since to read and write it again would round long numbers. Line ends in JSON are mere space.
+            click.echo(raw.replace("\n", " "))
             return
         line = Text()
         line.append(printable(f"{event.get('time')}  "), "dim")

@@ -35,7 +35,7 @@ def command(channel: str, event_id: str, with_devices: bool, state: str | None, 
     """
 
     async def ask() -> None:
-        console = Console(markup=False, emoji=False, highlight=False)
+        console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
         async with client(url) as server:
             answer = await server.status(channel, event_id)
             if as_json:

@@ -48,7 +48,10 @@ class Query:
             raise BadRequest("bad_query", f"{what} cannot be read: {error}") from None
 
     def one(self, name: str, default: str | None = None) -> str | None:
-        return next((value for field, value in reversed(self._fields) if field == name), default)
+        for field, value in reversed(self._fields):
+            if field == name:
+                return value
+        return default
 
     def every(self, name: str) -> list[str]:
         return [value for field, value in self._fields if field == name]

@@ -94,7 +94,11 @@ class Feedback:
         """For the requests that will differ from this one only in device, event and body: what is the same is looked up now."""
         if ask.query:
             return None
-        channel, kind = channel_of(ask.path), ask.headers.get(b"content-type", b"")
+        try:
+            channel = channel_of(ask.path)
+        except BadRequest:
+            return None  # which was its answer, and will be that of the next one
+        kind = ask.headers.get(b"content-type", b"")
         record, remembered = self._store.record, self._remembered
 
         def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None]) -> None:

@@ -1,0 +1,758 @@
+"""The contract of storage/__init__.py, to which every store is held: add a store to STORES, and it is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import made as a
+import orjson
+import pytest
+from made import NOW
+
+from pere.config import KIB, Config
+from pere.errors import BadRequest, Gone, NotFound, Refusal, Unavailable
+from pere.event import Event, format_id
+from pere.receipt import NAMES, NONE, OUTCOMES, WORDS, state_code
+from pere.storage import Accepted, Store
+from pere.storage.memory import MemoryStore
+
+
+async def memory(config: Config, clock: Callable[[], float]) -> Store:
+    return MemoryStore(config, clock)
+
+
+STORES = [memory]
+
+HOUR = 3600.0
+LEVELS = {"none": NONE, **WORDS}
+
+
+class Clock:
+    """Seconds since 1970; it goes on, or back, when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """Where publishers and devices come to a store. What the store delivers is noted, as a hub would broadcast it."""
+
+    def __init__(self, store: Store, clock: Clock):
+        self.store = store
+        self.clock = clock
+        self.delivered: list[Event] = []
+        store.deliver = self.delivered.append
+
+    async def accept(self, channel: str = "c", data: bytes = b"1", receipt: str = "processed", **said: Any) -> Accepted:
+        told: asyncio.Future[Accepted | Refusal] = asyncio.get_running_loop().create_future()
+        self.store.append(a.draft(channel, data, level=LEVELS[receipt], **said), told.set_result)
+        answer = await told
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
+
+    async def push(self, channel: str = "c", **said: Any) -> int:
+        return (await self.accept(channel, **said)).id
+
+    async def receipt(self, device: str, id: int, state: str = "processed", channel: str | None = "c", status: object = None) -> tuple[str, str]:
+        """The state that stands, and what became of the receipt."""
+        told: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        word = orjson.dumps(status) if status is not None else None
+        self.store.record(channel, device, id, state_code(state), word, lambda *answer: told.set_result(answer))
+        stands, outcome = await told
+        return NAMES[stands], OUTCOMES[outcome]
+
+    async def hears(self, count: int) -> list[Event]:
+        """What was delivered, once it is so many."""
+        while len(self.delivered) < count:
+            await asyncio.sleep(0.001)
+        return self.delivered
+
+    async def counts(self, id: int, channel: str = "c") -> dict[str, int]:
+        """How many devices are in which state, without the states that none is in."""
+        counts = (await self.store.status(channel, id))["counts"]
+        return {state: count for state, count in counts.items() if count}
+
+    async def devices(self, id: int, state: str | None = None, start: int = 0, limit: int = 100) -> list[str]:
+        lines, _ = await self.store.lines("c", id, state, start, limit)
+        return [line["device"] for line in lines]
+
+    def kept(self, channel: str = "c") -> list[int]:
+        shelf = self.store.shelf(channel)
+        return [event.id for event in shelf.backlog] if shelf is not None else []
+
+    def sweep(self, later: float, used: str = "") -> None:
+        self.clock.now += later
+        self.store.sweep(self.clock.now, lambda channel: channel == used)
+
+
+@pytest.fixture(params=STORES, ids=lambda store: store.__name__)
+def open_desk(request) -> Callable[..., Awaitable[Desk]]:
+    """`desk = await open_desk(ttl=60)`: a new store with these settings."""
+
+    async def open_desk(**settings: Any) -> Desk:
+        clock = Clock()
+        return Desk(await request.param(Config(**settings), clock), clock)
+
+    return open_desk
+
+
+# An event is accepted
+
+
+async def test_an_event_is_kept_delivered_and_told(open_desk):
+    desk = await open_desk()
+    accepted = await desk.accept("c", b'{"n":1}', type="order", publisher="shop")
+    (event,) = await desk.hears(1)
+    assert (event.id, event.channel, event.data, event.type, event.publisher, event.ordinal) == (accepted.id, "c", b'{"n":1}', "order", "shop", 1)
+    assert desk.store.find("c", accepted.id) is event
+    assert not accepted.repeated
+
+
+async def test_all_is_well_with_a_store_that_has_just_begun(open_desk):
+    assert (await open_desk()).store.trouble() is None
+
+
+async def test_events_are_delivered_in_the_order_of_their_ids(open_desk):
+    desk = await open_desk()
+    ids = [await desk.push("c" if number % 3 else "d") for number in range(20)]
+    assert ids == sorted(set(ids))
+    assert [event.id for event in await desk.hears(20)] == ids
+
+
+async def test_ids_grow_over_all_channels_even_if_the_clock_steps_back(open_desk):
+    desk = await open_desk()
+    first = await desk.push("c")
+    desk.clock.now -= HOUR
+    second = await desk.push("d")
+    desk.clock.now -= HOUR
+    assert first < second < await desk.push("c")
+
+
+async def test_an_id_tells_when_its_event_was_accepted(open_desk):
+    desk = await open_desk()
+    assert format_id(await desk.push()) == "1417444110993-0"
+
+
+async def test_a_store_vouches_for_everything_since_it_was_born(open_desk):
+    desk = await open_desk()
+    assert desk.store.born <= await desk.push()
+
+
+async def test_the_ordinals_of_a_channel_have_no_holes(open_desk):
+    desk = await open_desk()
+    for channel in "cdccd":
+        await desk.push(channel)
+    assert [event.ordinal for event in await desk.hears(5) if event.channel == "c"] == [1, 2, 3]
+
+
+async def test_what_was_accepted_is_counted(open_desk):
+    desk = await open_desk()
+    await desk.push(data=b"1234")
+    await desk.push("d", data=b"123456")
+    assert (desk.store.events, desk.store.event_bytes) == (2, 10)
+    assert desk.store.bytes == sum(event.size for event in await desk.hears(2))
+
+
+async def test_the_audience_is_who_is_registered_when_the_event_is_accepted(open_desk):
+    desk = await open_desk()
+    assert (await desk.accept()).audience == 0
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    desk.store.register("other", "d3")
+    accepted = await desk.accept()
+    desk.store.register("c", "d4")
+    assert accepted.audience == 2
+    assert await desk.devices(accepted.id) == ["d1", "d2"]
+
+
+async def test_an_event_that_asks_for_no_receipts_tells_its_audience_and_has_no_account(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    accepted = await desk.accept(receipt="none")
+    assert accepted.audience == 1
+    assert desk.store.ledger.outstanding == 0
+    with pytest.raises(NotFound):
+        await desk.receipt("d1", accepted.id)
+    status = await desk.store.status("c", accepted.id)
+    assert (status["receipt"], status["audience"], status["outstanding"], status["complete"]) == ("none", 0, 0, True)
+
+
+async def test_a_need_that_cannot_be_met_is_refused_and_nothing_is_published(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    with pytest.raises(BadRequest):
+        await desk.accept(need=2)
+    assert desk.kept() == []
+    assert (desk.store.events, desk.store.ledger.outstanding) == (0, 0)
+    after = await desk.push(need=1)
+    assert [event.id for event in await desk.hears(1)] == [after]
+
+
+async def test_the_same_key_again_publishes_nothing_and_answers_with_the_first_event(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    first = await desk.accept(key="order-7")
+    again = await desk.accept(key="order-7", data=b"2")
+    assert (again.id, again.audience, again.repeated) == (first.id, 1, True)
+    marker = await desk.push()
+    assert [event.id for event in await desk.hears(2)] == [first.id, marker]
+    assert desk.store.events == 2
+
+
+async def test_a_key_is_of_one_channel(open_desk):
+    desk = await open_desk()
+    first = await desk.accept("c", key="order-7")
+    other = await desk.accept("d", key="order-7")
+    assert other.id > first.id
+    assert not other.repeated
+
+
+async def test_a_key_is_forgotten_in_time(open_desk):
+    desk = await open_desk(idempotency_window=600)
+    await desk.accept(key="order-7")
+    desk.clock.now += 599
+    assert (await desk.accept(key="order-7")).repeated
+    desk.clock.now += 2
+    assert not (await desk.accept(key="order-7")).repeated
+
+
+# What is kept
+
+
+async def test_only_the_newest_events_of_a_channel_are_kept(open_desk):
+    desk = await open_desk(backlog_events=3)
+    ids = [await desk.push() for _ in range(5)]
+    assert desk.kept() == ids[2:]
+    assert desk.store.bytes == sum(desk.store.find("c", id).size for id in ids[2:])
+
+
+async def test_only_so_many_bytes_of_a_channel_are_kept(open_desk):
+    desk = await open_desk(max_event_bytes=KIB, backlog_bytes=8 * KIB)
+    ids = [await desk.push(data=b'"%s"' % (b"x" * 1000)) for _ in range(9)]
+    assert 1 < len(desk.kept()) < 9
+    assert desk.kept() == ids[-len(desk.kept()):]
+    assert desk.store.bytes <= 8 * KIB
+
+
+async def test_the_channel_that_was_quiet_longest_makes_way_first(open_desk):
+    weight = a.event().size
+    desk = await open_desk(max_event_bytes=1, backlog_bytes=3 * weight, backlog_total_bytes=4 * weight)
+    for channel in ("quiet", "busy", "busy", "other"):
+        await desk.push(channel)
+    found = []
+    for channel in ("busy", "late", "late", "late", "late"):
+        await desk.push(channel)
+        found.append({channel: len(desk.kept(channel)) for channel in ("quiet", "other", "busy", "late")})
+        assert desk.store.bytes == 4 * weight
+    assert [list(counts.values()) for counts in found] == [[0, 1, 3, 0], [0, 0, 3, 1], [0, 0, 2, 2], [0, 0, 1, 3], [0, 0, 1, 3]]
+
+
+async def test_an_event_that_was_never_there_is_not_found(open_desk):
+    desk = await open_desk()
+    id = await desk.push("c")
+    for channel, unknown in (("c", id + 1), ("c", id - 1), ("d", id), ("nowhere", id)):
+        with pytest.raises(NotFound):
+            desk.store.find(channel, unknown)
+        with pytest.raises(NotFound):
+            await desk.store.status(channel, unknown)
+        with pytest.raises(NotFound):
+            await desk.store.lines(channel, unknown, None, 0, 10)
+
+
+async def test_an_event_that_has_made_way_is_gone(open_desk):
+    desk = await open_desk(backlog_events=1)
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    await desk.push()
+    for refused in (lambda: desk.store.find("c", id), lambda: desk.store.record("c", "d1", id, state_code("processed"), None, print)):
+        with pytest.raises(Gone) as caught:
+            refused()
+        assert caught.value.code == "event_gone"
+    with pytest.raises(Gone):
+        await desk.store.status("c", id)
+    with pytest.raises(Gone):
+        await desk.store.lines("c", id, None, 0, 10)
+
+
+async def test_what_makes_way_unreceipted_is_no_longer_outstanding(open_desk):
+    desk = await open_desk(backlog_events=1)
+    desk.store.register("c", "d1")
+    await desk.push()
+    await desk.push()
+    assert desk.store.ledger.outstanding == 1
+    assert desk.store.ledger.expired["evicted"] == 1
+
+
+async def test_a_channel_is_there_once_something_is_kept_of_it(open_desk):
+    desk = await open_desk()
+    assert desk.store.shelf("c") is None
+    shelf = desk.store.open("c")
+    assert desk.store.open("c") is shelf is desk.store.shelf("c")
+    await desk.push("d")
+    assert set(desk.store.shelves()) == {"c", "d"}
+
+
+# Receipts
+
+
+async def test_the_first_word_of_a_device_stands(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    assert await desk.receipt("d1", id, "delivered") == ("delivered", "accepted")
+    assert await desk.receipt("d1", id, "delivered") == ("delivered", "duplicate")
+    assert await desk.receipt("d1", id, "processed") == ("processed", "accepted")
+    assert await desk.receipt("d1", id, "processed") == ("processed", "duplicate")
+    assert await desk.receipt("d1", id, "delivered") == ("processed", "duplicate")
+    assert await desk.receipt("d1", id, "failed") == ("processed", "conflict")
+    assert await desk.counts(id) == {"processed": 1}
+
+
+async def test_an_unknown_event_and_an_unknown_device_are_answered_alike(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    desk.store.register("c", "late")
+    answers = set()
+    for device, event, channel in (("d1", id + 1, "c"), ("d1", id + 1, None), ("d2", id, "c"), ("late", id, "c"), ("d1", id, "d"), ("d2", id, None)):
+        with pytest.raises(NotFound) as caught:
+            await desk.receipt(device, event, channel=channel)
+        answers.add(caught.value.body())
+    assert len(answers) == 1
+    assert await desk.counts(id) == {"pending": 1}
+
+
+async def test_a_receipt_need_not_name_the_channel(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    assert await desk.receipt("d1", await desk.push(), channel=None) == ("processed", "accepted")
+
+
+async def test_the_status_of_an_event_tells_what_became_of_it(open_desk):
+    desk = await open_desk()
+    for number in range(4):
+        desk.store.register("c", f"d{number}")
+    id = await desk.push(type="order", publisher="shop", need="50%", ttl=60)
+    desk.clock.now += 2
+    await desk.receipt("d0", id)
+    await desk.receipt("d1", id, "failed")
+    await desk.receipt("d2", id, "delivered")
+    status = await desk.store.status("c", id)
+    assert status["counts"] == {"pending": 1, "sent": 0, "delivered": 1, "expired": 0, "cancelled": 0, "processed": 1, "failed": 1}
+    assert {name: status[name] for name in ("id", "channel", "type", "time", "expires", "publisher", "receipt")} == {
+        "id": "1417444110993-0", "channel": "c", "type": "order", "time": "2014-12-01T14:28:30.993Z", "expires": "2014-12-01T14:29:30.993Z",
+        "publisher": "shop", "receipt": "processed"}
+    assert {name: status[name] for name in ("audience", "outstanding", "need", "satisfied", "complete")} == {
+        "audience": 4, "outstanding": 2, "need": 2, "satisfied": False, "complete": False}
+    assert status["latency"] == {name: pytest.approx(2, rel=0.05) for name in ("p50", "p90", "p99")}
+
+
+async def test_an_event_is_satisfied_before_it_is_complete(open_desk):
+    desk = await open_desk()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    id = await desk.push(need=1)
+    found = []
+    for device in ("d1", "d2"):
+        await desk.receipt(device, id)
+        status = await desk.store.status("c", id)
+        found.append((status["satisfied"], status["complete"]))
+    assert found == [(True, False), (True, True)]
+
+
+async def test_the_version_of_a_status_moves_with_every_change_and_only_then(open_desk):
+    desk = await open_desk()
+    member = desk.store.register("c", "d1")
+    id = await desk.push()
+
+    async def version():
+        return (await desk.store.status("c", id))["version"]
+
+    versions = [await version()]
+    assert await version() == versions[0]
+    member.position = 1  # it was written to its feed
+    versions.append(await version())
+    await desk.receipt("d1", id, "delivered")
+    versions.append(await version())
+    await desk.receipt("d1", id)
+    versions.append(await version())
+    await desk.receipt("d1", id)
+    assert await version() == versions[-1]
+    assert len(set(versions)) == 4
+
+
+async def test_what_was_written_to_a_feed_is_sent_and_not_more_than_that(open_desk):
+    desk = await open_desk()
+    live, behind, away = (desk.store.register("c", device) for device in ("live", "behind", "away"))
+    live.live = 1
+    first, second = await desk.push(), await desk.push()
+    behind.position = 1
+    assert await desk.counts(first) == {"pending": 1, "sent": 2}
+    assert await desk.counts(second) == {"pending": 2, "sent": 1}
+    assert await desk.devices(first, "sent") == ["live", "behind"]
+    assert await desk.devices(second, "pending") == ["behind", "away"]
+    assert away.position == 0
+
+
+async def test_a_line_tells_all_that_is_known_of_a_device_and_an_event(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1").live = 1
+    desk.store.register("c", "d2")
+    id = await desk.push()
+    desk.clock.now += 2
+    await desk.receipt("d1", id, status={"till": 7})
+    (first, second), _ = await desk.store.lines("c", id, None, 0, 10)
+    assert orjson.loads(orjson.dumps(first["status"])) == {"till": 7}
+    assert {name: first[name] for name in ("device", "state", "attempt", "late", "sent_at")} == {
+        "device": "d1", "state": "processed", "attempt": 1, "late": False, "sent_at": "2014-12-01T14:28:30.993Z"}
+    assert first["latency"] == pytest.approx(2, rel=0.05)
+    assert first["receipt_at"].startswith("2014-12-01T14:28:3")
+    assert second == {"device": "d2", "state": "pending", "status": None, "attempt": 0, "late": False, "sent_at": None, "receipt_at": None,
+                      "latency": None, "online": False}
+
+
+async def test_a_device_is_told_to_be_online_while_it_has_a_feed(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    device = desk.store.devices.get("d1")
+    seen = []
+    for change in (desk.store.devices.open, desk.store.devices.close):
+        change(device, "feed")
+        (line,), _ = await desk.store.lines("c", id, None, 0, 10)
+        seen.append(line["online"])
+    assert seen == [True, False]
+
+
+async def test_devices_are_found_by_their_state(open_desk):
+    desk = await open_desk()
+    for number in range(5):
+        desk.store.register("c", f"d{number}")
+    id = await desk.push()
+    for device, state in (("d1", "processed"), ("d2", "delivered"), ("d3", "failed")):
+        await desk.receipt(device, id, state)
+    for state, devices in (("processed", ["d1"]), ("delivered", ["d2"]), ("failed", ["d3"]), ("pending", ["d0", "d4"]),
+                           ("outstanding", ["d0", "d2", "d4"]), ("expired", []), (None, ["d0", "d1", "d2", "d3", "d4"])):
+        assert await desk.devices(id, state) == devices
+
+
+async def test_paging_misses_nobody_while_receipts_come_in(open_desk):
+    desk = await open_desk()
+    for number in range(7):
+        desk.store.register("c", f"d{number}")
+    id = await desk.push()
+    pages, start = [], 0
+    while start is not None:
+        lines, start = await desk.store.lines("c", id, "outstanding", start, 2)
+        pages.append([line["device"] for line in lines])
+        await desk.receipt(pages[-1][0], id)
+    assert pages == [["d0", "d1"], ["d2", "d3"], ["d4", "d5"], ["d6"]]
+
+
+async def test_what_a_device_has_said_nothing_of_is_pending(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    first, second, third, fourth = [await desk.push() for _ in range(4)]
+    await desk.receipt("d1", second, "delivered")
+    assert desk.store.pending("c", "d1", fourth) == [first, third, fourth]
+    assert desk.store.pending("c", "d1", third) == [first, third]
+    assert desk.store.pending("c", "d2", fourth) == desk.store.pending("nowhere", "d1", fourth) == []
+
+
+# Resuming
+
+
+async def test_a_device_resumes_before_the_first_event_that_it_owes(open_desk):
+    desk = await open_desk()
+    member = desk.store.register("c", "d1")
+    shelf = desk.store.open("c")
+    ids = [await desk.push() for _ in range(3)]
+    assert desk.store.settled(shelf, member) == 0
+    member.position = 3
+    await desk.receipt("d1", ids[1])
+    assert desk.store.settled(shelf, member) == 0
+    await desk.receipt("d1", ids[0], "delivered")
+    assert desk.store.settled(shelf, member) == 0
+    await desk.receipt("d1", ids[0])
+    assert desk.store.settled(shelf, member) == 2
+    await desk.receipt("d1", ids[2])
+    assert desk.store.settled(shelf, member) == 3
+
+
+async def test_what_a_device_was_not_asked_for_it_does_not_owe(open_desk):
+    desk = await open_desk()
+    await desk.push()
+    member = desk.store.register("c", "d1")
+    member.live = 1
+    await desk.push(receipt="none")
+    await desk.push(to=("d2",))
+    assert desk.store.settled(desk.store.open("c"), member) == 3
+    await desk.push()
+    assert desk.store.settled(desk.store.open("c"), member) == 3
+
+
+async def test_what_has_made_way_is_owed_by_nobody(open_desk):
+    desk = await open_desk(backlog_events=2)
+    member = desk.store.register("c", "d1")
+    for _ in range(5):
+        await desk.push()
+    member.position = 5
+    assert desk.store.settled(desk.store.open("c"), member) == 3
+
+
+async def test_an_event_is_sent_again_until_its_attempts_are_used_up(open_desk):
+    desk = await open_desk(max_attempts=3)
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    event = desk.store.find("c", id)
+    assert desk.store.attempt(event, "d1", again=False) == 1
+    assert [desk.store.attempt(event, "d1", again=True) for _ in range(4)] == [2, 3, 0, 0]
+    assert await desk.counts(id) == {"expired": 1}
+    assert desk.store.ledger.outstanding == 0
+    assert await desk.receipt("d1", id) == ("processed", "late")
+
+
+async def test_what_is_answered_or_was_never_asked_is_not_sent_again(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    event = desk.store.find("c", id)
+    desk.store.register("c", "d2")
+    await desk.receipt("d1", id)
+    for device in ("d1", "d2", "d3"):
+        assert desk.store.attempt(event, device, again=False) == 0
+        assert desk.store.attempt(event, device, again=True) == 0
+    assert await desk.counts(id) == {"processed": 1}
+
+
+async def test_an_event_addressed_to_a_device_that_was_never_seen_waits_for_it(open_desk):
+    desk = await open_desk()
+    await desk.push()
+    accepted = await desk.accept(to=("d1", "d2"))
+    await desk.push()
+    assert accepted.audience == 2
+    assert await desk.counts(accepted.id) == {"pending": 2}
+    member, other = desk.store.register("c", "d1"), desk.store.register("c", "d3")
+    assert (member.position, desk.store.settled(desk.store.open("c"), member)) == (1, 1)
+    assert other.position == 3
+    assert await desk.receipt("d1", accepted.id) == ("processed", "accepted")
+    with pytest.raises(NotFound):
+        await desk.receipt("d3", accepted.id)
+
+
+async def test_what_waited_and_has_made_way_waits_no_more(open_desk):
+    desk = await open_desk(backlog_events=2)
+    await desk.push(to=("d1",))
+    await desk.push()
+    await desk.push()
+    assert desk.store.register("c", "d1").position == 3
+
+
+# Devices come and go
+
+
+async def test_who_registers_again_is_the_same(open_desk):
+    desk = await open_desk()
+    member = desk.store.register("c", "d1")
+    assert desk.store.register("c", "d1") is member
+    assert desk.store.devices.get("d1").channels == ("c",)
+
+
+async def test_no_more_devices_are_registered_than_there_is_room_for(open_desk):
+    desk = await open_desk(max_devices=2)
+    desk.store.register("c", "d1")
+    desk.store.register("d", "d1")
+    with pytest.raises(Unavailable) as caught:
+        desk.store.register("c", "d2")
+    assert caught.value.retry_after
+    assert desk.store.register("c", "d1")
+    desk.store.unregister("d", "d1")
+    assert desk.store.register("c", "d2")
+
+
+async def test_who_wants_a_pattern_is_registered_on_what_there_is_and_on_what_is_yet_to_be_born(open_desk):
+    desk = await open_desk()
+    await desk.push("orders.eu")
+    await desk.push("news")
+    desk.store.want("d1", "orders.*")
+    assert (await desk.accept("orders.eu")).audience == 1
+    assert (await desk.accept("orders.us")).audience == 1
+    assert (await desk.accept("news")).audience == 0
+    assert (await desk.accept("orders.us.ny")).audience == 0
+    assert set(desk.store.devices.get("d1").channels) == {"orders.eu", "orders.us"}
+
+
+async def test_what_a_device_owed_is_cancelled_when_it_goes(open_desk):
+    desk = await open_desk()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+        desk.store.register("d", device)
+    answered, owed, elsewhere = await desk.push("c"), await desk.push("c"), await desk.push("d")
+    await desk.receipt("d1", answered)
+    desk.store.unregister("c", "d1")
+    assert await desk.counts(answered) == {"processed": 1, "pending": 1}
+    assert await desk.counts(owed) == {"cancelled": 1, "pending": 1}
+    assert await desk.counts(elsewhere, "d") == {"pending": 2}
+    assert (await desk.accept("c")).audience == 1
+    assert desk.store.ledger.outstanding == 5
+    desk.store.unregister("c", "d1")
+    desk.store.unregister("nowhere", "d1")
+
+
+async def test_who_comes_back_owes_only_what_comes_from_then_on(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    before = await desk.push()
+    desk.store.unregister("c", "d1")
+    between = await desk.push()
+    desk.store.register("c", "d1")
+    after = await desk.push()
+    assert desk.store.pending("c", "d1", after) == [after]
+    assert await desk.devices(before) == ["d1"]
+    assert await desk.devices(between) == []
+    assert await desk.receipt("d1", after) == ("processed", "accepted")
+
+
+async def test_a_device_that_is_removed_is_forgotten_on_all_channels(open_desk):
+    desk = await open_desk()
+    desk.store.want("d1", "orders.*")
+    for channel in ("c", "d"):
+        desk.store.register(channel, "d1")
+    ids = {channel: await desk.push(channel) for channel in ("c", "d")}
+    known = desk.store.remove("d1")
+    assert set(known.channels) == {"c", "d"}
+    assert desk.store.devices.get("d1") is None
+    assert desk.store.devices.removed_since("d1", desk.clock.now - 1)
+    for channel, id in ids.items():
+        assert await desk.counts(id, channel) == {"cancelled": 1}
+        assert (await desk.accept(channel)).audience == 0
+    assert (await desk.accept("orders.eu")).audience == 0
+    assert desk.store.remove("d1") is None
+
+
+# Time goes by
+
+
+async def test_an_event_expires_when_its_ttl_is_over_and_never_early(open_desk):
+    desk = await open_desk()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    id = await desk.push(ttl=60)
+    await desk.receipt("d1", id)
+    desk.sweep(later=59.9)
+    assert await desk.counts(id) == {"processed": 1, "pending": 1}
+    assert not desk.store.find("c", id).expired
+    desk.sweep(later=1.2)
+    assert await desk.counts(id) == {"processed": 1, "expired": 1}
+    assert desk.store.find("c", id).expired
+    assert desk.store.ledger.outstanding == 0
+    assert desk.store.ledger.expired["ttl"] == 1
+
+
+async def test_a_receipt_that_comes_after_the_end_wins_and_is_flagged(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push(ttl=60)
+    desk.sweep(later=62)
+    assert await desk.receipt("d1", id, "delivered") == ("expired", "duplicate")
+    assert await desk.receipt("d1", id) == ("processed", "late")
+    assert await desk.counts(id) == {"processed": 1}
+    (line,), _ = await desk.store.lines("c", id, None, 0, 10)
+    assert line["late"]
+
+
+async def test_an_expired_event_can_be_asked_for_a_while_and_is_gone_then(open_desk):
+    desk = await open_desk(keep_expired=600)
+    desk.store.register("c", "d1")
+    id, longer = await desk.push(ttl=60), await desk.push(ttl=7200)
+    desk.sweep(later=62)
+    desk.sweep(later=590)
+    assert desk.kept() == [id, longer]
+    desk.sweep(later=20)
+    assert desk.kept() == [longer]
+    with pytest.raises(Gone):
+        desk.store.find("c", id)
+    assert desk.store.bytes == desk.store.find("c", longer).size
+
+
+async def test_an_event_without_receipts_expires_too(open_desk):
+    desk = await open_desk(keep_expired=600)
+    id = await desk.push(ttl=60, receipt="none")
+    desk.sweep(later=62)
+    assert desk.store.find("c", id).expired
+    desk.sweep(later=601)
+    assert desk.kept() == []
+
+
+async def test_an_expired_event_behind_one_that_lives_longer_goes_with_it(open_desk):
+    desk = await open_desk(keep_expired=600)
+    await desk.push(ttl=7200)
+    await desk.push(ttl=60)
+    for _ in range(3):
+        desk.sweep(later=700)
+    assert len(desk.kept()) == 2
+    desk.sweep(later=7200)
+    desk.sweep(later=601)
+    assert desk.kept() == []
+    assert desk.store.bytes == 0
+
+
+async def test_a_device_that_was_not_seen_for_long_leaves_the_audience(open_desk):
+    desk = await open_desk(device_ttl=1000)
+    for device in ("gone", "answering", "listening"):
+        desk.store.register("c", device)
+    desk.store.open("c").audience.members["listening"].live = 1
+    id = await desk.push()
+    desk.clock.now += 600
+    await desk.receipt("answering", id)
+    desk.sweep(later=399)
+    assert set(desk.store.open("c").audience.members) == {"gone", "answering", "listening"}
+    desk.sweep(later=2)
+    assert set(desk.store.open("c").audience.members) == {"answering", "listening"}
+    assert await desk.counts(id) == {"processed": 1, "cancelled": 1, "sent": 1}
+    assert desk.store.devices.get("gone") is None
+
+
+async def test_a_channel_of_which_nothing_is_kept_is_forgotten(open_desk):
+    desk = await open_desk()
+    for channel in ("empty", "listened", "registered"):
+        desk.store.open(channel)
+    desk.store.register("registered", "d1")
+    await desk.push("kept")
+    desk.sweep(later=1, used="listened")
+    assert set(desk.store.shelves()) == {"empty", "listened", "registered", "kept"}  # a pause is not the end
+    desk.sweep(later=2 * HOUR - 2, used="listened")
+    assert set(desk.store.shelves()) == {"listened", "registered", "kept"}
+
+
+async def test_ids_grow_even_over_a_channel_that_was_forgotten(open_desk):
+    desk = await open_desk(keep_expired=0)
+    first = await desk.push(ttl=1)
+    for _ in range(3):
+        desk.sweep(later=2 * HOUR)
+    assert desk.store.shelf("c") is None
+    desk.clock.now -= 10 * HOUR
+    assert await desk.push() > first
+
+
+async def test_the_counts_of_many_add_up_to_their_audiences_all_along(open_desk):
+    desk = await open_desk(backlog_events=5)
+    for turn in range(24):
+        for number in range(6):
+            desk.store.register("c", f"d{number}")
+        id = await desk.push(ttl=60 if turn % 3 else 600, receipt=("processed", "delivered")[turn % 2], to=("d1", "d9") if turn % 5 == 4 else ())
+        for number in range(turn % 6):
+            if f"d{number}" in await desk.devices(id):
+                await desk.receipt(f"d{number}", id, ("delivered", "processed", "failed")[(turn + number) % 3])
+        if turn % 4 == 3:
+            desk.store.unregister("c", f"d{turn % 6}")
+        desk.sweep(later=40)
+        statuses = [await desk.store.status("c", kept) for kept in desk.kept()]
+        assert [sum(status["counts"].values()) for status in statuses] == [status["audience"] for status in statuses]
+        assert [len(await desk.devices(kept)) for kept in desk.kept()] == [status["audience"] for status in statuses]
+        assert [len(await desk.devices(kept, "outstanding")) for kept in desk.kept()] == [status["outstanding"] for status in statuses]
+        assert sum(status["outstanding"] for status in statuses) == desk.store.ledger.outstanding

@@ -1,0 +1,281 @@
+"""The commands as a person uses them: typed at a terminal, against a server in another process."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from signal import SIGINT, SIGTERM
+
+import pytest
+from click.testing import CliRunner
+from processes import ENVIRONMENT, PERE, Process, Served, pere
+
+from pere.cli import VERBS, main
+from pere.cli.status import BAR, COLOURS, bar, duration
+from pere.cli.visit import printable
+from pere.config import Config, flag, variable
+
+
+@pytest.fixture(scope="module")
+def url():
+    with Served() as served:
+        yield served.url
+
+
+def pushed(url: str, *arguments: str, typed: str = "") -> list[dict]:
+    """Push, and return the server's answers."""
+    done = pere("push", *arguments, "--url", url, "--json", typed=typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def heard(url: str, channel: str) -> list[dict]:
+    """All that is kept on a channel, read by a listener who comes late. The last event must be an `"end"`."""
+    with Process("listen", channel, "--from", "all", "--json", "--url", url) as listener:
+        listener.until(r'"data":"end"')
+        return [json.loads(line) for line in listener.out.splitlines()][:-1]
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])
+def test_help_is_given_with_examples(arguments):
+    said = CliRunner().invoke(main, [*arguments, "--help"], prog_name="pere")
+    assert said.exit_code == 0
+    # Once in the usage, and then in the examples.
+    assert said.stdout.count(" ".join(["pere", *arguments])) >= 3
+
+
+@pytest.mark.parametrize("arguments, unwanted", [
+    (["--help"], "httpx tornado rich asyncio pere.client pere.server"),
+    (["serve", "--help"], "httpx rich pere.client"),
+    (["push", "--help"], "tornado uvloop pere.server"),
+    (["listen", "--help"], "tornado uvloop pere.server"),
+])
+def test_a_verb_loads_only_what_it_needs(arguments, unwanted):
+    script = ("import sys\nfrom pere.cli import main\nmain(sys.argv[2:], standalone_mode=False)\n"
+              "sys.exit(str(sorted(set(sys.argv[1].split()) & set(sys.modules)) or ''))")
+    done = subprocess.run([sys.executable, "-c", script, unwanted, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+def test_the_version_is_told():
+    assert re.fullmatch(r"pere, version \d+\.\d+\.\d+\S*\n", pere("--version").stdout)
+
+
+# serve
+
+
+def test_every_setting_is_a_flag_with_its_variable_and_default():
+    said = " ".join(CliRunner().invoke(main, ["serve", "--help"], terminal_width=400).stdout.split())
+    for field in fields(Config):
+        default = "none" if field.default == "" else "false" if field.default is False else field.default
+        assert flag(field.name) in said
+        assert f"[{variable(field.name)}; default: {default}]" in said
+
+
+def test_a_flag_wins_over_its_variable_and_that_over_the_default():
+    with Served("--log-format", "text", PERE_LOG_FORMAT="json", PERE_HEARTBEAT="1") as served:
+        assert not served.err.startswith("{")
+    with Served(PERE_LOG_FORMAT="json") as served:
+        assert json.loads((served.err or served.out).splitlines()[0])
+
+
+@pytest.mark.parametrize("flags, variables, sentence", [
+    (["--port", "70000"], {}, "--port is at most 65535, not 70000"),
+    (["--host", "0.0.0.0"], {}, "--host 0.0.0.0 can be reached from other machines"),
+    (["--host", "0.0.0.0", "--no-insecure"], {"PERE_INSECURE": "1"}, "--host 0.0.0.0 can be reached from other machines"),
+    (["--ttl", "9", "--max-ttl", "8"], {}, "--ttl is at most --max-ttl (8), not 9"),
+    (["--log-level", "loud"], {}, "--log-level is one of debug, info, warning, error, not 'loud'"),
+    ([], {"PERE_PORT": "http"}, "PERE_PORT is a number, not 'http'"),
+])
+def test_a_setting_that_cannot_be_is_one_line_and_exit_2(flags, variables, sentence):
+    done = pere("serve", *flags, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"pere: {sentence}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_1():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = pere("serve", "--port", str(port))
+    assert done.returncode == 1
+    assert re.fullmatch(f"pere: cannot listen on 127.0.0.1:{port}: .*in use.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("how", [SIGINT, SIGTERM])
+def test_a_signal_ends_the_server_and_that_is_no_failure(how):
+    with Served() as served:
+        assert served.end(how) == 0
+        assert "Traceback" not in served.err
+
+
+# push
+
+
+def test_what_is_json_is_pushed_as_json_and_all_else_as_text(url):
+    for data in ('{"n": 1}', "1.10", "plain text", "{broken", '"end"'):
+        pushed(url, "kinds", data)
+    assert [event["data"] for event in heard(url, "kinds")] == [{"n": 1}, 1.1, "plain text", "{broken"]
+
+
+def test_no_number_loses_a_digit(url):
+    pushed(url, "digits", "12345678901234567890123.10")
+    assert '"data":12345678901234567890123.10' in pere("listen", "digits", "--from", "all", "--json", "--count", "1", "--url", url).stdout
+
+
+def test_a_minus_reads_standard_input(url):
+    pushed(url, "stdin", "-", typed='{"from": "a file", "ü": "é"}\n')
+    pushed(url, "stdin", '"end"')
+    assert [event["data"] for event in heard(url, "stdin")] == [{"from": "a file", "ü": "é"}]
+
+
+def test_without_data_samples_are_pushed_one_every_few_seconds(url):
+    assert len(pushed(url, "samples", "--every", "0.05", "--count", "3", "--device", "meter")) == 3
+    pushed(url, "samples", '"end"')
+    samples = [event["data"] for event in heard(url, "samples")]
+    assert [set(sample) for sample in samples] == [{"device", "time", "id", "data"}] * 3
+    assert [(sample["device"], sample["id"]) for sample in samples] == [("meter", 1), ("meter", 2), ("meter", 3)]
+
+
+def test_a_publisher_that_is_interrupted_ends_well(url):
+    with Process("push", "endless", "--every", "0.05", "--url", url) as publisher:
+        publisher.until(r"(?s)(pushed to endless.*){2}")
+        assert publisher.end(SIGINT) == 0
+        assert publisher.err == ""
+
+
+def test_a_key_is_published_once(url):
+    first, second = pushed(url, "keyed", "1", "--key", "k"), pushed(url, "keyed", "1", "--key", "k")
+    assert first[0]["id"] == second[0]["id"]
+    again = pere("push", "keyed", "1", "--key", "k", "--count", "2", "--url", url)
+    assert (again.returncode, "--key publishes once" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments, code", [
+    (["a b", "1"], "bad_channel"), (["c", "1", "--receipt", "maybe"], "bad_receipt"), (["c", "1", "--type", "pere.hello"], "bad_type"),
+    (["c", "1", "--device", "a b"], "bad_device"), (["c", "1", "--key", "a\nb"], "bad_"), (["c", "1", "--need", "some"], "bad_need"),
+])
+def test_what_the_server_refuses_is_told_in_its_own_words_and_exit_1(url, arguments, code):
+    done = pere("push", *arguments, "--url", url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"pere: {code}\w*: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["push", "c", "1"], ["listen", "c"], ["status", "c", "1-0"]])
+def test_a_server_that_is_not_there_is_one_line_and_exit_1(arguments):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nowhere = "http://127.0.0.1:%d" % unused.getsockname()[1]
+    done = pere(*arguments, PERE_URL=nowhere)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"pere: {nowhere} cannot be reached: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["push"], ["listen"], ["status", "c"], ["push", "c", "--count", "0"], ["listen", "c", "--receipt", "perhaps"],
+    ["listen", "c", "--receipt", "failed"], ["push", "c", "1", "--url", "localhost"], ["shout"],
+])
+def test_wrong_usage_is_exit_2(arguments):
+    done = pere(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error: " in done.stderr
+
+
+# listen and status
+
+
+def test_an_event_is_shown_answered_for_and_accounted_for(url):
+    with Process("listen", "orders", "--device", "till-1", "--status", "printed", "--url", url) as till:
+        till.until("pere.hello")
+        [answer] = pushed(url, "orders", '{"order": 1}', "--type", "order")
+        till.until(rf'orders  {answer["id"]}  order  {{"order":1}}')
+        till.until("receipt processed")
+        shown = pere("status", "orders", answer["id"], "--devices", "--url", url).stdout
+        assert "complete, satisfied (1 needed); asks for: processed" in shown
+        assert re.search(r"processed +1 +100.0 %", shown)
+        assert re.search(r"till-1 +processed +1 .* yes +printed", shown)
+        assert till.end(SIGINT) == 0
+        assert "Traceback" not in till.err
+
+
+def test_status_as_json_is_the_servers_word_and_then_a_line_per_device(url):
+    for name in ("till-1", "till-2"):
+        with Process("listen", "lines", "--device", name, "--receipt", "none", "--url", url) as till:
+            till.until("pere.hello")
+    [answer] = pushed(url, "lines", "1")
+    status, *devices = map(json.loads, pere("status", "lines", answer["id"], "--state", "outstanding", "--json", "--url", url).stdout.splitlines())
+    assert (status["audience"], status["outstanding"]) == (2, 2)
+    assert {device["device"] for device in devices} == {"till-1", "till-2"}
+
+
+def test_a_failure_is_reported_and_the_first_word_stands(url):
+    with Process("listen", "sad", "--device", "d", "--receipt", "failed", "--status", "no paper", "--count", "1", "--url", url) as device:
+        device.until("pere.hello")
+        [answer] = pushed(url, "sad", "1")
+        assert device.end() == 0
+    assert json.loads(pere("status", "sad", answer["id"], "--json", "--url", url).stdout)["counts"]["failed"] == 1
+    with Process("listen", "sad", "--device", "d", "--from", "all", "--count", "1", "--url", url) as device:
+        assert device.end() == 0
+        assert "receipt refused, conflict" in device.err
+
+
+def test_a_pattern_listens_to_channels_that_are_born_later(url):
+    with Process("listen", "born.*", "alarms", "--device", "d", "--json", "--count", "2", "--url", url) as device:
+        device.until("pere.hello")
+        pushed(url, "born.later", "1")
+        pushed(url, "alarms", "2")
+        assert device.end() == 0
+        assert [(event["channel"], event["data"]) for event in map(json.loads, device.out.splitlines())] == [("born.later", 1), ("alarms", 2)]
+
+
+def test_a_listener_survives_the_end_of_its_server():
+    with Served("--retry", "0.2") as first:
+        with Process("listen", "c", "--device", "d", "--url", first.url) as device:
+            device.until("pere.hello")
+            first.kill()
+            device.until("trying again in")
+            with Served("--retry", "0.2", port=first.port) as second:
+                device.until("(?s)pere.hello.*pere.hello")
+                pushed(second.url, "c", '"back"')
+                device.until("receipt processed")
+                assert second.end(SIGTERM) == 0
+                device.until(r'pere\.bye \{"reason":"drain"')
+            assert device.end(SIGINT) == 0
+            assert "Traceback" not in device.err
+
+
+def test_a_listener_whose_reader_leaves_ends(url):
+    pushed(url, "piped", "--count", "3")
+    listener = subprocess.Popen([*PERE, "listen", "piped", "--from", "all", "--json", "--url", url], env=ENVIRONMENT,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with listener:
+        assert listener.stdout.readline()
+        listener.stdout.close()
+        pushed(url, "piped", "--count", "3")
+        assert "Traceback" not in listener.stderr.read()
+
+
+# What is shown
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(url):
+    pushed(url, "hostile", r'"\u001b[31mred\u0007 \u009b2J [bold]x[/bold] :smile:\r\n"')
+    shown = pere("listen", "hostile", "--from", "all", "--count", "1", "--url", url).stdout
+    assert shown.endswith(r"\x1b[31mred\x07 \x9b2J [bold]x[/bold] :smile:\r\n" + "\n")
+    assert printable({"a": "\x1b"}) == r'{"a":"\u001b"}'
+
+
+@pytest.mark.parametrize("counts", [
+    {"processed": 1}, {"processed": 1, "pending": 2}, {state: 1 for state in COLOURS}, {"processed": 999, "failed": 1}, {"pending": 70, "sent": 3},
+])
+def test_the_bar_is_as_long_as_it_should_be_whatever_it_shows(counts):
+    assert len(bar(counts, sum(counts.values()), "#")) == BAR
+
+
+@pytest.mark.parametrize("seconds, shown", [(0.0012, "1.2 ms"), (0.85, "850 ms"), (1, "1 s"), (90, "90 s"), (120, "2 min"), (7200, "2 h"), (864_000, "10 d")])
+def test_a_latency_is_shown_in_the_unit_that_people_would_use(seconds, shown):
+    assert duration(seconds) == shown

@@ -1,0 +1,474 @@
+"""Receipts: how a device answers for an event, what the ledger makes of it, and all that is no receipt."""
+
+import asyncio
+from urllib.parse import urlencode
+
+import orjson
+import pytest
+import uvloop
+import wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pere.config import Config
+from pere.server import Server
+
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+
+
+@pytest.fixture
+def sent(listen, push):
+    """`id = await sent("a", "b", channel="c")`: an event that these devices have on a feed that is open."""
+
+    async def sent(*devices: str, channel: str = "c", **query: object) -> str:
+        for device in devices:
+            await listen(channel, device=device)
+        return await push(channel, **query)
+
+    return sent
+
+
+# The ways to say it
+
+
+@pytest.mark.parametrize("headers, query, body", [
+    ({"Device": "d", "Last-Event-ID": "ID"}, "", b""),
+    ({"device": "d", "Last-Event-Id": "ID"}, "", b""),
+    ({"device": "d", "last_event_id": "ID"}, "", b""),
+    ({"device": "d", "last_event_id": "ID", "Content-Type": FORM}, "", b"status=printed"),
+    ({"Device": "d"}, "?event_id=ID", b""),
+    ({}, "?device=d&event_id=ID&state=processed&status=x", b""),
+    ({"Content-Type": FORM}, "", b"device=d&event_id=ID&state=processed"),
+    ({"Device": "d", "Content-Type": JSON}, "", b'{"event_id": "ID"}'),
+    ({"Content-Type": JSON}, "", b'{"device": "d", "event_id": "ID", "state": "processed", "status": {"n": 1}}'),
+    ({"Content-Type": FORM}, "", b' {"device": "d", "event_id": "ID"}'),
+    ({}, "", b'{"device": "d", "event_id": "ID"}'),
+    ({}, "?device=d", b"event_id=ID"),
+    ({"Device": "d", "Last-Event-ID": "ID", "Content-Type": JSON}, "?device=other&event_id=1-0", b'{"device": "third", "event_id": "2-0"}'),
+])
+async def test_a_receipt_can_be_said_in_many_ways(sent, start, get, headers, query, body):
+    id = await sent("d")
+    fields = {name: value.replace("ID", id) for name, value in headers.items()}
+    connection = await wire.Wire.open(await start.port())
+    await connection.send(wire.said("POST", f"/feedback/c{query.replace('ID', id)}", body.replace(b"ID", id.encode()), fields))
+    answer = await connection.answer()
+    connection.close()
+    assert (answer.status, answer.json) == (200, {"state": "processed", "duplicate": False})
+    assert (await get(f"/events/c/{id}"))["counts"]["processed"] == 1
+
+
+async def test_what_the_devices_of_2014_send_is_still_understood(sent, ask, get):
+    id = await sent("kitchen")
+    answer = await ask("POST", "/feedback/c", urlencode({"status": "Printed on the 1st floor"}), device="kitchen", Last_Event_Id=id, Content_Type=FORM)
+    assert answer.json == {"state": "processed", "duplicate": False}
+    line, = (await get(f"/events/c/{id}/devices"))["devices"]
+    assert (line["device"], line["status"]) == ("kitchen", "Printed on the 1st floor")
+
+
+@pytest.mark.parametrize("status, kept", [
+    ("printed", "printed"), ("ü\n\"\\", "ü\n\"\\"), ({"paper": 0, "ink": [1.5, None]}, {"paper": 0, "ink": [1.5, None]}), (17, 17), (False, False), ("", ""),
+])
+async def test_the_devices_own_word_is_kept_as_it_was_said(sent, feedback, get, status, kept):
+    id = await sent("d")
+    assert (await feedback("c", "d", id, status=status)).status == 200
+    assert (await get(f"/events/c/{id}/devices"))["devices"][0]["status"] == kept
+
+
+async def test_equal_words_of_many_devices_are_kept_once(start, sent, feedback, get):
+    server = await start()
+    id = await sent("a", "b", "c")
+    await feedback("c", "a", id, status="done")
+    await feedback("c", "b", id, status="done")
+    await feedback("c", "c", id, status="no paper")
+    entry, = server.store.ledger.entries.values()
+    assert list(entry.sayings) == [b'"done"', b'"no paper"']
+    assert {line["device"]: line["status"] for line in (await get(f"/events/c/{id}/devices"))["devices"]} == {"a": "done", "b": "done", "c": "no paper"}
+
+
+async def test_words_that_are_too_many_are_dropped_and_counted_but_the_receipt_stands(start, sent, feedback, get, measured):
+    await start(max_event_status_bytes=10)
+    id = await sent("a", "b")
+    await feedback("c", "a", id, status="12345678")
+    assert (await feedback("c", "b", id, status="x")).json["state"] == "processed"
+    assert {line["device"]: line["status"] for line in (await get(f"/events/c/{id}/devices"))["devices"]} == {"a": "12345678", "b": None}
+    assert (await measured())["pere_statuses_dropped_total"] == 1
+
+
+# What becomes of it
+
+
+@pytest.mark.parametrize("receipt, words, last, counts", [
+    ("processed", "delivered processed", (200, {"state": "processed", "duplicate": False}), {"processed": 1}),
+    ("processed", "delivered failed", (200, {"state": "failed", "duplicate": False}), {"failed": 1}),
+    ("processed", "delivered delivered", (200, {"state": "delivered", "duplicate": True}), {"delivered": 1}),
+    ("processed", "processed delivered", (200, {"state": "processed", "duplicate": True}), {"processed": 1}),
+    ("processed", "processed processed", (200, {"state": "processed", "duplicate": True}), {"processed": 1}),
+    ("processed", "failed delivered", (200, {"state": "failed", "duplicate": True}), {"failed": 1}),
+    ("processed", "failed failed", (200, {"state": "failed", "duplicate": True}), {"failed": 1}),
+    ("processed", "processed failed", (409, "conflict"), {"processed": 1}),
+    ("processed", "failed processed", (409, "conflict"), {"failed": 1}),
+    ("delivered", "delivered", (200, {"state": "delivered", "duplicate": False}), {"delivered": 1}),
+    ("delivered", "delivered processed", (200, {"state": "processed", "duplicate": False}), {"processed": 1}),
+    ("delivered", "delivered failed", (200, {"state": "failed", "duplicate": False}), {"failed": 1}),
+])
+async def test_states_only_go_up_and_the_first_hard_one_stands(sent, feedback, get, receipt, words, last, counts):
+    id = await sent("d", receipt=receipt)
+    for word in words.split():
+        answer = await feedback("c", "d", id, state=word)
+    assert (answer.error if answer.status == 409 else (answer.status, answer.json)) == last
+    status = await get(f"/events/c/{id}")
+    assert {state: count for state, count in status["counts"].items() if count} == counts
+    assert status["complete"] is ("delivered" not in counts or receipt == "delivered")
+
+
+async def test_delivered_closes_only_what_asked_for_no_more(sent, feedback, get):
+    low, high = await sent("d", receipt="delivered"), await sent(receipt="processed")
+    for id in (low, high):
+        await feedback("c", "d", id, state="delivered")
+    assert [((status := await get(f"/events/c/{id}"))["complete"], status["outstanding"]) for id in (low, high)] == [(True, 0), (False, 1)]
+
+
+async def test_a_late_receipt_still_wins_and_says_that_it_was_late(start, sent, feedback, get):
+    server = await start()
+    id = await sent("d", ttl=10)
+    now = server.store.clock()
+    server.store.clock = lambda: now + 20
+    server.store.sweep(now + 20, server.hub.is_used)
+    assert (await get(f"/events/c/{id}"))["counts"]["expired"] == 1
+    # What would not have closed the event in time does not open it again.
+    assert (await feedback("c", "d", id, state="delivered")).json == {"state": "expired", "duplicate": True}
+    assert (await feedback("c", "d", id)).json == {"state": "processed", "duplicate": False, "late": True}
+    assert (await feedback("c", "d", id)).json == {"state": "processed", "duplicate": True}
+    line, = (await get(f"/events/c/{id}/devices"))["devices"]
+    assert (line["state"], line["late"]) == ("processed", True)
+    assert (await get(f"/events/c/{id}"))["counts"]["expired"] == 0
+
+
+async def test_an_unknown_event_and_a_device_outside_the_audience_get_the_same_answer(sent, ask):
+    id = await sent("d")
+    other = await sent("e", channel="other")
+    answers = [await ask("POST", "/feedback/c", Device=device, Last_Event_ID=event) for device, event in [
+        ("stranger", id), ("d", "1-0"), ("stranger", "9000000000-5"), ("d", other), ("e", id)]]
+    assert {answer.error for answer in answers} == {(404, "unknown_event")}
+    assert len({answer.body for answer in answers}) == 1
+
+
+async def test_an_event_that_made_way_is_gone(start, sent, push, feedback):
+    await start(backlog_events=2)
+    id = await sent("d")
+    for _ in range(2):
+        await push("c")
+    assert (await feedback("c", "d", id)).error == (410, "event_gone")
+
+
+async def test_a_device_that_registers_later_is_not_in_the_audience(push, listen, feedback):
+    await listen("c", device="early")
+    id = await push("c")
+    await listen("c", device="late")
+    assert (await feedback("c", "late", id)).error == (404, "unknown_event")
+
+
+async def test_a_receipt_measures_the_time_since_the_push_and_since_the_sending(start, listen, push, feedback, get, measured):
+    server = await start()
+    now = server.store.clock()
+    (await listen("c", device="d")).close()
+    id = await push("c")
+    server.store.clock = lambda: now + 100
+    feed = await listen("c", device="d")
+    assert (await feed.event()).id == id
+    server.store.clock = lambda: now + 104
+    await feedback("c", "d", id)
+    line, = (await get(f"/events/c/{id}/devices"))["devices"]
+    assert line["latency"] == pytest.approx(104, rel=0.06)
+    assert (await get(f"/events/c/{id}"))["latency"]["p50"] == line["latency"]
+    metrics = await measured()
+    assert metrics["pere_receipt_roundtrip_seconds_sum", "processed"] == pytest.approx(4, rel=0.06)
+    assert metrics["pere_receipt_roundtrip_seconds_count", "processed"] == 1
+
+
+# What is no receipt
+
+
+@pytest.mark.parametrize("target, headers, body, error", [
+    ("/feedback/a%20b", {}, b"", (400, "bad_channel")),
+    ("/feedback/a/b", {}, b"", (400, "bad_channel")),
+    ("/feedback/", {}, b"", (400, "bad_channel")),
+    ("/feedback/a*", {}, b"", (400, "bad_channel")),
+    ("/feedback/%FF", {}, b"", (400, "bad_encoding")),
+    ("/feedback/c", {"Device": ""}, b"", (400, "no_device")),
+    ("/feedback/c", {"Device": "a b"}, b"", (400, "bad_device")),
+    ("/feedback/c", {"Device": "ü"}, b"", (400, "bad_device")),
+    ("/feedback/c", {"Device": 129 * "x"}, b"", (400, "bad_device")),
+    ("/feedback/c?device=a%0Ab", {"Device": ""}, b"", (400, "bad_device")),
+    ("/feedback/c", {"Last-Event-ID": ""}, b"", (400, "no_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "1"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "1-"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "01-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "-1-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "1-0, 2-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "1-1048576"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "9999999999999-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": 100 * "9" + "-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "ü"}, b"", (400, "bad_event_id")),
+    ("/feedback/c", {"Last-Event-ID": "٣-0"}, b"", (400, "bad_event_id")),
+    ("/feedback/c?event_id=x", {"Last-Event-ID": ""}, b"", (400, "bad_event_id")),
+    ("/feedback/c?state=done", {}, b"", (400, "bad_state")),
+    ("/feedback/c?state=pending", {}, b"", (400, "bad_state")),
+    ("/feedback/c?state=expired", {}, b"", (400, "bad_state")),
+    ("/feedback/c?state=Processed", {}, b"", (400, "bad_state")),
+    ("/feedback/c?status=%FF", {}, b"", (400, "bad_query")),
+    ("/feedback/c?status=" + 100 * "x", {}, b"", (400, "large_status")),
+    ("/feedback/c", {"Content-Type": FORM}, b"state=done", (400, "bad_state")),
+    ("/feedback/c", {"Content-Type": FORM}, b"status=" + 100 * b"x", (400, "large_status")),
+    ("/feedback/c", {"Content-Type": FORM}, b"status=%FF", (400, "bad_query")),
+    ("/feedback/c", {"Content-Type": FORM}, b"status=\xff", (400, "bad_encoding")),
+    ("/feedback/c", {"Content-Type": FORM}, b"event_id=%00", (400, "bad_event_id")),  # though the header says it already
+    ("/feedback/c", {"Content-Type": JSON}, b"{", (400, "bad_json")),
+    ("/feedback/c", {"Content-Type": JSON}, b"[]", (400, "bad_json")),
+    ("/feedback/c", {"Content-Type": JSON}, b'"processed"', (400, "bad_json")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"state": "done"}', (400, "bad_state")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"state": 1}', (400, "bad_receipt")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"state": null}', (400, "bad_receipt")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"event_id": 1}', (400, "bad_receipt")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"device": {}}', (400, "bad_receipt")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"status": "' + 100 * b"x" + b'"}', (400, "large_status")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"status": "\xff"}', (400, "bad_json")),
+    ("/feedback/c", {"Content-Type": "text/plain"}, b"processed", (415, "wrong_type")),
+    ("/feedback/c", {"Content-Type": "ü"}, b"processed", (415, "wrong_type")),
+    ("/feedback/c", {"Content-Type": JSON, "Content-Encoding": "br"}, b"{}", (415, "content_encoding")),
+    ("/feedback/c", {"Content-Type": FORM}, b"x" * 20_000, (413, "large_body")),
+    ("/feedback/c", {"device": "a", "Device": "b"}, b"", (400, "repeated_header")),
+    ("/feedback/c", {"X": 20_000 * "x"}, b"", (431, "long_headers")),
+])
+async def test_a_receipt_that_is_wrong_is_refused_and_says_why(start, ask, get, sent, target, headers, body, error):
+    server = await start(max_status_bytes=64)
+    id = await sent("d")
+    told = {"Device": "d", "Last-Event-ID": "1-0"} if "device" not in headers else {"Last-Event-ID": "1-0"}
+    answer = await ask("POST", target, body, **{name.replace("-", "_"): value for name, value in (told | headers).items()})
+    assert answer.error == error
+    assert (await get(f"/events/c/{id}"))["outstanding"] == server.store.ledger.outstanding == 1
+
+
+async def test_a_status_may_be_as_large_as_was_configured_and_no_larger(start, sent, feedback):
+    await start(max_status_bytes=64)
+    id = await sent("d")
+    assert (await feedback("c", "d", id, status=63 * "x")).error == (400, "large_status")
+    assert (await feedback("c", "d", id, status=62 * "x")).status == 200
+
+
+# Many at once
+
+
+async def test_many_receipts_are_given_at_once_and_answered_in_order(sent, ask, get):
+    ids = [await sent("d"), await sent(), await sent(channel="c"), await sent("e")]
+    await ask("POST", "/feedback/c", Device="d", Last_Event_ID=ids[2])
+    answer = await ask("POST", "/feedback", {"receipts": [
+        {"event_id": ids[0]},
+        {"event_id": ids[1], "state": "delivered", "status": "half"},
+        {"event_id": ids[2], "state": "failed"},
+        {"event_id": ids[3], "state": "failed", "at": "2014-12-01T14:28:30.993Z"},
+        {"event_id": ids[0]},
+    ]}, Device="d")
+    assert answer.status == 200
+    results = answer.json["results"]
+    assert results == [
+        {"event_id": ids[0], "state": "processed", "duplicate": False},
+        {"event_id": ids[1], "state": "delivered", "duplicate": False},
+        {"event_id": ids[2], "status": 409, "error": "conflict", "message": results[2]["message"]},
+        {"event_id": ids[3], "state": "failed", "duplicate": False},
+        {"event_id": ids[0], "state": "processed", "duplicate": True},
+    ]
+    assert (await get(f"/events/c/{ids[1]}/devices"))["devices"][0]["status"] == "half"
+
+
+@pytest.mark.parametrize("item, error", [
+    (1, (400, "bad_receipt")), (None, (400, "bad_receipt")), ([], (400, "bad_receipt")),
+    ({}, (400, "no_event_id")), ({"event_id": ""}, (400, "no_event_id")), ({"event_id": 1}, (400, "bad_receipt")),
+    ({"event_id": "x"}, (400, "bad_event_id")), ({"event_id": "1-0"}, (404, "unknown_event")),
+    ({"event_id": "1-0", "state": "done"}, (400, "bad_state")), ({"event_id": "1-0", "state": []}, (400, "bad_receipt")),
+    ({"event_id": "1-0", "status": 100 * "x"}, (400, "large_status")),
+])
+async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, ask, item, error):
+    await start(max_status_bytes=64)
+    first, last = await sent("d"), await sent()
+    results = (await ask("POST", "/feedback", {"receipts": [{"event_id": first}, item, {"event_id": last}]}, Device="d")).json["results"]
+    assert [result.get("state") for result in results] == ["processed", None, "processed"]
+    assert (results[1]["status"], results[1]["error"]) == error
+    named = item.get("event_id") if isinstance(item, dict) else None
+    assert results[1]["event_id"] == (named if isinstance(named, str) else None)
+
+
+@pytest.mark.parametrize("body, headers, error", [
+    (b"", {}, (400, "bad_json")), (b"x=1", {}, (400, "bad_json")), (b"[]", {}, (400, "bad_json")),
+    (b"{}", {}, (400, "bad_receipts")), (b'{"receipts": {}}', {}, (400, "bad_receipts")), (b'{"receipts": null}', {}, (400, "bad_receipts")),
+    (b'{"receipts": []}', {"Device": ""}, (400, "no_device")), (b'{"receipts": [], "device": 1}', {"Device": ""}, (400, "no_device")),
+    (b'{"receipts": [], "device": "a b"}', {"Device": ""}, (400, "bad_device")), (b'{"receipts": []}', {"Device": "a b"}, (400, "bad_device")),
+    (b'{"receipts": []}', {"Content-Type": "text/plain"}, (415, "wrong_type")),
+    (orjson.dumps({"receipts": [{"event_id": "1-0"}] * 4}), {}, (413, "large_batch")),
+    (orjson.dumps({"receipts": ["x" * 2000]}), {}, (413, "large_body")),
+    (b'{"up_to": "1-0"}', {}, (400, "bad_up_to")), (b'{"up_to": 1, "channel": "c"}', {}, (400, "bad_up_to")),
+    (b'{"up_to": null, "channel": "c"}', {}, (400, "bad_up_to")), (b'{"up_to": "1-0", "channel": 1}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "x", "channel": "c"}', {}, (400, "bad_event_id")), (b'{"up_to": "1-0", "channel": "a b"}', {}, (400, "bad_channel")),
+    (b'{"up_to": "1-0", "channel": "c", "state": "processed"}', {}, (400, "bad_up_to")),
+])
+async def test_many_receipts_that_are_wrong_as_a_whole_are_refused(start, ask, body, headers, error):
+    await start(max_batch=3, max_batch_bytes=1024)
+    told = {"Device": "d", "Content-Type": JSON} | headers
+    assert (await ask("POST", "/feedback", body, **{name.replace("-", "_"): value for name, value in told.items()})).error == error
+
+
+@pytest.mark.parametrize("body", [{"receipts": []}, {"receipts": [], "device": "d"}, {"up_to": "1-0", "channel": "nosuch"}])
+async def test_no_receipts_are_answered_with_nothing(ask, body):
+    assert (await ask("POST", "/feedback?device=d", body)).json == {"results": []}
+
+
+async def test_up_to_says_delivered_of_all_that_is_still_owed(sent, ask, feedback, get):
+    ids = [await sent("d"), await sent(), await sent(), await sent("e", to="e"), await sent()]
+    await feedback("c", "d", ids[1], state="failed")
+    answer = await ask("POST", "/feedback", {"up_to": ids[3], "channel": "c", "state": "delivered"}, Device="d")
+    assert answer.json["results"] == [{"event_id": id, "state": "delivered", "duplicate": False} for id in (ids[0], ids[2])]
+    states = [{line["device"]: line["state"] for line in (await get(f"/events/c/{id}/devices"))["devices"]}.get("d") for id in ids]
+    assert states == ["delivered", "failed", "delivered", None, "sent"]
+
+
+async def test_up_to_takes_more_than_a_batch_holds(start, sent, push, ask):
+    await start(max_batch=2)
+    ids = [await sent("d"), *[await push("c") for _ in range(4)]]
+    assert len((await ask("POST", "/feedback", {"up_to": ids[-1], "channel": "c"}, Device="d")).json["results"]) == 5
+
+
+# One connection, many receipts: what is alike is recognised by its shape, and must be answered alike
+
+
+async def test_receipts_on_one_connection_are_each_answered_as_they_would_be_alone(sent, connect, push, get):
+    await sent("a", "b", "c2")
+    ids = [await push("c") for _ in range(3)]
+    other = await push("elsewhere")
+    wire_ = await connect()
+
+    async def say(device: str, id: str, body: bytes = b'{"state":"processed"}', **more: str) -> tuple[int, object]:
+        await wire_.send(wire.said("POST", "/feedback/c", body, {"Device": device, "Last-Event-ID": id, "Content-Type": JSON} | more))
+        answer = await wire_.answer()
+        return (answer.status, answer.json) if answer.status == 200 else answer.error
+
+    first, again = (200, {"state": "processed", "duplicate": False}), (200, {"state": "processed", "duplicate": True})
+    for id in ids:
+        assert await say("a", id) == first
+    assert await say("a", ids[0]) == again
+    assert await say("b", ids[0]) == first
+    assert await say("b", ids[0], b'{"state":"failed"}') == (409, "conflict")
+    assert await say("b", ids[1], b'{"state":"delivered","status":"ha\\u006cf"}') == (200, {"state": "delivered", "duplicate": False})
+    assert await say("b", ids[1], b'{"state":"done"}') == (400, "bad_state")
+    assert await say("b", ids[1], b"{") == (400, "bad_json")
+    assert await say("b", ids[1], b"") == first
+    assert await say("b", other) == (404, "unknown_event")
+    assert await say("b", "1-0") == (404, "unknown_event")
+    assert await say("b", "x") == (400, "bad_event_id")
+    assert await say("b/c", ids[2]) == (400, "bad_device")
+    assert await say("b", ids[2], b'{"state":"failed"}', **{"X": "another shape"}) == (200, {"state": "failed", "duplicate": False})
+    assert await say("c2", ids[0]) == first
+    status = await get(f"/events/c/{ids[0]}")
+    assert (status["counts"]["processed"], status["counts"]["sent"], status["complete"]) == (3, 0, True)
+
+
+async def test_a_connection_outlives_a_receipt_that_was_wrong_in_any_part(sent, connect):
+    id = await sent("d")
+    wire_ = await connect()
+    for target in ("/feedback/a%20b", "/feedback/%FF", "/feedback/", "/feedback/c", "/feedback/a/b"):
+        await wire_.send(wire.said("POST", target, b"{}", {"Device": "d", "Last-Event-ID": id, "Content-Type": JSON}))
+        assert (await wire_.answer()).status == (200 if target == "/feedback/c" else 400)
+
+
+async def test_pipelined_receipts_are_answered_in_order(sent, push, connect):
+    await sent("d")
+    ids = [await push("c") for _ in range(100)]
+    wire_ = await connect()
+    for is_duplicate in (False, True):
+        await wire_.send(b"".join(wire.said("POST", "/feedback/c", b"", {"Device": "d", "Last-Event-ID": id}) for id in [*ids, "1-0"]))
+        answers = [await wire_.answer() for _ in range(101)]
+        assert [answer.json for answer in answers[:-1]] == [{"state": "processed", "duplicate": is_duplicate}] * 100
+        assert answers[-1].error == (404, "unknown_event")
+
+
+# The ledger never lies
+
+WORDS = st.sampled_from(["delivered", "processed", "failed"])
+STEP = st.one_of(
+    st.tuples(st.just("join"), st.integers(0, 4)),
+    st.tuples(st.just("leave"), st.integers(0, 4)),
+    st.tuples(st.just("remove"), st.integers(0, 4)),
+    st.tuples(st.just("push"), st.sampled_from(["", "?receipt=delivered", "?to=d0&to=d1", "?ttl=5", "?receipt=none", "?ttl=5&to=d2"])),
+    st.tuples(st.just("receipt"), st.integers(0, 4), st.integers(0, 5), WORDS),
+    st.tuples(st.just("time"), st.integers(1, 6)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(STEP, max_size=30))
+def test_whatever_happens_the_states_add_up_to_the_audience(steps):
+    uvloop.run(_always_adds_up(steps))
+
+
+async def _always_adds_up(steps: list[tuple]) -> None:
+    server = Server(Config(port=0, backlog_events=4, keep_expired=3, max_attempts=2))
+    await server.start()
+    store, started = server.store, server.store.clock()
+    passed, ids, audiences = 0.0, [], {}
+    feeds: dict[int, wire.Feed] = {}
+    told: dict[tuple[int, str], str] = {}  # the hard state that a device was told stands, by device and event
+    store.clock = lambda: started + passed
+    try:
+        for verb, *what in steps:
+            if verb == "join" and what[0] not in feeds:
+                answer = await wire.request(server.port, "HEAD", "/feed/c")
+                assert answer.status == 200
+                if not store.devices.removed_since(f"d{what[0]}", store.clock() - 60):
+                    feeds[what[0]] = await wire.listen(server.port, "c", device=f"d{what[0]}")
+            elif verb == "leave" and what[0] in feeds:
+                feeds.pop(what[0]).close()
+            elif verb == "remove":
+                answer = await wire.request(server.port, "DELETE", f"/admin/devices/d{what[0]}")
+                assert answer.status in (204, 404)
+                if what[0] in feeds:
+                    feeds.pop(what[0]).close()
+            elif verb == "push":
+                pushed = (await wire.request(server.port, "POST", f"/push/c{what[0]}", b"1")).json
+                ids.append(pushed["id"])
+                audiences[pushed["id"]] = 0 if "none" in what[0] else pushed["audience"]
+            elif verb == "receipt" and ids:
+                device, id, word = what[0], ids[-1 - what[1] % len(ids)], what[2]
+                answer = await wire.request(server.port, "POST", f"/feedback/c?state={word}", Device=f"d{device}", Last_Event_ID=id)
+                assert answer.status in (200, 404, 409, 410)
+                if answer.status == 200 and answer.json["state"] in ("processed", "failed"):
+                    assert told.setdefault((device, id), answer.json["state"]) == answer.json["state"]
+            elif verb == "time":
+                passed += what[0]
+                store.sweep(store.clock(), server.hub.is_used)
+            await _check(server, ids, audiences, told)
+    finally:
+        for feed in feeds.values():
+            feed.close()
+        await server.stop()
+        await asyncio.sleep(0)
+
+
+async def _check(server: Server, ids: list[str], audiences: dict[str, int], told: dict[tuple[int, str], str]) -> None:
+    outstanding = 0
+    for id in ids:
+        answer = await wire.request(server.port, "GET", f"/events/c/{id}")
+        if answer.status == 410:
+            continue
+        status = answer.json
+        lines = (await wire.request(server.port, "GET", f"/events/c/{id}/devices")).json["devices"]
+        states = [line["state"] for line in lines]
+        assert status["audience"] == audiences[id] == sum(status["counts"].values()) == len(lines)
+        assert {state: count for state, count in status["counts"].items() if count} == {state: states.count(state) for state in set(states)}
+        owed = (await wire.request(server.port, "GET", f"/events/c/{id}/devices?state=outstanding")).json["devices"]
+        assert status["outstanding"] == len(owed)
+        for (device, event), state in told.items():
+            if event == id:
+                assert state in [line["state"] for line in lines if line["device"] == f"d{device}"]
+        outstanding += status["outstanding"]
+    assert server.store.ledger.outstanding == outstanding
+    assert len(server.store.ledger.entries) <= 4

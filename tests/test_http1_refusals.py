@@ -1,0 +1,335 @@
+"""What the front door does not let in: the malformed, the too long, the too large and the too slow. Each is told why in JSON, after
+the answers to all that came before it, and is then let go."""
+
+import asyncio
+
+import pytest
+from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, opened, request, turns  # noqa: F401
+
+from pere import http1
+
+HOST = b"Host: a\r\n"
+GET = b"GET /echo HTTP/1.1\r\n" + HOST
+POST = b"POST /hot HTTP/1.1\r\n" + HOST
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+BAD = (400, "bad_http")
+
+MALFORMED = {
+    "length and chunks": (POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BAD),
+    "chunks and length": (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", BAD),
+    "two lengths": (POST + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nbody", BAD),
+    "the same length twice": (POST + b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nbody", BAD),
+    "a list of lengths": (POST + b"Content-Length: 4, 4\r\n\r\nbody", BAD),
+    "a length with a sign": (POST + b"Content-Length: +4\r\n\r\nbody", BAD),
+    "a negative length": (POST + b"Content-Length: -4\r\n\r\nbody", BAD),
+    "a hexadecimal length": (POST + b"Content-Length: 0x4\r\n\r\nbody", BAD),
+    "a length in two words": (POST + b"Content-Length: 4 4\r\n\r\nbody", BAD),
+    "an empty length": (POST + b"Content-Length:\r\n\r\n", BAD),
+    "a length beyond all numbers": (POST + b"Content-Length: 99999999999999999999999\r\n\r\n", BAD),
+    "chunks of chunks": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BAD),
+    "chunks in gzip": (POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", BAD),
+    "gzip in chunks": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", (501, "transfer_encoding")),
+    "gzip without chunks": (POST + b"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n", (501, "transfer_encoding")),
+    "chunks by HTTP/1.0": (b"POST /hot HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BAD),
+    "a chunk of no size": (CHUNKED + b"\r\nbody\r\n0\r\n\r\n", BAD),
+    "a chunk of bad size": (CHUNKED + b"four\r\nbody\r\n0\r\n\r\n", BAD),
+    "a chunk of negative size": (CHUNKED + b"-4\r\nbody\r\n0\r\n\r\n", BAD),
+    "a chunk of a size beyond all numbers": (CHUNKED + b"fffffffffffffffff\r\nbody\r\n0\r\n\r\n", BAD),
+    "a chunk longer than its size": (CHUNKED + b"3\r\nbody\r\n0\r\n\r\n", BAD),
+    "a space behind the size of a chunk": (CHUNKED + b"4 \r\nbody\r\n0\r\n\r\n", BAD),
+    "bare line feeds around chunks": (CHUNKED + b"4\nbody\n0\n\n", BAD),
+    "a folded header": (GET + b"X: a\r\n b\r\n\r\n", BAD),
+    "a fold before all headers": (b"GET /echo HTTP/1.1\r\n Host: a\r\n\r\n", BAD),
+    "a space before the colon": (GET + b"X : a\r\n\r\n", BAD),
+    "a header without a colon": (GET + b"X\r\n\r\n", BAD),
+    "a header without a name": (GET + b": a\r\n\r\n", BAD),
+    "a bare line feed in the line": (b"GET /echo HTTP/1.1\n" + HOST + b"\r\n", BAD),
+    "a bare line feed in the headers": (GET + b"X: a\n\r\n", BAD),
+    "a bare return in a value": (GET + b"X: a\rb\r\n\r\n", BAD),
+    "NUL in a value": (GET + b"X: a\0b\r\n\r\n", BAD),
+    "NUL in a name": (GET + b"X\0: a\r\n\r\n", BAD),
+    "NUL in the target": (b"GET /ec\0ho HTTP/1.1\r\n" + HOST + b"\r\n", BAD),
+    "a control character in a value": (GET + b"X: \x01\r\n\r\n", BAD),
+    "a space in the target": (b"GET /echo and more HTTP/1.1\r\n" + HOST + b"\r\n", BAD),
+    "UTF-8 in the target": ("GET /écho HTTP/1.1\r\nHost: a\r\n\r\n".encode(), BAD),
+    "no target": (b"GET HTTP/1.1\r\n" + HOST + b"\r\n", BAD),
+    "a target that begins nowhere": (b"GET echo HTTP/1.1\r\n" + HOST + b"\r\n", BAD),
+    "a target of another protocol": (b"GET ftp://a/echo HTTP/1.1\r\n" + HOST + b"\r\n", (400, "bad_target")),
+    "a tunnel": (b"CONNECT a:443 HTTP/1.1\r\n" + HOST + b"\r\n", (400, "bad_target")),
+    "no Host": (b"GET /echo HTTP/1.1\r\nX: a\r\n\r\n", (400, "no_host")),
+    "two Hosts": (GET + HOST + b"\r\n", (400, "repeated_header")),
+    "two Devices": (POST + b"Device: a\r\nDevice: b\r\nContent-Length: 0\r\n\r\n", (400, "repeated_header")),
+    "two events": (POST + b"Last-Event-ID: 1-1\r\nlast-event-id: 1-2\r\nContent-Length: 0\r\n\r\n", (400, "repeated_header")),
+    "garbage": (b"\x8f\x1d\x00\xffgarbage\r\n\r\n", (501, "unknown_method")),
+    "the hello of TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", (501, "unknown_method")),
+    "a method that is none": (b"BREW /echo HTTP/1.1\r\n" + HOST + b"\r\n", (501, "unknown_method")),
+    "a method in lower case": (b"get /echo HTTP/1.1\r\n" + HOST + b"\r\n", (501, "unknown_method")),
+    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", BAD),
+    "HTTP/2 in words": (b"GET /echo HTTP/2.0\r\n" + HOST + b"\r\n", (505, "http_version")),
+    "HTTP/0.9": (b"GET /echo\r\n\r\n", BAD),
+    "HTTP/1.2": (b"GET /echo HTTP/1.2\r\n" + HOST + b"\r\n", BAD),
+    "an expectation": (POST + b"Expect: the-unexpected\r\nContent-Length: 4\r\n\r\nbody", (417, "expectation")),
+    "a compressed body": (POST + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody", (415, "content_encoding")),
+    "a body for another protocol": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody", (501, "upgrade")),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_what_is_malformed_is_refused_however_it_comes(name):
+    bad, error = MALFORMED[name]
+    async with opened() as house:
+        [whole] = await house.answers(bad)
+        assert (whole.error, whole.headers["connection"]) == (error, "close")
+        [dripped] = await house.answers(*(bad[i : i + 1] for i in range(len(bad))))
+        assert facts(dripped) == facts(whole)
+        [followed] = await house.answers(bad + GET + b"\r\n", GET, b"\r\n")
+        assert facts(followed) == facts(whole)
+        *before, last = await house.answers(request("POST /hot", b"one") + request("GET /echo") + bad)
+        assert [answer.status for answer in before] == [200, 200]
+        assert facts(last) == facts(whole)
+        assert house.door.routes[b"POST /hot"].tally[200] == 1, "nobody behind the door saw any of them"
+
+
+async def test_a_refusal_waits_for_its_turn():
+    async with opened() as house:
+        for path in ("GET /slow/a", "POST /later/a"):
+            caller = await house.caller()
+            await caller.say(request(path) + request("GET /echo") + b"garbage\r\n\r\n" + request("GET /slow/never"))
+            await eventually(lambda: house.stage.reached)
+            house.stage.reached.clear()
+            house.stage.gate.set()
+            if house.stage.asks:
+                house.stage.asks[0].answer(200, b"{}")
+            assert [answer.status for answer in await caller.answers()] == [200, 200, 501]
+            assert house.stage.reached == []
+
+
+async def test_a_head_that_is_refused_gets_no_body():
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(b"HEAD /echo HTTP/1.1\r\n\r\n")
+        answer = await caller.answer("HEAD")
+        assert answer.status == 400
+        assert int(answer.headers["content-length"]) > 0
+        assert await caller.rest() == b""
+
+
+async def test_a_tunnel_to_a_path_is_answered_and_is_the_end(monkeypatch):
+    monkeypatch.setattr(http1, "SWEEP", 0.02)
+    monkeypatch.setattr(http1, "LINGER", 0.05)
+    async with opened() as house:
+        answers = await house.answers(b"CONNECT /echo HTTP/1.1\r\n" + HOST + b"\r\n", GET + b"\r\n")
+        assert [answer.error for answer in answers] == [(405, "wrong_method")]
+
+
+# Too long
+
+
+@pytest.mark.parametrize("step", [100_000, 700, 97])
+@pytest.mark.parametrize(("head", "error"), [
+    (b"GET /echo?%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"q" * 8300), (414, "long_line")),
+    (b"GET /echo?%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"q" * 30_000), (414, "long_line")),
+    (b"GET /echo HTTP/1.1\r\nHost: a\r\n%b\r\n" % (b"X: a\r\n" * 2800), (431, "long_headers")),
+    (b"GET /echo HTTP/1.1\r\nHost: a\r\nX: %b\r\n\r\n" % (b"a" * 17_000), (431, "long_headers")),
+    (b"GET /echo HTTP/1.1\r\nX: %b\r\nHost: a\r\n\r\n" % (b"a" * 30_000), (431, "long_headers")),
+    (b"GET /echo HTTP/1.1\r\n%b: a\r\nHost: a\r\n\r\n" % (b"X" * 30_000), (431, "long_headers")),
+], ids=["line", "very long line", "many headers", "header", "first header", "name"])
+async def test_a_head_is_only_so_long_in_one_piece_and_in_many(head, error, step):
+    async with opened() as house:
+        [answer] = await house.answers(*(head[i : i + step] for i in range(0, len(head), step)))
+        assert answer.error == error
+
+
+async def test_a_head_without_an_end_is_not_kept():
+    async with opened() as house:
+        for start, error in ((b"GET /", 414), (b"GET / HTTP/1.1\r\nX: ", 431)):
+            caller = await house.caller()
+            await caller.say(start, *[b"a" * 1000] * 60)
+            assert [answer.status for answer in await caller.answers()] == [error]
+
+
+async def test_a_head_up_to_its_limits_is_taken():
+    async with opened(max_line_bytes=256, max_header_bytes=1024) as house:
+        fits = b"GET /echo?%b HTTP/1.1\r\nHost: a\r\nX: %b\r\nConnection: close\r\n\r\n" % (b"q" * 240, b"a" * 985)
+        for step in (2000, 50):
+            answers = await house.answers(*(fits[i : i + step] for i in range(0, len(fits), step)))
+            assert [answer.status for answer in answers] == [200]
+        assert (await house.ask(fits.replace(b"q" * 240, b"q" * 260))).error == (414, "long_line")
+        assert (await house.ask(fits.replace(b"a" * 985, b"a" * 1000))).error == (431, "long_headers")
+
+
+async def test_the_limit_of_headers_holds_where_lines_may_be_longer():
+    async with opened(max_line_bytes=8192, max_header_bytes=1024) as house:
+        assert (await house.ask(request("GET /echo", b"", "X: " + "a" * 2000))).error == (431, "long_headers")
+
+
+# Too large
+
+
+async def test_a_body_is_refused_before_it_comes():
+    async with opened() as house:
+        for expect in ("", "Expect: 100-continue"):
+            caller = await house.caller()
+            await caller.say(POST.replace(b"hot", b"small") + b"Content-Length: 9\r\n" + (expect + "\r\n").encode().lstrip() + b"\r\n")
+            assert (await caller.answer()).error == (413, "large_body")
+
+
+async def test_each_route_has_its_own_limit():
+    async with opened(max_event_bytes=100) as house:
+        for path, limit in (("small", 8), ("hot", 100_000), ("echo", 100)):
+            for size, statuses in ((limit, [200, 200]), (limit + 1, [413])):
+                whole, body = b"POST /%b HTTP/1.1\r\nHost: a\r\n" % path.encode(), b"b" * size
+                assert [a.status for a in await house.answers(whole + b"Content-Length: %d\r\n\r\n" % size + body + LAST)] == statuses
+                pieces = [body[i : i + size // 3 + 1] for i in range(0, size, size // 3 + 1)]
+                in_chunks = whole + b"Transfer-Encoding: chunked\r\n\r\n" + chunks(*pieces) + LAST
+                assert [a.status for a in await house.answers(in_chunks)] == statuses
+
+
+async def test_a_client_that_is_refused_may_finish_what_it_says_and_reads_why():
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(POST + b"Content-Length: 300000\r\n\r\n", *[b"b" * 10_000] * 30)
+        assert (await caller.answer()).error == (413, "large_body")
+        assert await caller.rest() == b""
+
+
+@pytest.mark.parametrize("around", [b"X: %b\r\n", b"%b: x\r\n", b"%b"])
+async def test_what_stands_around_the_chunks_has_a_limit_too(around):
+    async with opened() as house:
+        caller = await house.caller()
+        before, after = (around % b"|").split(b"|")
+        end = b"0\r\n" if b":" in around else b"4;"
+        await caller.say(CHUNKED.replace(b"hot", b"small") + end + before, *[b"a" * 4000] * 20)
+        assert (await caller.answer()).error == (413, "large_body")
+        assert house.heard < 40_000 + 81_000
+
+
+async def test_a_body_may_come_in_the_smallest_of_chunks():
+    async with opened() as house:
+        step, said = 500, CHUNKED + chunks(*[b"b"] * 5000)
+        caller = await house.caller()
+        await caller.say(*(said[i : i + step] for i in range(0, len(said), step)))
+        assert (await caller.answer()).json["body"] == "b" * 5000
+
+
+# Too slow
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """The door looks all the time at who is too slow."""
+    monkeypatch.setattr(http1, "SWEEP", 0.02)
+    monkeypatch.setattr(http1, "LINGER", 0.05)
+
+
+@pytest.mark.parametrize("said", [b"", b"G", request("GET /echo"), request("POST /hot"), request("POST /receipt/a", b"", "Device: a", "Last-Event-ID: 1")])
+async def test_who_asks_nothing_is_let_go_without_a_word(hurried, said):
+    async with opened(idle_timeout=0.2) as house:
+        caller = await house.caller()
+        await caller.say(said)
+        if len(said) > 1:
+            assert (await caller.answer()).status == 200
+        assert await caller.rest() == b""
+
+
+async def dripping(caller, drop):
+    """The answers to a client that says this again and again and never comes to an end."""
+    answers = asyncio.create_task(caller.answers())
+    for _ in range(100):
+        await caller.say(drop)
+        await asyncio.sleep(0.02)
+        if answers.done():
+            return await answers
+    raise AssertionError("it could go on for ever")
+
+
+@pytest.mark.parametrize(("said", "drop"), [(b"GET /ec", b"h"), (GET, b"X: a\r\n"), (request("GET /echo") + b"GET /ec", b"h")])
+async def test_a_head_has_so_much_time_in_all(hurried, said, drop):
+    async with opened(head_timeout=0.3) as house:
+        caller = await house.caller()
+        await caller.say(said)
+        *before, last = await dripping(caller, drop)
+        assert [answer.status for answer in before] == [200] * said.count(b"\r\n\r\n")
+        assert last.error == (408, "slow_request")
+
+
+async def test_a_body_has_so_much_time_in_all(hurried):
+    async with opened(body_timeout=0.3) as house:
+        for head, drop in ((POST + b"Content-Length: 1000\r\n\r\n", b"b"), (CHUNKED, b"1\r\nb\r\n")):
+            caller = await house.caller()
+            await caller.say(head)
+            [answer] = await dripping(caller, drop)
+            assert answer.error == (408, "slow_request")
+
+
+async def test_nobody_hurries_a_request_that_is_being_answered(hurried):
+    async with opened(idle_timeout=0.1, head_timeout=0.1, body_timeout=0.1) as house:
+        caller = await house.caller()
+        await caller.say(request("GET /slow/a") + b"GET /ec")
+        await asyncio.sleep(0.4)
+        house.stage.gate.set()
+        assert (await caller.answer()).json == "a"
+        assert (await caller.answer()).error == (408, "slow_request")
+
+
+async def test_who_never_reads_its_answer_is_cut(hurried):
+    async with opened(stuck_after=1.0) as house:
+        for line in ("GET /whole/2000000", "GET /pieces?size=200000"):
+            for version in (b"1.1", b"1.0"):
+                caller = await house.caller(receive_buffer=4096)
+                await caller.say(request(line).replace(b"1.1", version))
+        await eventually(lambda: not house.door.connections)
+
+
+async def test_who_never_reads_small_answers_is_cut_too(hurried):
+    async with opened(stuck_after=1.0, idle_timeout=0.2) as house:
+        caller = await house.caller(receive_buffer=4096)
+        await turns(5)
+        [connection] = house.door.connections
+        while not connection.transport.get_write_buffer_size():
+            await caller.say(request("GET /whole/5000"))
+        await eventually(lambda: not house.door.connections)
+
+
+async def test_who_reads_slowly_but_reads_is_not_cut(hurried):
+    async with opened(stuck_after=1.0) as house:
+        caller, size = await house.caller(receive_buffer=4096), 400_000
+        await caller.say(request(f"GET /whole/{size}"))
+        got = b""
+        for _ in range(20):
+            await asyncio.sleep(0.08)
+            got += await caller.exactly(10_000)
+        got += await caller.exactly(size - len(got))
+        assert b"200 OK" in got
+
+
+@pytest.mark.parametrize("line", ["POST /hot", "GET /echo", "POST /receipt/a"])
+async def test_who_does_not_read_its_answers_may_not_go_on_asking(line):
+    async with opened() as house:
+        caller, one = await house.caller(receive_buffer=4096), request(line, b"", "Device: a", "Last-Event-ID: 1", "X-Pad: " + "p" * 500)
+        asked = 0
+        while True:
+            heard = house.heard
+            await caller.say(one)
+            if house.heard == heard:
+                break
+            asked += 1
+            assert asked < 5000, "it could go on for ever"
+        # Now it reads, and gets all that it asked for.
+        for _ in range(asked + 1):
+            assert (await caller.answer()).status == 200
+        await caller.say(one)
+        assert (await caller.answer()).status == 200
+
+
+async def test_who_was_refused_and_talks_on_is_cut(hurried):
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(b"garbage\r\n\r\n")
+        assert (await caller.answer()).status == 501
+        for _ in range(300):
+            await caller.say(b"more garbage")
+            if not house.door.connections:
+                break
+            await asyncio.sleep(0.01)
+        assert not house.door.connections

@@ -1,0 +1,128 @@
+"""Names that may go into a header, a log line or an SSE field, and the patterns that mean several."""
+
+import string
+from ast import literal_eval
+from functools import lru_cache
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pere.errors import BadRequest
+from pere.names import channel_name, device_name, event_type, is_pattern, pattern, shown
+
+COMMON = string.ascii_letters + string.digits + "_.:~-"
+KINDS = [
+    pytest.param(channel_name, COMMON, "bad_channel", id="channel"),
+    pytest.param(device_name, COMMON + "@", "bad_device", id="device"),
+    pytest.param(event_type, COMMON + "/", "bad_type", id="event type"),
+]
+
+# Mostly what is almost a name: the last of these end a line for some reader, or are digits and letters of other scripts.
+ALMOST = st.text(st.sampled_from(COMMON + "@/*% ,;\"'\\\0\r\n\t\x0b\x85\u2028é٣Ａ"), max_size=6)
+
+
+@pytest.mark.parametrize("check, letters, code", KINDS)
+@given(text=ALMOST)
+@example("a\n")  # which `$` at the end of an expression would let through
+@example("")
+def test_a_name_is_made_of_its_letters_only(check, letters, code, text):
+    if text and set(text) <= set(letters):
+        assert check(text) == text
+        return
+    with pytest.raises(BadRequest) as caught:
+        check(text)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("check, letters, code", KINDS)
+def test_a_name_has_128_letters_at_most_and_all_of_them_may_be_used(check, letters, code):
+    for letter in letters:
+        assert check(letter) == letter
+    assert check("a" * 128) == "a" * 128
+    with pytest.raises(BadRequest):
+        check("a" * 129)
+
+
+def test_the_names_of_control_frames_cannot_be_pushed():
+    for text in ("pere.hello", "pere."):
+        with pytest.raises(BadRequest, match="control frames"):
+            event_type(text)
+    assert event_type("pere") == "pere"
+    assert event_type("peres.order") == "peres.order"
+
+
+@given(ALMOST)
+@example("\ud800")
+def test_what_a_stranger_sent_stands_in_an_error_on_one_short_printable_line(text):
+    assert shown(text, 3).isprintable()
+    assert literal_eval(shown(text, 3)) == (text if len(text) <= 3 else text[:3] + "...")
+
+
+# Patterns
+
+
+@pytest.mark.parametrize("text, meant, others", [
+    ("news", ["news"], ["new", "newss", "news.eu"]),
+    ("orders.*", ["orders.eu", "orders."], ["orders", "orders.eu.1", "order.eu"]),
+    ("*.eu", ["orders.eu", ".eu"], ["orders.us", "a.b.eu"]),
+    ("orders.*.paid", ["orders.7.paid"], ["orders.paid", "orders.7.8.paid"]),
+    ("o*s", ["orders", "os", "odds"], ["o.s", "order"]),
+    ("*", ["orders"], ["orders.eu"]),
+    ("orders.**", ["orders.eu", "orders.eu.1"], ["orders", "orders."]),
+    ("**", ["a", "a.b.c"], [""]),
+    ("a-b.c", ["a-b.c"], ["a-bxc", "ab.c"]),
+])
+def test_a_star_stays_within_its_part_and_two_at_the_end_mean_any_rest(text, meant, others):
+    matches = pattern(text)
+    assert [name for name in meant + others if matches(name)] == meant
+
+
+def by_definition(pattern: str, channel: str) -> bool:
+    """Letter by letter, what a pattern means."""
+
+    @lru_cache(None)
+    def meant(p: str, c: str) -> bool:
+        if p == "**":
+            return c != ""
+        if not p:
+            return c == ""
+        if p[0] == "*":
+            return meant(p[1:], c) or (c[:1] not in ("", ".") and meant(p, c[1:]))
+        return c[:1] == p[0] and meant(p[1:], c[1:])
+
+    return meant(pattern, channel)
+
+
+@given(st.text("a.*b", min_size=1, max_size=9), st.text("ab.", max_size=9))
+@example("a*ab*b**", "aabb")
+@example("***", "a")
+def test_a_pattern_means_what_it_means_letter_by_letter(text, channel):
+    head = text.removesuffix("**")
+    if "**" in head:
+        with pytest.raises(BadRequest, match="only at the end"):
+            pattern(text)
+    else:
+        assert bool(pattern(text)(channel)) == by_definition(text, channel)
+
+
+@pytest.mark.parametrize("hostile", ["*a" * 63 + "*", "a*" * 60 + "b", "*." * 63 + "b", "*a*." * 31 + "b", "a*" * 62 + "b**", "*" + "a" * 120 + "**"])
+@pytest.mark.parametrize("channel", ["a" * 128, "a." * 64, "aa." * 42 + "c", "ab" * 64])
+def test_no_pattern_takes_longer_than_the_patience_of_a_test(hostile, channel):
+    # Where each star tries every end for itself, one of these would take longer than there has been time.
+    assert bool(pattern(hostile)(channel)) == by_definition(hostile, channel)
+
+
+@given(ALMOST)
+def test_a_pattern_is_made_of_the_letters_of_channels_and_stars(text):
+    if text and set(text) <= set(COMMON + "*"):
+        assert "**" in text or pattern(text)
+    else:
+        with pytest.raises(BadRequest) as caught:
+            pattern(text)
+        assert caught.value.code == "bad_channel"
+
+
+def test_only_a_star_makes_a_pattern():
+    assert is_pattern("orders.*")
+    assert not is_pattern("orders.eu")
