@@ -222,8 +222,11 @@ def _refusal(response: httpx.Response) -> Refusal:
         code, message = answer["error"], answer["message"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         kind = response.headers.get("Content-Type", "no content")
-        code, message = f"http_{response.status_code}", f"{response.url} answered {response.status_code} {response.reason_phrase} ({kind})"
-    return Refusal(code, message, status=response.status_code, retry_after=int(after) if after.isdigit() else None)
+        code = f"http_{response.status_code}"
+        message = f"{response.url} answered {response.status_code} {response.reason_phrase} ({kind})"
+    # isdigit() alone would pass a superscript two, and int() raises for that and for thousands of digits.
+    is_number = after.isascii() and after.isdigit() and len(after) < 10
+    return Refusal(code, message, status=response.status_code, retry_after=int(after) if is_number else None)
 
 
 def _part(text: str) -> str:

@@ -52,7 +52,8 @@ class Owner(Protocol):
 class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
 
-    __slots__ = ("device", "fd", "form", "greeting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "written")
+    __slots__ = ("device", "fd", "form", "greeting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
+                 "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
         self.owner = owner
@@ -64,7 +65,8 @@ class Feed(asyncio.Protocol):
         self.places: tuple[Place, ...] = ()
         self.live = False
         self.reason = ""
-        self.stuck_since = 0.0
+        self.stuck_since = 0.0  # since when the socket is full and takes nothing
+        self.unsent = 0  # bytes that waited for it when we last looked
         self.written = now
         self.fd: int = transport.get_extra_info("socket").fileno()
         # Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport.
@@ -135,6 +137,7 @@ class Feed(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.stuck_since = 0.0
+        self.unsent = 0
         if not self.reason:
             self.owner.catch_up(self)
 

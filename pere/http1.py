@@ -229,6 +229,8 @@ class Connection(asyncio.Protocol):
                         return
         if self._closing:
             return
+        if self._door.outbox:
+            self._door.flush()  # one of them may be ours, and what is answered below is written at once
         self._shape = None
         self._received = len(data)
         try:
@@ -546,15 +548,14 @@ class Connection(asyncio.Protocol):
         """The request is done with: on to the next, or the end."""
         self._busy = None
         self._since = self._door.wheel.now
-        if ask.refusal is not None:
-            # Closing now would reset the connection under what the client is still sending, and it would never read why.
+        if not ask.keep_alive:
+            # RFC 9112, 9.6: closing now would reset the connection under what the client is still sending, and it might never read
+            # this answer. It closes when it has, or `check` does.
+            self._closing = True
+            if self._is_full() and not self._stuck:
+                self.transport.resume_reading()
             self._pending = None
             self.transport.write_eof()
-            return
-        if not ask.keep_alive:
-            self._closing = True
-            self._pending = None
-            self.transport.close()
             return
         if self._pending:
             self._go_on()

@@ -10,12 +10,14 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from itertools import groupby
+from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
 import orjson
 
 from pere import sse
+from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Unavailable
@@ -33,9 +35,9 @@ BATCH_EVENTS = 512
 
 class Channel:
     """Who listens to one channel. `live` holds, per form of frame, the places of feeds that are up to date, by descriptor;
-    `flushed` is the ordinal up to which they have been written to."""
+    `flushed` is the ordinal up to which they have been written to. `feeds` counts all, `shared` those of many channels."""
 
-    __slots__ = ("feeds", "flushed", "live", "name", "pending", "shelf", "written")
+    __slots__ = ("feeds", "flushed", "live", "name", "pending", "shared", "shelf", "written")
 
     def __init__(self, name: str, shelf: Shelf, now: float):
         self.name = name
@@ -44,6 +46,7 @@ class Channel:
         self.pending: list[Event] = []
         self.flushed = shelf.backlog.last
         self.feeds = 0
+        self.shared = 0
         self.written = now
 
 
@@ -75,9 +78,9 @@ class Hub:
         """The store has kept an event: broadcast it at the end of this turn of the loop."""
         channel = self.channels.get(event.channel)
         if channel is None:
-            channel = self._born(event)
-            if channel is None:
+            if not self._wanting(event.channel):
                 return
+            channel = self._born(event.channel, event.ordinal - 1)
         if not channel.pending:
             if not self._dirty:
                 self._fresh_since = perf_counter()
@@ -85,30 +88,43 @@ class Hub:
             self._dirty.append(channel)
         channel.pending.append(event)
 
-    def _born(self, event: Event) -> Channel | None:
-        """A channel that nobody listened to yet: those feeds join whose pattern means it."""
-        for wanted, feeds in self._wildcards.items():
-            if compiled(wanted)(event.channel):
-                for feed in feeds:
-                    if all(place.channel.name != event.channel for place in feed.places):
-                        place = self._place(feed, event.channel)
-                        place.ordinal = event.ordinal - 1
-                        place.channel.flushed = event.ordinal - 1
-                        if feed.live:
-                            self._enter(place)
-        return self.channels.get(event.channel)
+    def _wanting(self, name: str) -> set[Feed]:
+        """The feeds that listen to a channel by a pattern."""
+        return {feed for wanted, feeds in self._wildcards.items() if compiled(wanted)(name) for feed in feeds}
+
+    def _born(self, name: str, newest: int) -> Channel:
+        """A channel that nobody listened to yet: those feeds join whose pattern means it, to read on after the ordinal `newest`."""
+        channel = self.channels[name] = Channel(name, self._store.open(name), self._wheel.now)
+        channel.flushed = newest
+        for feed in self._wanting(name):
+            place = self._place(feed, name)
+            place.ordinal = newest
+            channel.shared += 1
+            if place.member is not None:
+                place.member.since = self._store.clock()
+            if feed.live:
+                self._enter(place)
+        return channel
 
     def flush(self) -> None:
         """Broadcast what is pending."""
         dirty, self._dirty = self._dirty, []
+        shared = [channel for channel in dirty if channel.shared]
+        if len(shared) > 1:
+            # A feed of many channels has one Last-Event-ID for all: were an id to step back, who breaks off there would miss an event.
+            events = sorted((event for channel in shared for event in channel.pending), key=_id)
+            for channel in shared:
+                channel.pending = []
+            by_name = {channel.name: channel for channel in shared}
+            for name, run in groupby(events, _channel):
+                self._broadcast(by_name[name], list(run))
         for channel in dirty:
-            self._broadcast(channel)
+            pending, channel.pending = channel.pending, []
+            self._broadcast(channel, pending)
         if dirty:
             self.on_fanout(perf_counter() - self._fresh_since)
 
-    def _broadcast(self, channel: Channel) -> None:
-        events, channel.pending = channel.pending, []
-        channel.written = self._wheel.now
+    def _broadcast(self, channel: Channel, events: list[Event]) -> None:
         for is_addressed, run in groupby(events, _is_addressed):
             batch = list(run)
             if is_addressed:
@@ -116,6 +132,7 @@ class Hub:
                     self._write_to(channel, event)
             else:
                 channel.flushed = batch[-1].ordinal
+                channel.written = self._wheel.now
                 for form, places in channel.live.items():
                     if not places:
                         continue
@@ -154,16 +171,27 @@ class Hub:
             for feed in device.feeds if device is not None else ():
                 if feed.live and any(place.channel is channel for place in feed.places):
                     self.deliveries += 1
+                    feed.written = self._wheel.now
                     if not feed.write(event.frame(feed.form)) and not feed.reason:
                         self._fall_behind(feed)
 
     # A feed comes
 
-    def admit(self, device: str) -> None:
-        """Raises Unavailable where no more feeds are taken; a device that has its share loses its oldest one instead."""
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> None:
+        """All that can still be refused: the device is registered on all that it wants, or on nothing. Raises Unavailable where no more
+        feeds or devices are taken; a device that has its share of feeds loses its oldest one instead."""
         if len(self.feeds) >= self._config.max_feeds:
             raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
-        known = self._store.devices.get(device) if device else None
+        store, known = self._store, self._store.devices.get(device) if device else None
+        held = known.channels if known is not None else ()
+        fresh = [name for name in self._meant(channels, patterns) if name not in held] if device else []
+        try:
+            for name in fresh:
+                store.register(name, device)
+        except Unavailable:
+            for name in fresh:
+                store.unregister(name, device)
+            raise
         if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
 
@@ -177,15 +205,15 @@ class Hub:
         store = self._store
         known = store.devices.add(device) if device else None
         feed = Feed(self, transport, form, known, patterns, self._wheel.now)
-        names = dict.fromkeys(channels)
+        for name in self._meant(channels, patterns):
+            self._begin(self._place(feed, name), start, cursor)
         for pattern in patterns:
             if device:
                 store.want(device, pattern)
-            meant = compiled(pattern)
-            names.update((name, None) for name in store.shelves() if meant(name))
             self._wildcards.setdefault(pattern, set()).add(feed)
-        for name in names:
-            self._begin(self._place(feed, name), start, cursor)
+        if patterns or len(feed.places) > 1:
+            for place in feed.places:
+                place.channel.shared += 1
         feed.greeting = greeting + self._hello(feed) + feed.greeting
         if known is not None:
             store.devices.open(known, feed)
@@ -195,6 +223,13 @@ class Hub:
         self._wheel.add(feed, self._config.heartbeat)
         self.catch_up(feed)
         return feed
+
+    def _meant(self, channels: Iterable[str], patterns: Iterable[str]) -> dict[str, None]:
+        """The channels that are named, and those of today that a pattern means, each once."""
+        names = dict.fromkeys(channels)
+        for pattern in patterns:
+            names.update((name, None) for name in filter(compiled(pattern), self._store.shelves()))
+        return names
 
     def _hello(self, feed: Feed) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
@@ -216,7 +251,7 @@ class Hub:
         member = self._store.register(name, feed.device.name) if feed.device is not None else None
         channel = self.channels.get(name)
         if channel is None:
-            channel = self.channels[name] = Channel(name, self._store.open(name), self._wheel.now)
+            channel = self._born(name, self._store.open(name).backlog.last)
         channel.feeds += 1
         place = Place(feed, channel, member, channel.shelf.backlog.last)
         feed.places += (place,)
@@ -230,9 +265,8 @@ class Hub:
         if member is not None:
             member.since = member.seen = now
             member.last_id = cursor or member.last_id
-        newest = backlog.at(backlog.last)
-        place.id = cursor if cursor is not None else newest.id if newest is not None else 0
         wanted = cursor if cursor is not None else start
+        place.id = wanted if wanted is not None else _id_at(backlog, backlog.last)
         if is_new or (cursor is None and start is not None):
             if wanted is None:
                 return
@@ -241,6 +275,9 @@ class Hub:
                 # How many there were is not known: those who could have counted them have gone.
                 place.feed.greeting += self._gap(place, None)
             if member is not None:
+                # What came before that is still owed, if it was not answered.
+                place.known = place.read = place.ordinal
+                place.sent = backlog.last if member.live else member.position
                 place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
             return
         assert member is not None
@@ -250,6 +287,8 @@ class Hub:
         place.ordinal = min(place.read, self._store.settled(shelf, member))
         if place.sent < backlog.first - 1:
             place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
+        if cursor is None:
+            place.id = _id_at(backlog, place.ordinal)
 
     # A feed reads
 
@@ -330,9 +369,8 @@ class Hub:
     def _join(self, feed: Feed) -> None:
         """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
         what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice."""
-        for place in feed.places:
-            if place.channel.pending:
-                self._broadcast(place.channel)
+        if any(place.channel.pending for place in feed.places):
+            self.flush()
         if feed.reason:
             return
         feed.live = True
@@ -371,11 +409,12 @@ class Hub:
                 self._exit(place)
         else:
             self.behind -= 1
-        now = self._store.clock()
+        now, is_shared = self._store.clock(), bool(feed.patterns) or len(feed.places) > 1
         for place in feed.places:
             if place.member is not None:
                 place.member.seen = now
             place.channel.feeds -= 1
+            place.channel.shared -= is_shared
             if not place.channel.feeds:
                 del self.channels[place.channel.name]
         for pattern in feed.patterns:
@@ -390,6 +429,10 @@ class Hub:
     def beat(self, feed: Feed, now: float) -> float:
         """The feed's turn on the wheel: a comment if it was silent for a heartbeat, the end if its socket is stuck."""
         if feed.stuck_since:
+            unsent = feed.transport.get_write_buffer_size()
+            if unsent < feed.unsent:
+                feed.stuck_since = now  # slow, but not stuck: it took something since we last looked
+            feed.unsent = unsent
             if now - feed.stuck_since >= self._config.stuck_after:
                 feed.close(SLOW)
                 return 0.0
@@ -419,11 +462,20 @@ class Hub:
 def bye(reason: str, retry: float) -> bytes:
     """`pere.bye`: why the feed ends, and in how many seconds to come back."""
     told = orjson.dumps({"reason": reason, "retry": round(retry, 3)})
-    return b"retry: %d\n" % (retry * 1000) + sse.frame(told, event=b"pere.bye")
+    return b"retry: %d\n" % round(retry * 1000) + sse.frame(told, event=b"pere.bye")
+
+
+_id, _channel = attrgetter("id"), attrgetter("channel")
 
 
 def _is_addressed(event: Event) -> bool:
     return event.to is not None
+
+
+def _id_at(backlog: Backlog, ordinal: int) -> int:
+    """The id of the event with this ordinal; 0 where it is not kept, and so not known."""
+    event = backlog.at(ordinal)
+    return event.id if event is not None else 0
 
 
 def _mark(place: Place) -> None:

@@ -36,6 +36,10 @@ def io_loop(request: pytest.FixtureRequest) -> Iterator[IOLoop]:
     loop.close()
 
 
+# For what takes its time and depends on no loop: the one that serves in production.
+on_uvloop = pytest.mark.parametrize("io_loop", [uvloop.new_event_loop], ids=["uvloop"], indirect=True)
+
+
 @pytest.fixture(autouse=True)
 def no_surprises() -> None:
     """In the place of the one in conftest: `opened` sees to that, and to all loggers."""

@@ -17,7 +17,8 @@ PERE = [sys.executable, "-m", "pere"]
 
 def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; `typed` is its standard input."""
-    return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=25)
+    return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True,
+                          timeout=25, check=False)
 
 
 class Process:

@@ -66,7 +66,8 @@ TestSlots.settings = settings(max_examples=100, stateful_step_count=40)
 
 def test_a_device_begins_at_the_newest_event_and_owes_nothing_of_what_was_before():
     member = Audience().join("d1", position=7, oldest=3, now=100.0)
-    assert (member.position, member.settled, member.live, member.since, member.seen) == (7, 7, 0, 0.0, 100.0)
+    assert (member.position, member.settled, member.live, member.last_id) == (7, 7, 0, 0)
+    assert (member.since, member.seen, member.answered) == (0.0, 100.0, 0.0)
 
 
 def test_a_device_that_joins_again_keeps_its_place():
@@ -102,5 +103,6 @@ def test_those_are_quiet_who_have_no_feed_and_were_not_seen_for_long():
     audience = Audience()
     audience.join("gone", 0, 1, now=99.9)
     audience.join("seen", 0, 1, now=100.0)
+    audience.join("answering", 0, 1, now=1.0).answered = 100.0
     audience.join("listening", 0, 1, now=1.0).live = 1
     assert [member.device for member in audience.quiet_since(100.0)] == ["gone"]

@@ -1,5 +1,7 @@
 """The backlog against a plain list of the events that it should hold."""
 
+from sys import getrefcount
+
 import made as a
 import pytest
 from hypothesis import settings
@@ -57,7 +59,7 @@ class AgainstAList(RuleBasedStateMachine):
 
 
 TestAgainstAList = AgainstAList.TestCase
-TestAgainstAList.settings = settings(max_examples=60, stateful_step_count=30)
+TestAgainstAList.settings = settings(max_examples=50, stateful_step_count=25)
 
 
 def backlog_of(count: int, max_events: int = 1000, max_bytes: int = 10**6) -> Backlog:
@@ -94,6 +96,12 @@ def test_there_is_nothing_to_let_go_of_an_empty_backlog(count):
     with pytest.raises((AssertionError, IndexError)):
         backlog.evict()
     assert (len(backlog), backlog.first, backlog.last, backlog.bytes) == (0, count + 1, count, 0)
+
+
+def test_an_event_that_was_evicted_is_let_go_at_once():
+    backlog = backlog_of(5)
+    event, other = backlog.evict(), a.event()
+    assert getrefcount(event) == getrefcount(other)
 
 
 def test_what_was_evicted_takes_no_room_for_long():

@@ -78,6 +78,7 @@ def feed(stream: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + stream
 
 
+PAGE = answer(200, b"<html>", "Content-Type: text/html")
 OVER = answer(204)
 DONE = answer(200, b'{"state":"processed","duplicate":false}')
 
@@ -122,7 +123,16 @@ async def test_a_refusal_keeps_its_code_its_message_and_its_status():
     assert (caught.value.code, caught.value.status, caught.value.retry_after) == ("conflict", 409, 7)
 
 
-@pytest.mark.parametrize("stranger", [answer(502, b"<html>", "Content-Type: text/html"), answer(404, b"[]"), answer(301), answer(200, b"ok")])
+@pytest.mark.parametrize("after", ["soon", "Wed, 21 Oct 2015 07:28:00 GMT", "-1", "1.5", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+async def test_a_retry_after_that_is_no_number_of_seconds_is_ignored(after):
+    refusal = answer(503, b'{"error":"full","message":"full"}', f"Retry-After: {after}")
+    async with scripted(refusal) as (_, url), Client(url) as client:
+        with pytest.raises(Refusal) as caught:
+            await client.status("c", "1-0")
+    assert (caught.value.status, caught.value.retry_after) == (503, None)
+
+
+@pytest.mark.parametrize("stranger", [PAGE, answer(502, b"<html>"), answer(404, b"[]"), answer(301), answer(200, b"ok")])
 async def test_an_answer_that_is_not_from_pere_is_a_refusal_that_names_its_status(stranger):
     async with scripted(stranger) as (_, url), Client(url) as client:
         with pytest.raises(Refusal, match="answered [2345]0[0-9]"):
@@ -193,7 +203,8 @@ async def test_a_receipt_is_sent_once_if_nobody_insists():
 
 
 async def test_a_feed_hands_on_its_events_and_control_frames():
-    stream = b'retry: 1\n\nevent: pere.hello\ndata: {}\n\n:\n\nid: 1-0\nevent: order\ndata: 1\ndata: 2\n\nevent: pere.gap\ndata: {"lost":1}\n\n'
+    stream = (b"retry: 1\n\nevent: pere.hello\ndata: {}\n\n:\n\nid: 1-0\nevent: order\ndata: 1\ndata: 2\n\n"
+              b'event: pere.gap\ndata: {"lost":1}\n\n')
     async with scripted(feed(stream), OVER) as (_, url):
         assert await messages(url) == [
             Message("{}", "pere.hello", ""), Message("1\n2", "order", "1-0"), Message('{"lost":1}', "pere.gap", "1-0")]
@@ -235,7 +246,7 @@ async def test_one_channel_is_a_path_and_many_or_a_pattern_are_a_query(channels,
     assert server.asked[0].target.replace("*", "%2A") == target
 
 
-@pytest.mark.parametrize("refusal", [answer(400), answer(403), answer(404), answer(200, b"<html>", "Content-Type: text/html"), answer(302)])
+@pytest.mark.parametrize("refusal", [PAGE, answer(400), answer(403), answer(404), answer(302)])
 async def test_a_feed_that_is_refused_is_not_asked_for_again(refusal):
     async with scripted(refusal) as (server, url):
         with pytest.raises(Refusal):
@@ -295,8 +306,8 @@ async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
                 assert (await till.feedback("orders", message.id))["duplicate"] is True
             status = await shop.status("orders", pushed["id"])
             assert (status["counts"]["processed"], status["complete"], status["outstanding"]) == (1, True, 0)
-            devices = [device async for device in shop.devices("orders", pushed["id"])]
-            assert [(device["device"], device["state"], device["status"]) for device in devices] == [("till-1", "processed", "printed")]
+            [device] = [device async for device in shop.devices("orders", pushed["id"])]
+            assert (device["device"], device["state"], device["status"]) == ("till-1", "processed", "printed")
 
 
 async def test_a_listener_survives_the_end_of_its_server():

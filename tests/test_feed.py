@@ -216,13 +216,17 @@ async def test_from_an_id_begins_after_it(listen, push):
     assert (await (await listen("c", from_=ids[3], last=ids[2])).event()).data == "3"
 
 
-async def test_from_takes_a_known_device_back_only_to_what_it_owes(listen, push, feedback):
+@pytest.mark.parametrize("wanted, texts", [("all", "01234"), ("2", "034"), ("4", "03"), ("new", "03")])
+async def test_from_gives_a_known_device_what_it_asks_for_and_before_that_what_it_owes(listen, push, feedback, wanted, texts):
     feed = await listen("c", device="d")
-    ids = [await push("c", str(n)) for n in range(4)]
-    await feed.events(4)
-    await feedback("c", "d", ids[1])
+    ids = [await push("c", str(n)) for n in range(5)]
+    await feed.events(5)
+    for n in (1, 2, 4):
+        await feedback("c", "d", ids[n])
     feed.close()
-    assert await (await listen("c", device="d", from_="all")).events(3) == ["0", "2", "3"]
+    again = await listen("c", device="d", from_=ids[int(wanted)] if wanted.isdigit() else wanted)
+    await push("c", "new")
+    assert await again.events(len(texts) + 1) == [*texts, "new"]
 
 
 @pytest.mark.parametrize("named", [

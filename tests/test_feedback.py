@@ -404,8 +404,8 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(STEP, max_size=30))
+@settings(max_examples=40)
+@given(st.lists(STEP, min_size=10, max_size=30))
 def test_whatever_happens_the_states_add_up_to_the_audience(steps):
     uvloop.run(_always_adds_up(steps))
 

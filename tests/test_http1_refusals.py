@@ -4,7 +4,7 @@ the answers to all that came before it, and is then let go."""
 import asyncio
 
 import pytest
-from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, opened, request, turns  # noqa: F401
+from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, on_uvloop, opened, request, turns  # noqa: F401
 
 from pere import http1
 
@@ -66,7 +66,7 @@ MALFORMED = {
     "a method in lower case": (b"get /echo HTTP/1.1\r\n" + HOST + b"\r\n", (501, "unknown_method")),
     "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", BAD),
     "HTTP/2 in words": (b"GET /echo HTTP/2.0\r\n" + HOST + b"\r\n", (505, "http_version")),
-    "HTTP/0.9": (b"GET /echo\r\n\r\n", BAD),
+    "HTTP/0.9": (b"GET /echo\r\n\r\n", (505, "http_version")),
     "HTTP/1.2": (b"GET /echo HTTP/1.2\r\n" + HOST + b"\r\n", BAD),
     "an expectation": (POST + b"Expect: the-unexpected\r\nContent-Length: 4\r\n\r\nbody", (417, "expectation")),
     "a compressed body": (POST + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody", (415, "content_encoding")),
@@ -193,15 +193,12 @@ async def test_a_client_that_is_refused_may_finish_what_it_says_and_reads_why():
         assert await caller.rest() == b""
 
 
-@pytest.mark.parametrize("around", [b"X: %b\r\n", b"%b: x\r\n", b"%b"])
-async def test_what_stands_around_the_chunks_has_a_limit_too(around):
+@pytest.mark.parametrize("start", [b"0\r\nX: ", b"0\r\n", b"4;"], ids=["trailer", "name of a trailer", "extension"])
+async def test_what_stands_around_the_chunks_has_a_limit_too(start):
     async with opened() as house:
         caller = await house.caller()
-        before, after = (around % b"|").split(b"|")
-        end = b"0\r\n" if b":" in around else b"4;"
-        await caller.say(CHUNKED.replace(b"hot", b"small") + end + before, *[b"a" * 4000] * 20)
+        await caller.say(CHUNKED.replace(b"hot", b"small") + start, *[b"a" * 4000] * 20)
         assert (await caller.answer()).error == (413, "large_body")
-        assert house.heard < 40_000 + 81_000
 
 
 async def test_a_body_may_come_in_the_smallest_of_chunks():
@@ -224,7 +221,7 @@ def hurried(monkeypatch):
 
 @pytest.mark.parametrize("said", [b"", b"G", request("GET /echo"), request("POST /hot"), request("POST /receipt/a", b"", "Device: a", "Last-Event-ID: 1")])
 async def test_who_asks_nothing_is_let_go_without_a_word(hurried, said):
-    async with opened(idle_timeout=0.2) as house:
+    async with opened(idle_timeout=0.1) as house:
         caller = await house.caller()
         await caller.say(said)
         if len(said) > 1:
@@ -272,6 +269,7 @@ async def test_nobody_hurries_a_request_that_is_being_answered(hurried):
         assert (await caller.answer()).error == (408, "slow_request")
 
 
+@on_uvloop
 async def test_who_never_reads_its_answer_is_cut(hurried):
     async with opened(stuck_after=1.0) as house:
         for line in ("GET /whole/2000000", "GET /pieces?size=200000"):
@@ -281,6 +279,7 @@ async def test_who_never_reads_its_answer_is_cut(hurried):
         await eventually(lambda: not house.door.connections)
 
 
+@on_uvloop
 async def test_who_never_reads_small_answers_is_cut_too(hurried):
     async with opened(stuck_after=1.0, idle_timeout=0.2) as house:
         caller = await house.caller(receive_buffer=4096)
@@ -291,6 +290,7 @@ async def test_who_never_reads_small_answers_is_cut_too(hurried):
         await eventually(lambda: not house.door.connections)
 
 
+@on_uvloop
 async def test_who_reads_slowly_but_reads_is_not_cut(hurried):
     async with opened(stuck_after=1.0) as house:
         caller, size = await house.caller(receive_buffer=4096), 400_000

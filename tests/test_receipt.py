@@ -56,6 +56,7 @@ delivered  failed     failed       failed     duplicate  -        -
 """
 ROWS = [line.split() for line in TABLE.splitlines()[2:] if line]
 LEVELS = [DELIVERED, PROCESSED]
+DAY = 86_400
 WORD_CODES = [DELIVERED, PROCESSED, FAILED]
 
 
@@ -157,7 +158,7 @@ def test_no_bucket_tells_more_than_five_percent_off_even_at_its_edges():
     assert max(abs(SECONDS[bucket(seconds)] / seconds - 1) for seconds in steps) <= 0.05
 
 
-@pytest.mark.parametrize("seconds, told", [(0.0, 0.0001), (-5.0, 0.0001), (1e-9, 0.0001), (LONGEST, LONGEST), (1e12, LONGEST)])
+@pytest.mark.parametrize("seconds, told", [(0.0, 0.0001), (-5.0, 0.0001), (1e-9, 0.0001), (30 * DAY, 30 * DAY), (1e12, 30 * DAY)])
 def test_a_latency_beyond_the_scale_is_at_its_end(seconds, told):
     assert math.isclose(SECONDS[bucket(seconds)], told, rel_tol=0.001)
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from pere import sse
 from pere.sse import Decoder, Message
 
+MARK = b"\xef\xbb\xbf"  # the byte order mark
+
 # What streams are made of, so that most of what is drawn means something.
 SCRAPS = st.sampled_from([b"data", b"id", b"event", b"retry", b":", b" ", b"\r", b"\n", b"\r\n", b"\0", b"7", b"a", "é".encode(), b"\xc3",
-                          b"\xef\xbb\xbf", b"data: a\n", b"data\n", b"id: 1\n", b"event: b\r\n", b"retry: 50\n", b":\n\n", b"\n\n"])
+                          MARK, b"data: a\n", b"data\n", b"id: 1\n", b"event: b\r\n", b"retry: 50\n", b":\n\n", b"\n\n"])
 STREAMS = st.lists(SCRAPS, max_size=24).map(b"".join)
 ONE_LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=8)
 
@@ -102,12 +104,14 @@ def test_an_http_client_reads_chunks_as_one_body(bodies):
 
 @given(STREAMS, st.lists(st.integers(0, 120), max_size=6))
 @example(b"data: a\r\n\r\ndata: b\r\n\r\n", [8, 10])
+@example(MARK + b"data: a\n\n" + MARK + b"data: b\n\n", [1, 2, 12])
 def test_the_messages_are_the_same_wherever_the_stream_is_cut(stream, cuts):
     assert decoded(stream, *cuts) == decoded(stream)
 
 
 @given(STREAMS)
 @example(b"data: a\r\n\r\ndata: b\r\r")
+@example(MARK + b"data: a\n\n" + MARK + b"data: b\n\n")
 def test_the_messages_are_the_same_byte_by_byte(stream):
     assert decoded(stream, *range(len(stream))) == decoded(stream)
 
@@ -211,11 +215,10 @@ def test_an_event_that_is_not_finished_is_discarded():
 
 
 def test_a_byte_order_mark_is_ignored_at_the_start_and_only_there():
-    mark = b"\xef\xbb\xbf"
-    assert messages(mark + b"data: 1\n\n") == [Message("1")]
-    assert messages(mark + mark + b"data: 1\n\n") == []
-    assert messages(b"data: 1\n\n" + mark + b"data: 2\n\n") == [Message("1")]
-    assert messages(b"data: " + mark + b"\n\n") == [Message("\ufeff")]
+    assert messages(MARK + b"data: 1\n\n") == [Message("1")]
+    assert messages(MARK + MARK + b"data: 1\n\n") == []
+    assert messages(b"data: 1\n\n" + MARK + b"data: 2\n\n") == [Message("1")]
+    assert messages(b"data: " + MARK + b"\n\n") == [Message("\ufeff")]
 
 
 def test_what_only_begins_like_a_byte_order_mark_is_none():
@@ -244,5 +247,5 @@ def test_an_event_over_the_limit_is_not_waited_for():
 def test_an_event_within_the_limit_is_read_however_many_there_are():
     decoder = Decoder(limit=10)
     for _ in range(5):
-        assert list(decoder.feed(b"data: 12345678\n\n: 34567890")) == [Message("12345678")]
+        assert list(decoder.feed(b"data: 123456789\n\n: 34567890")) == [Message("123456789")]
         assert list(decoder.feed(b"\n")) == []

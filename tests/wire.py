@@ -179,10 +179,17 @@ class Feed(Wire):
             piece = await self.more()
             if not piece:
                 return None
-            body = self._dechunk(piece) if self._is_chunked else piece
-            self.text += body
-            self._messages += self.decoder.feed(body)
+            self._take(piece)
         return self._messages.popleft()
+
+    async def sip(self, size: int) -> None:
+        """Read no more than this, and keep it for `next`."""
+        self._take(await asyncio.get_running_loop().sock_recv(self.sock, size))
+
+    def _take(self, piece: bytes) -> None:
+        body = self._dechunk(piece) if self._is_chunked else piece
+        self.text += body
+        self._messages += self.decoder.feed(body)
 
     def _dechunk(self, piece: bytes) -> bytes:
         body, self._chunks = [], self._chunks + piece
@@ -224,9 +231,7 @@ class Feed(Wire):
         while b"\n:\n\n" not in self.text:
             piece = await self.more()
             assert piece, "the feed has ended"
-            body = self._dechunk(piece) if self._is_chunked else piece
-            self.text += body
-            self._messages += self.decoder.feed(body)
+            self._take(piece)
         self.text = self.text.replace(b"\n:\n\n", b"\n", 1)
 
     async def end(self) -> list[Message]:

@@ -24,10 +24,10 @@ from pere.sse import Message
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="leave after N events")
 @url_option
 @json_option
-def command(channels: tuple[str, ...], device: str | None, receipt: str | None, status: str | None, from_: str | None, count: int | None,
-            url: str, as_json: bool) -> None:
-    """Listen to each CHANNEL, or pattern such as `orders.*`, as DEVICE does: print each event and send a receipt for it. Events go
-    to standard output, news of the connection to standard error. Ctrl-C ends it.
+def command(channels: tuple[str, ...], device: str | None, receipt: str | None, status: str | None, from_: str | None,
+            count: int | None, url: str, as_json: bool) -> None:
+    """Listen to each CHANNEL, or pattern such as `orders.*`, as a device does: print each event and send a receipt for it.
+    Events go to standard output, news of the connection to standard error. Ctrl-C ends it.
 
     \b
     Examples:
@@ -36,7 +36,6 @@ def command(channels: tuple[str, ...], device: str | None, receipt: str | None, 
       pere listen orders --from all --json           anonymous, everything that is kept
       pere listen orders --device till-1 --count 1 --json | jq .data
     """
-
     if device is None and (status is not None or receipt not in (None, "none")):
         raise click.UsageError("a receipt is given in a device's name: add --device")
     state = (receipt or "processed") if device is not None else "none"

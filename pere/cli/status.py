@@ -20,7 +20,7 @@ BAR = 60  # cells
 @click.argument("channel")
 @click.argument("event_id")
 @click.option("--devices", "with_devices", is_flag=True, help="list the devices too, one by one")
-@click.option("--state", metavar="STATE", help="list only devices in this state: outstanding, pending, sent, delivered, processed ...")
+@click.option("--state", metavar="STATE", help="list only devices in this state: outstanding, pending, sent, delivered ...")
 @url_option
 @json_option
 def command(channel: str, event_id: str, with_devices: bool, state: str | None, url: str, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def verdict(answer: dict[str, Any]) -> str:
 
 
 def bar(counts: dict[str, int], audience: int, cell: str) -> Text:
-    """Each state's share of the audience in cells. The ends are rounded, not the lengths, so the bar is as long as it should be."""
+    """Each state's share of the audience in cells. The ends are rounded, not the lengths, so the whole is always BAR long."""
     line, seen, drawn = Text(), 0, 0
     for state, colour in COLOURS.items():
         seen += counts.get(state, 0)

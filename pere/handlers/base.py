@@ -130,6 +130,10 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(orjson.dumps(answer))
 
+    def head(self, *names: str) -> Any:
+        """RFC 9110, 9.3.2: as GET, and the body stays here."""
+        return self.get(*names)
+
     def options(self, *_: str) -> None:
         """RFC 9110, 9.3.7; and the answer to a CORS preflight (Fetch, 3.3.2)."""
         self.set_header("Allow", self.methods)

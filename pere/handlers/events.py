@@ -20,9 +20,10 @@ class Events(Handler):
     def get(self, channel: str) -> None:
         self.channel(channel)
         after = self.query.one("after")
+        last = parse_id(after) if after else 0
         limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
         shelf = self.store.shelf(channel)
-        events = shelf.backlog.after(parse_id(after) if after else 0, limit) if shelf is not None else []
+        events = shelf.backlog.after(last, limit) if shelf is not None else []
         self.answer({
             "events": [event.as_dict() for event in events],
             "after": format_id(events[-1].id) if events else after,
@@ -40,7 +41,11 @@ class Status(Handler):
         self.set_header("ETag", '"{}-{}"'.format(*status.pop("version")))
         # A status is never stale by time, only by change.
         self.set_header("Cache-Control", "no-cache")
-        self.answer(status)
+        if self.check_etag_header():  # which Tornado leaves to who sets the ETag
+            self.set_status(304)
+            self.finish()
+        else:
+            self.answer(status)
 
 
 class StatusDevices(Handler):

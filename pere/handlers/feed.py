@@ -55,7 +55,7 @@ class OpenFeed:
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
-        self._hub.admit(device)
+        self._hub.admit(device, channels, patterns)
         cors = self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b""
         if ask.version == "1.0":
             greeting = b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry)

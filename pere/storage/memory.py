@@ -115,7 +115,8 @@ class MemoryStore(Store):
         for wanted, names in self.devices.patterns.items():
             if compiled(wanted)(channel):
                 for name in names:
-                    self.register(channel, name)
+                    # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
+                    self._join(shelf, name)
         return shelf
 
     def _forget_keys(self, now: float) -> None:
@@ -255,13 +256,17 @@ class MemoryStore(Store):
         if member is None:
             if self.devices.registrations >= self._config.max_devices:
                 raise Unavailable("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
-            backlog = shelf.backlog
-            member = shelf.audience.join(device, backlog.last, backlog.first, self.clock())
-            self.devices.register(device, channel)
-            first = shelf.waiting.pop(device, None)
-            if first is not None:
-                # What was addressed to it before it was ever seen here is still owed, and was never sent.
-                member.settled = member.position = first - 1
+            member = self._join(shelf, device)
+        return member
+
+    def _join(self, shelf: Shelf, device: str) -> Member:
+        backlog = shelf.backlog
+        member = shelf.audience.join(device, backlog.last, backlog.first, self.clock())
+        self.devices.register(device, shelf.name)
+        first = shelf.waiting.pop(device, None)
+        if first is not None:
+            # What was addressed to it before it was ever seen here is still owed, and was never sent.
+            member.settled = member.position = first - 1
         return member
 
     def want(self, device: str, pattern: str) -> None:

@@ -586,6 +586,15 @@ async def test_who_wants_a_pattern_is_registered_on_what_there_is_and_on_what_is
     assert set(desk.store.devices.get("d1").channels) == {"orders.eu", "orders.us"}
 
 
+async def test_a_channel_that_is_born_takes_in_all_who_wanted_it_even_where_no_more_are_registered(open_desk):
+    desk = await open_desk(max_devices=1)
+    for device in ("d1", "d2", "d3"):
+        desk.store.want(device, "orders.*")
+    assert [(await desk.accept(channel)).audience for channel in ("orders.eu", "orders.us")] == [3, 3]
+    with pytest.raises(Unavailable):
+        desk.store.register("orders.eu", "d4")
+
+
 async def test_what_a_device_owed_is_cancelled_when_it_goes(open_desk):
     desk = await open_desk()
     for device in ("d1", "d2"):
