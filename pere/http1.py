@@ -10,28 +10,21 @@ This file knows no channel, no device and no event. What is refused here is refu
 
 import asyncio
 import logging
-import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from email.utils import formatdate
-from http.client import responses
-from time import time
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
-from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPInputError, HTTPOutputError, RequestStartLine
 from tornado.iostream import StreamClosedError
-from tornado.web import Application
 
 from pere.config import Config
+from pere.door import Ask, Door, Route, internal
 from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported
-from pere.shape import HEAD_END, Again, Shape, Shapes
-from pere.sse import chunk as chunked
-from pere.wheel import Wheel
+from pere.exchange import Exchange
+from pere.shape import HEAD_END, Again, Shape
 
 log = logging.getLogger("pere.http")
 
-SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadline may be missed
 LINGER = 2.0  # seconds in which a client that was refused may go on sending before the connection is cut under it
 
 MAX_LESSONS = 4  # shapes that are learned from one connection
@@ -43,128 +36,9 @@ SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-
                     b"last-event-id", b"last_event_id", b"idempotency-key", b"origin"))
 
 
-class Route:
-    """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
-    Tornado, if anybody does. `again` makes what answers requests that differ from one only in the headers `varying` and the
-    body (see `shape.py`). `name` is what metrics call it."""
-
-    __slots__ = ("again", "hot", "max_body", "name", "tally", "varying")
-
-    def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
-                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = ()):
-        self.name = name
-        self.max_body = max_body
-        self.hot = hot
-        self.again = again
-        self.varying = varying
-        self.tally: dict[int, int] = {}  # hot answers by status
-
-
-class Door:
-    """What all connections share.
-
-    `routes` maps a method and the first segment of a path to its Route: `POST /push`, and `POST /push/` where the path goes
-    on. `cors` makes the header lines that answer an Origin.
-    """
-
-    def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
-                 wheel: Wheel):
-        self.app = app
-        self.config = config
-        self.routes = routes
-        self.other = Route("other", config.max_event_bytes)
-        self.small = min(config.max_line_bytes, config.max_header_bytes)  # what is not longer than this breaks neither limit
-        self.cors = cors
-        self.wheel = wheel
-        self.connections: set[Connection] = set()
-        self.draining = False
-        self.shapes = Shapes()
-        # Answers to recognised requests, written together at the end of this turn of the loop: to write between two reads would
-        # wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
-        self.outbox: list[tuple[Connection, bytes]] = []
-        self.loop = asyncio.get_running_loop()
-        self._heads: dict[int, bytes] = {}
-        self.ready: dict[bytes, bytes] = {}
-
-    def due(self, now: float) -> float:
-        """Once a second, on the wheel: a fresh Date, and an end for those who are too slow."""
-        self._heads.clear()
-        self.ready.clear()
-        self.shapes.rest()
-        for connection in list(self.connections):
-            connection.check(now)
-        return SWEEP
-
-    def head(self, status: int) -> bytes:
-        """The first lines of a JSON answer. RFC 9110, 6.6.1: who has a clock sends a Date; it is made once a second."""
-        head = self._heads.get(status)
-        if head is None:
-            head = self._heads[status] = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nDate: %b\r\n" % (
-                status, responses.get(status, "Unknown").encode(), formatdate(time(), usegmt=True).encode())
-        return head
-
-    def whole(self, status: int, body: bytes) -> bytes:
-        """A whole answer without further headers; `ready` keeps the few that are given all the time, for a second."""
-        made = b"%bContent-Length: %d\r\n\r\n%b" % (self.head(status), len(body), body)
-        if status == 200 and len(self.ready) < 64:
-            self.ready[body] = made
-        return made
-
-    def flush(self) -> None:
-        """Write the outbox: straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
-        outbox, self.outbox = self.outbox, []
-        for connection, data in outbox:
-            transport, taken = connection.transport, 0
-            if transport is None or transport.is_closing():
-                continue  # this client has gone meanwhile, the others have not
-            if not transport.get_write_buffer_size():
-                try:
-                    taken = os.write(connection.fd, data)
-                except OSError:
-                    pass  # full, or gone: the transport finds out which
-            if taken < len(data):
-                transport.write(data[taken:])
-
-    def drain(self) -> None:
-        """Take no further request; each connection closes once what it asked is answered."""
-        self.draining = True
-        self.flush()
-        for connection in list(self.connections):
-            connection.close_if_idle()
-
-
-class Ask:
-    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
-    Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
-
-    __slots__ = ("body", "connection", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
-
-    def __init__(self, connection: "Connection", method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
-                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
-        self.connection = connection
-        self.method = method
-        self.path = path
-        self.query = query
-        self.version = version
-        self.keep_alive = keep_alive
-        self.headers = headers
-        self.fields = fields
-        self.route = route
-        self.body = b""
-        self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
-
-    def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
-        """`body` is JSON, `more` is further header lines, each with its line end."""
-        self.connection.answer(self, status, body, more)
-
-    def refuse(self, refusal: Refusal) -> None:
-        more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
-        self.connection.answer(self, refusal.status, refusal.body(), more)
-
-    def detach(self) -> Any:
-        """The transport, which is the caller's from now on; this connection forgets it."""
-        self.route.tally[200] = self.route.tally.get(200, 0) + 1
-        return self.connection.detach()
+# Headers that few requests have: those that change how the rest is read, and those that change the answer too.
+UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"))
+MARKED = UNUSUAL | {b"origin"}
 
 
 class Connection(asyncio.Protocol):
@@ -225,7 +99,7 @@ class Connection(asyncio.Protocol):
                         self._busy = None
                     except Exception:
                         log.exception("%s could not be answered", self._route.name)
-                        self._answer_again(500, _internal().body())
+                        self._answer_again(500, internal().body())
                         return
         if self._closing:
             return
@@ -319,7 +193,7 @@ class Connection(asyncio.Protocol):
             self._turn_away(Unsupported("unknown_method", "the request does not begin with a method of HTTP"))
         elif isinstance(error, httptools.HttpParserCallbackError):
             log.error("a request could not be taken", exc_info=cause)
-            self._turn_away(_internal())
+            self._turn_away(internal())
         else:
             self._turn_away(BadRequest("bad_http", f"this is not HTTP/1.1: {error}"))
 
@@ -520,7 +394,7 @@ class Connection(asyncio.Protocol):
                 ask.refuse(refusal)
             except Exception:
                 log.exception("%s could not be answered", ask.route.name)
-                ask.refuse(_internal())
+                ask.refuse(internal())
         else:
             self._busy = exchange = Exchange(self, ask)
             exchange.start()
@@ -616,148 +490,6 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
 
-# Headers that few requests have: those that change how the rest is read, and those that change the answer too.
-UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"))
-MARKED = UNUSUAL | {b"origin"}
-
-
-class Exchange(HTTPConnection):
-    """One request on its way through Tornado: how a RequestHandler reaches the client."""
-
-    def __init__(self, connection: Connection, ask: Ask):
-        self.ask = ask
-        self._connection = connection
-        self._transport = connection.transport
-        self._delegate: Any = None
-        self._on_close: Callable[[], object] | None = None
-        self._handed_over = False
-        self._begun = False  # the answer
-        self._chunking = False
-        self._has_body = True
-        self._left: int | None = None  # of the Content-Length that was announced
-        peer = self._transport.get_extra_info("peername")
-        # HTTPServerRequest reads both from here.
-        self.context = self
-        self.remote_ip = peer[0] if isinstance(peer, tuple) else ""
-        self.protocol = "https" if self._transport.get_extra_info("sslcontext") else "http"
-
-    def start(self) -> None:
-        ask = self.ask
-        try:
-            headers = HTTPHeaders()
-            for name, value in ask.fields:
-                headers.add(name.decode("latin-1"), value.decode("latin-1"))
-            target = ask.path + b"?" + ask.query if ask.query else ask.path
-            line = RequestStartLine(ask.method.decode(), target.decode("latin-1"), f"HTTP/{ask.version}")
-            self._delegate = self._connection._door.app.start_request(self._connection, self)
-            ready = self._delegate.headers_received(line, headers)
-            if ready is None:
-                if ask.body:
-                    self._delegate.data_received(ask.body)
-                self._finish_request()
-            else:
-                # A handler that streams its request says when it is ready for the body.
-                self._task = asyncio.ensure_future(self._hand_over_when(ready))
-        except Exception as error:
-            self._fail(error)
-
-    async def _hand_over_when(self, ready: Awaitable[None]) -> None:
-        try:
-            await ready
-            # Each time it may have been answered already, or the client may have gone.
-            if self.ask.body and self._connection._busy is self:
-                taken = self._delegate.data_received(self.ask.body)
-                if taken is not None:
-                    await taken
-            if self._connection._busy is self:
-                self._finish_request()
-        except Exception as error:
-            self._fail(error)
-
-    def _finish_request(self) -> None:
-        self._handed_over = True
-        self._delegate.finish()
-
-    def _fail(self, error: Exception) -> None:
-        """The request could not be given to its handler, which is told that it comes no more."""
-        connection, ask = self._connection, self.ask
-        if isinstance(error, HTTPInputError):
-            ask.refusal = BadRequest("bad_http", str(error))
-        else:
-            log.error("%s could not be taken", ask.path.decode("latin-1"), exc_info=error)
-            ask.refusal = _internal()
-        if connection._busy is not self:
-            return
-        if self._begun:
-            self._transport.abort()
-            return
-        connection._busy, connection._closing, ask.keep_alive = ask, True, False
-        ask.refuse(ask.refusal)
-        self.connection_lost()
-
-    def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> "asyncio.Future[None]":
-        ask, status = self.ask, start_line.code
-        self._has_body = ask.method != b"HEAD" and status not in (204, 304) and status >= 200
-        length = headers.get("Content-Length")
-        self._chunking = self._has_body and length is None and ask.version == "1.1" and "Transfer-Encoding" not in headers
-        if self._chunking:
-            headers["Transfer-Encoding"] = "chunked"
-        elif self._has_body and length is None:
-            ask.keep_alive = False  # the end of the connection is the end of the body
-        self._left = int(length) if length is not None and self._has_body else None
-        if headers.get("Connection", "").lower() == "close" or self._connection._door.draining:
-            ask.keep_alive = False
-        if not ask.keep_alive:
-            headers["Connection"] = "close"
-        elif ask.version == "1.0":
-            headers["Connection"] = "keep-alive"
-        reason = start_line.reason or responses.get(status, "Unknown")
-        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all())]
-        if any("\n" in line or "\r" in line for line in lines):
-            raise ValueError("a header cannot hold a line break")
-        self._begun = True
-        if not self._transport.is_closing():
-            self._transport.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        return self.write(chunk) if chunk else self._connection.drained()
-
-    def write(self, chunk: bytes) -> "asyncio.Future[None]":
-        if self._left is not None:
-            self._left -= len(chunk)
-            if self._left < 0:
-                self._transport.abort()
-                raise HTTPOutputError("more was written than Content-Length announced")
-        if self._has_body and chunk and not self._transport.is_closing():
-            self._transport.write(chunked(chunk) if self._chunking else bytes(chunk))
-        return self._connection.drained()
-
-    def finish(self) -> None:
-        if self._left:
-            self._transport.abort()
-            raise HTTPOutputError(f"{self._left} bytes fewer were written than Content-Length announced")
-        if self._chunking and not self._transport.is_closing():
-            self._transport.write(b"0\r\n\r\n")
-        # What Tornado still does after this call must not meet the next request.
-        if self._connection._busy is self:
-            self._connection.answered(self.ask)
-
-    def set_close_callback(self, callback: Callable[[], object] | None) -> None:
-        self._on_close = callback
-
-    def connection_lost(self) -> None:
-        callback, self._on_close = self._on_close, None
-        # Both reach the handler, which is to hear it once.
-        if not self._handed_over:
-            if self._delegate is not None:
-                self._delegate.on_connection_close()
-        elif callback is not None:
-            callback()
-
-    def detach(self) -> Any:
-        """The transport, which is the caller's from now on."""
-        self._on_close = None
-        return self._connection.detach()
-
-
 def _go_ahead(ask: Ask) -> None:
     ask.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     ask.connection.answered(ask)
@@ -772,10 +504,6 @@ def _check_repeated(fields: Iterable[tuple[bytes, bytes]]) -> None:
         if name in seen and name in SINGLE:
             raise BadRequest("repeated_header", f"the header {name.decode('latin-1')} can stand only once")
         seen.add(name)
-
-
-def _internal() -> Refusal:
-    return Refusal("internal", "something went wrong in the server, and was logged there")
 
 
 def _long_line(config: Config) -> Refusal:

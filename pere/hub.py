@@ -234,14 +234,13 @@ class Hub:
     def _hello(self, feed: Feed) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
-        if len(places) == 1:
-            position, feedback = places[0].id, b"/" + places[0].channel.name.encode() if not feed.patterns else b""
-        else:
-            position, feedback = max((place.id for place in places), default=0), b""
+        # Where there was no event yet, the newest id of all does: who breaks off before the first one must not miss it.
+        position = (places[0].id if len(places) == 1 else max((place.id for place in places), default=0)) or self._store.newest
+        feedback = b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b""
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
         return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":null,"receipt_jitter":%b}\n\n' % (
             b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
-            b'"%b"' % format_id(position).encode() if position else b"null",
+            b'"%b"' % format_id(position).encode(),
             feedback,
             self._jitter,
         ))

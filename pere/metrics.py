@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 
 import pere
-from pere.http1 import Door
+from pere.door import Door
 from pere.hub import Hub
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store

@@ -17,6 +17,7 @@ from tornado.web import Application, RequestHandler
 
 import pere
 from pere.config import KIB, Config, words
+from pere.door import Door, Route
 from pere.errors import ConfigError
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
 from pere.handlers.base import Cors, Elsewhere, NotThere
@@ -24,7 +25,7 @@ from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import VARYING, Feedback
 from pere.handlers.push import Push
-from pere.http1 import Connection, Door, Route
+from pere.http1 import Connection
 from pere.hub import Hub
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry

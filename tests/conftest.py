@@ -152,12 +152,13 @@ def feedback(start):
 
 @pytest.fixture
 def measured(ask):
-    """`before = await measured()`: every sample of /metrics, by name and labels, as in `m["pere_feeds"]` and `m["pere_feed_closes_total", "gone"]`."""
+    """`before = await measured()`: every sample of /metrics by its name and the values of its labels, those in the order of their names:
+    `m["pere_feeds"]`, `m["pere_receipts_total", "duplicate", "processed"]` (outcome, state)."""
 
     async def measured() -> dict[Any, float]:
         answer = await ask("GET", "/metrics")
         families = list(text_string_to_metric_families(answer.body.decode()))
-        return {(sample.name, *sample.labels.values()) if sample.labels else sample.name: sample.value
+        return {(sample.name, *(sample.labels[name] for name in sorted(sample.labels))) if sample.labels else sample.name: sample.value
                 for family in families for sample in family.samples}
 
     return measured

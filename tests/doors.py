@@ -20,7 +20,8 @@ from wire import Answer, Wire
 from pere.config import Config
 from pere.errors import NotFound, Unavailable
 from pere.handlers.base import Cors, Handler, NotThere
-from pere.http1 import Ask, Connection, Door, Route
+from pere.door import Ask, Door, Route
+from pere.http1 import Connection
 from pere.shape import Again
 from pere.wheel import Wheel
 

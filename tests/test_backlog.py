@@ -86,6 +86,7 @@ def test_a_backlog_is_over_when_its_events_weigh_more_than_they_may():
 def test_one_event_always_has_its_place():
     assert not backlog_of(1, max_events=1, max_bytes=1).is_over()
     assert not backlog_of(0, max_events=1, max_bytes=1).is_over()
+    assert backlog_of(2, max_events=9, max_bytes=1).is_over()
 
 
 @pytest.mark.parametrize("count", [0, 5])

@@ -320,5 +320,6 @@ async def test_a_listener_survives_the_end_of_its_server():
             await lost.wait()
             with Served(port=first.port):
                 assert (await again).event == "pere.hello"
+                assert (await anext(feed)).event == "pere.gap", "the new one knows nothing of the old one's time, and says so"
                 await client.push("c", "back")
                 assert (await anext(feed)).data == "back"

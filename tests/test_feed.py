@@ -29,8 +29,12 @@ async def test_a_feed_begins_with_its_headers_then_retry_then_hello(start, conne
 
 async def test_hello_says_whom_we_take_it_for_and_where_receipts_go(start, listen, push):
     await start(receipt_jitter=2.5)
-    assert (await listen("c")).hello == {"device": None, "position": None, "feedback": "/feedback/c", "ack_wait": None, "receipt_jitter": 2.5}
+    hello = (await listen("c")).hello
+    position = hello.pop("position")
+    assert hello == {"device": None, "feedback": "/feedback/c", "ack_wait": None, "receipt_jitter": 2.5}
     id = await push("c")
+    # Who breaks off before the first event reads on from there, and misses none.
+    assert (await (await listen("c", last=position)).next()).id == id
     assert (await listen("c", device="d")).hello == {"device": "d", "position": id, "feedback": "/feedback/c", "ack_wait": None, "receipt_jitter": 2.5}
     assert (await listen("c", last="5-0")).hello["position"] == "5-0"
     assert (await listen("c", "d", device="d")).hello["feedback"] == "/feedback"

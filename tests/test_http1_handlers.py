@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from doors import LAST, eventually, io_loop, no_surprises, opened, request, turns  # noqa: F401
 
-from pere import http1
+from pere import door, http1
 
 # What handlers do
 
@@ -60,7 +60,7 @@ async def test_who_writes_much_waits_for_who_reads_slowly():
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_last_answer_that_is_read_slowly_is_given_whole(version, monkeypatch):
-    monkeypatch.setattr(http1, "SWEEP", 0.02)
+    monkeypatch.setattr(door, "SWEEP", 0.02)
     monkeypatch.setattr(http1, "LINGER", 0.05)
     async with opened() as house:
         caller, size = await house.caller(receive_buffer=4096), 2_000_000

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, on_uvloop, opened, request, turns  # noqa: F401
 
-from pere import http1
+from pere import door, http1
 
 HOST = b"Host: a\r\n"
 GET = b"GET /echo HTTP/1.1\r\n" + HOST
@@ -115,7 +115,7 @@ async def test_a_head_that_is_refused_gets_no_body():
 
 
 async def test_a_tunnel_to_a_path_is_answered_and_is_the_end(monkeypatch):
-    monkeypatch.setattr(http1, "SWEEP", 0.02)
+    monkeypatch.setattr(door, "SWEEP", 0.02)
     monkeypatch.setattr(http1, "LINGER", 0.05)
     async with opened() as house:
         answers = await house.answers(b"CONNECT /echo HTTP/1.1\r\n" + HOST + b"\r\n", GET + b"\r\n")
@@ -215,7 +215,7 @@ async def test_a_body_may_come_in_the_smallest_of_chunks():
 @pytest.fixture
 def hurried(monkeypatch):
     """The door looks all the time at who is too slow."""
-    monkeypatch.setattr(http1, "SWEEP", 0.02)
+    monkeypatch.setattr(door, "SWEEP", 0.02)
     monkeypatch.setattr(http1, "LINGER", 0.05)
 
 

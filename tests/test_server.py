@@ -160,6 +160,7 @@ async def test_a_request_that_had_begun_is_still_answered_and_told_that_the_serv
         answer = await line.answer()
         assert (answer.error, answer.headers["connection"]) == ((503, "not_ready"), "close")
         assert await line.rest() == b""
+        line.close()
     await stopping
 
 
@@ -178,6 +179,7 @@ async def test_what_is_under_way_is_answered_before_the_end(start, connect, unti
         answer = await line.answer()
         assert (answer.status, answer.headers["connection"]) == (201, "close")
         assert await line.rest() == b""
+        line.close()
     await stopping
 
 

@@ -62,6 +62,7 @@ def test_a_turn_is_never_early_and_comes_within_a_tick(start, delays, steps):
     for step in steps:
         hand.now += step
         wheel.advance(hand.now)
+        assert wheel.now == hand.now
         for deadline, item in list(waiting.items()):
             if item.turns:
                 assert item.turns == [hand.now]

@@ -11,9 +11,9 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
+from pere.door import Ask
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
-from pere.http1 import Ask
 from pere.names import channel_name, device_name, shown
 
 MAX_QUERY_FIELDS = 1_200  # `to` may stand a thousand times

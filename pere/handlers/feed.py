@@ -3,10 +3,10 @@
 
 from pere import sse
 from pere.config import Config
+from pere.door import Ask
 from pere.errors import BadRequest
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
 from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, text
-from pere.http1 import Ask
 from pere.hub import Hub
 from pere.names import channel_name, is_pattern, pattern, shown
 from pere.storage import Store

@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 
 from pere.config import Config
+from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
 from pere.event import format_id, parse_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, event_id, loads, media_type
-from pere.http1 import Ask
 from pere.names import channel_name, device_name, shown
 from pere.receipt import CONFLICT, DUPLICATE, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, state_code
 from pere.shape import Again

@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 
 from pere.config import Config
+from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
 from pere.event import LEVELS, Draft, format_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, loads, media_type, number, text
-from pere.http1 import Ask
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store

@@ -57,6 +57,11 @@ class Store(ABC):
     bytes: int
     deliver: Callable[[Event], None]
 
+    @property
+    @abstractmethod
+    def newest(self) -> int:
+        """An id that no event to come is below, and none that is kept is above."""
+
     @abstractmethod
     def trouble(self) -> str | None:
         """Why nothing can be kept at present; None if all is well."""

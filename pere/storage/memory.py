@@ -50,6 +50,10 @@ class MemoryStore(Store):
         self._schedule: Schedule[Event] = Schedule()
         self._keys: OrderedDict[tuple[str, str], tuple[float, Accepted]] = OrderedDict()
 
+    @property
+    def newest(self) -> int:
+        return self._ids.last or self.born
+
     def trouble(self) -> str | None:
         return None
 

@@ -1,6 +1,7 @@
 """The contract of storage/__init__.py, to which every store is held: add a store to STORES, and it is."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -285,6 +286,15 @@ async def test_what_makes_way_unreceipted_is_no_longer_outstanding(open_desk):
     await desk.push()
     assert desk.store.ledger.outstanding == 1
     assert desk.store.ledger.expired["evicted"] == 1
+
+
+async def test_what_has_made_way_takes_no_room(open_desk):
+    desk = await open_desk(backlog_events=3)
+    for _ in range(50):
+        await desk.push(ttl=3600)
+    desk.delivered.clear()
+    gc.collect()
+    assert sum(isinstance(thing, Event) and thing.channel == "c" for thing in gc.get_objects()) <= 3
 
 
 async def test_a_channel_is_there_once_something_is_kept_of_it(open_desk):
@@ -736,6 +746,19 @@ async def test_a_channel_of_which_nothing_is_kept_is_forgotten(open_desk):
     assert set(desk.store.shelves()) == {"empty", "listened", "registered", "kept"}  # a pause is not the end
     desk.sweep(later=2 * HOUR - 2, used="listened")
     assert set(desk.store.shelves()) == {"listened", "registered", "kept"}
+
+
+async def test_a_channel_remembers_over_a_pause_what_was_there(open_desk):
+    desk = await open_desk(keep_expired=0)
+    await desk.push(ttl=1)
+    desk.sweep(later=30)
+    desk.clock.now += HOUR
+    id = await desk.push(ttl=1)
+    for _ in range(3):
+        desk.sweep(later=2)
+    assert desk.kept() == []
+    with pytest.raises(Gone):
+        desk.store.find("c", id)
 
 
 async def test_ids_grow_even_over_a_channel_that_was_forgotten(open_desk):

@@ -1,0 +1,150 @@
+"""What every connection knows of the front door: the routes, the limits, the date, and a request as it is handed in.
+
+This file knows no channel, no device and no event; and of a connection only that it can be answered, checked and closed.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from email.utils import formatdate
+from http.client import responses
+from time import time
+from typing import Any
+
+from tornado.web import Application
+
+from pere.config import Config
+from pere.errors import Refusal
+from pere.shape import Again, Shapes
+from pere.wheel import Wheel
+
+SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadline may be missed
+
+
+class Route:
+    """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
+    Tornado, if anybody does. `again` makes what answers requests that differ from one only in the headers `varying` and the
+    body (see `shape.py`). `name` is what metrics call it."""
+
+    __slots__ = ("again", "hot", "max_body", "name", "tally", "varying")
+
+    def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
+                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = ()):
+        self.name = name
+        self.max_body = max_body
+        self.hot = hot
+        self.again = again
+        self.varying = varying
+        self.tally: dict[int, int] = {}  # hot answers by status
+
+
+class Door:
+    """What all connections share.
+
+    `routes` maps a method and the first segment of a path to its Route: `POST /push`, and `POST /push/` where the path goes
+    on. `cors` makes the header lines that answer an Origin.
+    """
+
+    def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
+                 wheel: Wheel):
+        self.app = app
+        self.config = config
+        self.routes = routes
+        self.other = Route("other", config.max_event_bytes)
+        self.small = min(config.max_line_bytes, config.max_header_bytes)  # what is not longer than this breaks neither limit
+        self.cors = cors
+        self.wheel = wheel
+        self.connections: set[Any] = set()
+        self.draining = False
+        self.shapes = Shapes()
+        # Answers to recognised requests, written together at the end of this turn of the loop: to write between two reads would
+        # wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
+        self.outbox: list[tuple[Any, bytes]] = []
+        self.loop = asyncio.get_running_loop()
+        self._heads: dict[int, bytes] = {}
+        self.ready: dict[bytes, bytes] = {}
+
+    def due(self, now: float) -> float:
+        """Once a second, on the wheel: a fresh Date, and an end for those who are too slow."""
+        self._heads.clear()
+        self.ready.clear()
+        self.shapes.rest()
+        for connection in list(self.connections):
+            connection.check(now)
+        return SWEEP
+
+    def head(self, status: int) -> bytes:
+        """The first lines of a JSON answer. RFC 9110, 6.6.1: who has a clock sends a Date; it is made once a second."""
+        head = self._heads.get(status)
+        if head is None:
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nDate: %b\r\n" % (
+                status, responses.get(status, "Unknown").encode(), formatdate(time(), usegmt=True).encode())
+        return head
+
+    def whole(self, status: int, body: bytes) -> bytes:
+        """A whole answer without further headers; `ready` keeps the few that are given all the time, for a second."""
+        made = b"%bContent-Length: %d\r\n\r\n%b" % (self.head(status), len(body), body)
+        if status == 200 and len(self.ready) < 64:
+            self.ready[body] = made
+        return made
+
+    def flush(self) -> None:
+        """Write the outbox: straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
+        outbox, self.outbox = self.outbox, []
+        for connection, data in outbox:
+            transport, taken = connection.transport, 0
+            if transport is None or transport.is_closing():
+                continue  # this client has gone meanwhile, the others have not
+            if not transport.get_write_buffer_size():
+                try:
+                    taken = os.write(connection.fd, data)
+                except OSError:
+                    pass  # full, or gone: the transport finds out which
+            if taken < len(data):
+                transport.write(data[taken:])
+
+    def drain(self) -> None:
+        """Take no further request; each connection closes once what it asked is answered."""
+        self.draining = True
+        self.flush()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class Ask:
+    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
+    Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
+
+    __slots__ = ("body", "connection", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+
+    def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
+                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.version = version
+        self.keep_alive = keep_alive
+        self.headers = headers
+        self.fields = fields
+        self.route = route
+        self.body = b""
+        self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
+
+    def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
+        """`body` is JSON, `more` is further header lines, each with its line end."""
+        self.connection.answer(self, status, body, more)
+
+    def refuse(self, refusal: Refusal) -> None:
+        more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
+        self.connection.answer(self, refusal.status, refusal.body(), more)
+
+    def detach(self) -> Any:
+        """The transport, which is the caller's from now on; this connection forgets it."""
+        self.route.tally[200] = self.route.tally.get(200, 0) + 1
+        return self.connection.detach()
+
+
+def internal() -> Refusal:
+    """What a client is told of a mistake that is ours."""
+    return Refusal("internal", "something went wrong in the server, and was logged there")
