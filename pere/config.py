@@ -74,7 +74,7 @@ class Config:
     drain_seconds: float = setting(5.0, "at the end, how long requests under way may take to be answered", low=0)
 
     # watching
-    log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed and refusal", choices=("debug", "info", "warning", "error"))
+    log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", "`json` writes a line as one object, for machines", choices=("text", "json"))
     metrics_channels: str = setting("", "channels, separated by commas, that metrics may name; all others are counted together")
 

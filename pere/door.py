@@ -4,6 +4,7 @@ This file knows no channel, no device and no event; and of a connection only tha
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from email.utils import formatdate
@@ -17,6 +18,8 @@ from pere.config import Config
 from pere.errors import Refusal
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
+
+log = logging.getLogger("pere.http")
 
 SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadline may be missed
 
@@ -136,6 +139,8 @@ class Ask:
         self.connection.answer(self, status, body, more)
 
     def refuse(self, refusal: Refusal) -> None:
+        # The code and the route only: what the client sent has no place in a log.
+        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
         more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
         self.connection.answer(self, refusal.status, refusal.body(), more)
 

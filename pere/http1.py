@@ -415,7 +415,9 @@ class Connection(asyncio.Protocol):
                 body = b""  # only a refusal answers a HEAD here
         elif ask.version == "1.0":
             more += b"Connection: keep-alive\r\n"
-        self.transport.write(b"%b%bContent-Length: %d\r\n\r\n%b" % (door.head(status), more, length, body))
+        if status != 204:  # RFC 9110, 8.6: which has no length, not even 0
+            more += b"Content-Length: %d\r\n" % length
+        self.transport.write(b"%b%b\r\n%b" % (door.head(status), more, body))
         self.answered(ask)
 
     def answered(self, ask: Ask) -> None:

@@ -6,6 +6,7 @@ falls behind reads from the backlog, as fast as its socket drains, until it is u
 """
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -27,6 +28,8 @@ from pere.names import pattern as compiled
 from pere.receipt import NONE
 from pere.storage import Shelf, Store
 from pere.wheel import Wheel
+
+log = logging.getLogger("pere.feed")
 
 # What one feed is given from the backlog before the others have their turn, and before its socket is asked again.
 BATCH_BYTES = 64 * 1024
@@ -221,8 +224,15 @@ class Hub:
         self.opens += 1
         self.behind += 1
         self._wheel.add(feed, self._config.heartbeat)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("feed opened", extra={"facts": self._facts(feed)})
         self.catch_up(feed)
         return feed
+
+    def _facts(self, feed: Feed) -> dict[str, object]:
+        """What a log line says of a feed."""
+        channels = [*feed.patterns, *(place.channel.name for place in feed.places)]
+        return {"device": feed.device.name if feed.device is not None else None, "channels": ",".join(channels[:5]), "feeds": len(self.feeds)}
 
     def _meant(self, channels: Iterable[str], patterns: Iterable[str]) -> dict[str, None]:
         """The channels that are named, and those of today that a pattern means, each once."""
@@ -424,6 +434,10 @@ class Hub:
             self._store.devices.close(feed.device, feed)
         del self.feeds[feed.fd]
         self.closes[feed.reason] += 1
+        # That clients come and go is no news; that we sent one away is.
+        level = logging.DEBUG if feed.reason in (GONE, DRAIN) else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(level, "feed closed", extra={"facts": {"reason": feed.reason, **self._facts(feed)}})
 
     def beat(self, feed: Feed, now: float) -> float:
         """The feed's turn on the wheel: a comment if it was silent for a heartbeat, the end if its socket is stuck."""

@@ -25,7 +25,7 @@ def unknown_receipt() -> NotFound:
 class Entry:
     """One event in the ledger. `slots` maps the devices of a push with `to`; else the channel's audience tells the slots."""
 
-    __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "need", "version",
+    __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "owed", "need", "version",
                  "sayings", "said", "saying_bytes")
 
     def __init__(self, event: Event, audience: Audience, states: bytearray, names: list[str], slots: dict[str, int] | None):
@@ -38,6 +38,7 @@ class Entry:
         self.latencies: bytearray | None = None  # made by the first receipt
         self.size = len(states) - states.count(ABSENT)
         self.counts = [self.size, 0, 0, 0, 0, 0]
+        self.owed = self.size  # how many devices still owe a receipt
         self.need = self.size
         self.version = 0  # moves with every change that can be seen from outside
         # What devices said beside the state: each different saying once, and per slot which one (0 is none).
@@ -52,11 +53,6 @@ class Entry:
         member = self.audience.members.get(device)
         slot = member.slot if member is not None else -1
         return slot if 0 <= slot < len(self.states) and self.states[slot] != ABSENT else -1
-
-    def open_count(self) -> int:
-        """How many devices still owe a receipt."""
-        pending, delivered, *_ = self.counts
-        return pending if self.event.level == DELIVERED else pending + delivered
 
     def good_count(self) -> int:
         """How many devices have it, by the level that the push asked for; a failure is a receipt, but does not satisfy."""
@@ -104,6 +100,7 @@ class Ledger:
     def __init__(self, max_status_bytes: int = 1024 * 1024):
         self.entries: dict[int, Entry] = {}
         self.outstanding = 0
+        self._open: dict[int, Entry] = {}  # those for which a receipt is owed, oldest first
         # Receipts by state and outcome, and the latencies of the first ones by bucket: [state][outcome], [state][bucket].
         self.receipts = [[0, 0, 0, 0] for _ in NAMES]
         self.roundtrips = [[0] * 256 for _ in NAMES]
@@ -123,6 +120,8 @@ class Ledger:
         entry.need = needed(need, entry.size)
         self.entries[event.id] = entry
         self.outstanding += entry.size
+        if entry.size:
+            self._open[event.id] = entry
         return entry
 
     def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float) -> tuple[int, int]:
@@ -157,7 +156,7 @@ class Ledger:
             counts[new] += 1
             entry.version += 1
             if closed:
-                self.outstanding -= 1
+                self._close(entry, 1)
             latencies = entry.latencies
             if latencies is None:
                 latencies = entry.latencies = bytearray(len(states))
@@ -211,12 +210,19 @@ class Ledger:
         entry.counts[byte & STATE] -= 1
         entry.counts[end] += 1
         entry.version += 1
-        self.outstanding -= 1
+        self._close(entry, 1)
+
+    def _close(self, entry: Entry, count: int) -> None:
+        """So many devices owe nothing more."""
+        self.outstanding -= count
+        entry.owed -= count
+        if not entry.owed:
+            del self._open[entry.event.id]
 
     def expire(self, event_id: int, reason: str) -> int:
         """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
         entry = self.entries.get(event_id)
-        count = entry.open_count() if entry is not None else 0
+        count = entry.owed if entry is not None else 0
         if entry is not None and count:
             entry.states = entry.states.translate(ending(EXPIRED, entry.event.level))
             entry.counts[PENDING] = 0
@@ -224,7 +230,7 @@ class Ledger:
                 entry.counts[DELIVERED] = 0
             entry.counts[EXPIRED] += count
             entry.version += 1
-            self.outstanding -= count
+            self._close(entry, count)
             self.expired[reason] += count
         return count
 
@@ -243,8 +249,7 @@ class Ledger:
 
     def oldest_open(self) -> Entry | None:
         """The oldest event that somebody still owes a receipt for."""
-        # Entries stand in the order of their ids. Those before the first open one are mostly few: what is old has expired.
-        return next((entry for entry in self.entries.values() if entry.open_count()), None)
+        return next(iter(self._open.values()), None)
 
     def lines(self, entry: Entry, start: int = 0) -> Iterator[Line]:
         """The devices of an event in the order of their slots, from one slot on; stable while receipts come in."""

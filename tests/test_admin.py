@@ -4,7 +4,6 @@ import pytest
 
 import pere
 
-
 # 2014
 
 

@@ -52,7 +52,8 @@ class AgainstAList(RuleBasedStateMachine):
 
     @rule(data=st.data(), limit=st.integers(0, 5))
     def look_for_an_id(self, data, limit):
-        id = data.draw(st.integers(98, self.last_id + 2) | st.just(0) | st.sampled_from([event.id for event in self.events] or [1]))
+        kept = [event.id for event in self.events]
+        id = data.draw(st.integers(98, self.last_id + 2) | st.just(0) | st.sampled_from(kept or [1]))
         assert self.backlog.seek(id) == self.backlog.first - 1 + sum(event.id <= id for event in self.events)
         assert self.backlog.find(id) is next((event for event in self.events if event.id == id), None)
         assert self.backlog.after(id, limit) == [event for event in self.events if event.id > id][:limit]

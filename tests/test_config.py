@@ -98,7 +98,7 @@ def test_a_setting_has_one_name_in_three_spellings():
 
 
 def test_the_environment_gives_each_setting_in_its_type():
-    found = from_environment({"PERE_HOST": "::1", "PERE_PORT": "8080", "PERE_RETRY": "0.5", "PERE_INSECURE": "yes", "HOME": "elsewhere"})
+    found = from_environment({"PERE_HOST": "::1", "PERE_PORT": "8080", "PERE_RETRY": "0.5", "PERE_INSECURE": "yes", "HOME": "h"})
     assert found == {"host": "::1", "port": 8080, "retry": 0.5, "insecure": True}
     assert type(found["port"]) is int
     assert Config(**found).port == 8080

@@ -41,6 +41,16 @@ async def test_hello_says_whom_we_take_it_for_and_where_receipts_go(start, liste
     assert (await listen("c.*", device="d")).hello["feedback"] == "/feedback"
 
 
+@pytest.mark.parametrize("channels", [("c",), ("c", "empty"), ("*",)])
+async def test_who_breaks_off_right_after_hello_can_go_on_from_its_position(listen, push, channels):
+    for text in ("first", "second"):
+        feed = await listen(*channels, format="raw")
+        feed.close()
+        await push("c", text)
+        again = await listen(*channels, last=feed.hello["position"], format="raw")
+        assert (await again.event()).data == text
+
+
 @pytest.mark.parametrize("headers, query", [({"Device": "d"}, ""), ({"device": "d"}, ""), ({}, "?device=d"), ({"Device": "d"}, "?device=e")])
 async def test_a_device_says_who_it_is_in_a_header_or_the_query(connect, headers, query):
     feed = await connect()
@@ -357,7 +367,7 @@ async def test_a_device_that_was_removed_is_told_and_its_return_is_answered_204(
         assert (await feed.control("pere.bye"))["reason"] == "kicked"
         assert (await feed.end(), feed.is_whole) == ([], True)
     again = await ask("GET", "/feed/c", Device="d")
-    assert (again.status, again.body) == (204, b"")
+    assert (again.status, again.body, "content-length" in again.headers) == (204, b"", False)
     assert (await ask("GET", "/feed?channel=c&device=d")).status == 204
     await push("c", "on")
     assert await feeds[2].events(1) == ["on"]

@@ -533,7 +533,6 @@ async def _everything_comes_once(deeds: list[tuple]) -> None:
     listeners: list[Listener] = []
     events: list[tuple[str, str, set[str]]] = []  # id, channel, and the devices that owe a receipt
     registered: dict[str, set[str]] = {channel: set() for channel in CHANNELS}
-    patterns: dict[str, set[str]] = {"d1": set(), "d2": set(), "d3": set()}
     try:
         for verb, *what in deeds:
             if verb == "push":
@@ -686,7 +685,7 @@ def test_devices_that_were_not_seen_for_long_leave_and_owe_nothing(store):
     entry = kept.ledger.entries[id]
     assert list(kept.shelf("c").audience.members) == ["here"]
     assert list(kept.devices.known) == ["here"]
-    assert (entry.open_count(), kept.ledger.outstanding, sum(entry.counts)) == (1, 1, 2)
+    assert (entry.owed, kept.ledger.outstanding, sum(entry.counts)) == (1, 1, 2)
 
 
 def test_a_keys_window_is_bounded_in_time(store):

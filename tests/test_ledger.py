@@ -14,7 +14,8 @@ from pere.audience import Audience
 from pere.errors import BadRequest, NotFound
 from pere.event import LEVELS
 from pere.ledger import Ledger, needed
-from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS, state_code
+from pere.receipt import (CONFLICT, DELIVERED, DUPLICATE, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS,
+                          state_code)
 
 RANKS = {"pending": 0, "delivered": 2, "expired": 3, "cancelled": 3, "processed": 4, "failed": 4}
 
@@ -43,7 +44,7 @@ class Told:
 
 
 class Entered:
-    """One event: what is known of each device, and by which registration it may answer (None for one that is addressed by name)."""
+    """One event: what is known of each device, and by which registration it may answer (None where it is addressed by name)."""
 
     def __init__(self, event, level, need, registrations):
         self.event, self.level, self.need, self.registrations = event, level, need, registrations
@@ -94,7 +95,8 @@ class AgainstADict(RuleBasedStateMachine):
         self.audience.leave(device, self.last)
         del self.registered[device]
 
-    @rule(level=st.sampled_from(["delivered", "processed"]), to=st.none() | st.sets(DEVICES, min_size=1), need=st.sampled_from([None, 0, "50%"]))
+    @rule(level=st.sampled_from(["delivered", "processed"]), to=st.none() | st.sets(DEVICES, min_size=1),
+          need=st.sampled_from([None, 0, "50%"]))
     def push(self, level, to, need):
         self.last += 1
         event = a.event(self.last, now=self.now, level=LEVELS[level], to=tuple(to or ()))
@@ -121,7 +123,8 @@ class AgainstADict(RuleBasedStateMachine):
             return
         told = entered.told[device]
         state, outcome = answered(told.state, word, entered.level)
-        assert self.ledger.record(id, "c", device, state_code(word), status, self.now) == (NAMES.index(state), OUTCOMES.index(outcome))
+        stands, what = self.ledger.record(id, "c", device, state_code(word), status, self.now)
+        assert (NAMES[stands], OUTCOMES[what]) == (state, outcome)
         self.tally[word][outcome] += 1
         if outcome in ("accepted", "late"):
             told.state, told.late = state, told.late or outcome == "late"
@@ -176,7 +179,7 @@ class AgainstADict(RuleBasedStateMachine):
     def what_is_outstanding_is_what_is_owed(self):
         owing = {id: len(entered.owing()) for id, entered in self.kept.items()}
         assert self.ledger.outstanding == sum(owing.values())
-        assert owing == {id: entry.open_count() for id, entry in self.ledger.entries.items()}
+        assert owing == {id: entry.owed for id, entry in self.ledger.entries.items()}
         oldest = self.ledger.oldest_open()
         assert (oldest.event.id if oldest is not None else None) == next((id for id, count in owing.items() if count), None)
 
@@ -189,7 +192,8 @@ class AgainstADict(RuleBasedStateMachine):
                 {device: told.as_tuple() for device, told in entered.told.items()}
             for line in lines:
                 latency = entered.told[line.device].latency
-                assert line.latency is None if latency is None else math.isclose(line.latency, latency, rel_tol=0.05, abs_tol=1e-4)
+                assert (line.latency is None) == (latency is None)
+                assert latency is None or math.isclose(line.latency, latency, rel_tol=0.05, abs_tol=1e-4)
 
     @invariant()
     def an_event_is_satisfied_and_complete_as_its_devices_say(self):
@@ -213,12 +217,12 @@ TestAgainstADict.settings = settings(max_examples=100, stateful_step_count=40)
 # One event, told as a story
 
 
-def opened(*devices: str, level: int = PROCESSED, need: int | str | None = None, ledger: Ledger | None = None, to: tuple[str, ...] = ()):
-    """A ledger with one event, 1, for these devices."""
+def opened(*devices: str, need: int | str | None = None, ledger: Ledger | None = None, to: tuple[str, ...] = ()):
+    """A ledger with one event, 1, for these devices, and its entry."""
     ledger, audience = ledger or Ledger(), Audience()
     for device in devices:
         audience.join(device, 0, 1, NOW - 100)
-    return ledger, ledger.open(a.event(1, level=level, to=to), audience, need)
+    return ledger, ledger.open(a.event(1, to=to), audience, need)
 
 
 def test_a_receipt_is_entered_and_told():
@@ -284,8 +288,11 @@ def test_a_receipt_is_a_sign_of_life():
 def test_every_change_that_can_be_seen_moves_the_version():
     ledger, entry = opened("d1", "d2", "d3")
     versions = [entry.version]
-    for change in (lambda: ledger.record(1, "c", "d1", DELIVERED, None, NOW), lambda: ledger.record(1, "c", "d1", PROCESSED, None, NOW),
-                   lambda: ledger.resend(entry, 1, 5), lambda: ledger.cancel(1, "d2"), lambda: ledger.expire(1, "ttl")):
+    for change in (lambda: ledger.record(1, "c", "d1", DELIVERED, None, NOW),
+                   lambda: ledger.record(1, "c", "d1", PROCESSED, None, NOW),
+                   lambda: ledger.resend(entry, 1, 5),
+                   lambda: ledger.cancel(1, "d2"),
+                   lambda: ledger.expire(1, "ttl")):
         change()
         versions.append(entry.version)
     assert versions == sorted(set(versions))
@@ -327,7 +334,8 @@ def test_an_event_is_sent_to_a_device_so_many_times_and_then_given_up(max_attemp
 
 @pytest.mark.parametrize("need, audience, count", [
     (None, 7, 7), ("all", 7, 7), (3, 7, 3), ("3", 7, 3), (0, 7, 0), (7, 7, 7), ("100%", 7, 7), ("0%", 7, 0),
-    ("90%", 10, 9), ("90%", 11, 10), ("1%", 7, 1), ("33%", 3, 1), ("34%", 3, 2), ("70%", 10, 7), ("57%", 100, 57), ("all", 0, 0), ("50%", 0, 0),
+    ("90%", 10, 9), ("90%", 11, 10), ("1%", 7, 1), ("33%", 3, 1), ("34%", 3, 2), ("70%", 10, 7), ("57%", 100, 57),
+    ("all", 0, 0), ("50%", 0, 0),
 ])
 def test_how_many_receipts_satisfy(need, audience, count):
     assert needed(need, audience) == count
@@ -340,9 +348,9 @@ def test_a_percentage_is_rounded_up_to_whole_devices():
 
 
 @pytest.mark.parametrize("need, code", [
-    (8, "need_over_audience"), ("8", "need_over_audience"), ("101%", "bad_need"), (-1, "bad_need"), ("", "bad_need"), ("%", "bad_need"),
-    ("some", "bad_need"), ("5.5", "bad_need"), (5.5, "bad_need"), (True, "bad_need"), ("90 %", "bad_need"), ("-5%", "bad_need"), ("٣", "bad_need"),
-    ("9" * 10, "bad_need"), ("9" * 5000, "bad_need"), ("All", "bad_need"),
+    (8, "need_over_audience"), ("8", "need_over_audience"),
+    *((need, "bad_need") for need in ("101%", -1, "", "%", "some", "5.5", 5.5, True, "90 %", "-5%", "All", "9" * 10, "9" * 5000,
+                                      "\N{ARABIC-INDIC DIGIT THREE}")),
 ])
 def test_a_need_that_cannot_be_is_refused_and_nothing_is_entered(need, code):
     ledger = Ledger()

@@ -33,8 +33,8 @@ def test_a_line_for_people_is_time_level_message_and_facts():
 def test_a_line_for_machines_is_one_object():
     line = Json().format(record('a "quoted"\nline', url="http://127.0.0.1:4567", feeds=3))
     assert "\n" not in line
-    assert orjson.loads(line) == {"time": "2014-12-01T14:28:30.993Z", "level": "info", "logger": "pere.http", "message": 'a "quoted"\nline',
-                                  "url": "http://127.0.0.1:4567", "feeds": 3}
+    assert orjson.loads(line) == {"time": "2014-12-01T14:28:30.993Z", "level": "info", "logger": "pere.http",
+                                  "message": 'a "quoted"\nline', "url": "http://127.0.0.1:4567", "feeds": 3}
 
 
 def test_a_fact_that_json_does_not_know_is_told_in_its_own_words():
@@ -60,13 +60,16 @@ for name in ("pere.hub", "somebody.else", "tornado.access", "tornado.general"):
 """
 
 
-@pytest.mark.parametrize("level, heard", [("debug", ["debug", "info", "warning", "error"]), ("info", ["info", "warning", "error"]),
-                                          ("warning", ["warning", "error"]), ("error", ["error"])])
+@pytest.mark.parametrize("level, heard", [
+    ("debug", ["debug", "info", "warning", "error"]), ("info", ["info", "warning", "error"]), ("warning", ["warning", "error"]),
+    ("error", ["error"]),
+])
 def test_our_lines_are_heard_from_the_level_on_and_only_the_warnings_of_others(level, heard):
     spoken = subprocess.run([sys.executable, "-c", EVERYBODY_SPEAKS, level, "json"], capture_output=True, text=True, timeout=30)
     assert spoken.stdout == ""
     assert [orjson.loads(line)["message"] for line in spoken.stderr.splitlines()] == [
-        *(f"pere.hub {word}" for word in heard), "somebody.else warning", "somebody.else error", "tornado.access error", "tornado.general error"]
+        *(f"pere.hub {word}" for word in heard), "somebody.else warning", "somebody.else error",
+        "tornado.access error", "tornado.general error"]
 
 
 def test_lines_are_for_people_unless_machines_are_meant():

@@ -7,12 +7,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pere.errors import BadRequest
-from pere.receipt import (ABSENT, CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, LATE, LONGEST, MAX_RESENDS, NAMES, OUTCOMES,
-                          PENDING, PROCESSED, RANKS, RESENT, RULES, SECONDS, SHORTEST, STATE, WORDS, bucket, closes, ending, quantiles,
-                          state_code, transition)
+from pere.receipt import (ABSENT, CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, LATE, LONGEST, MAX_RESENDS, NAMES,
+                          OUTCOMES, PENDING, PROCESSED, RANKS, RESENT, RULES, SECONDS, SHORTEST, STATE, WORDS, bucket, closes,
+                          ending, quantiles, state_code, transition)
 
 # Transitions only go up. The first of the hard states, processed and failed, stands. The soft ends, expired and cancelled, give
-# way to a late receipt that would have closed the event in time. "Closes" is whether a device that owed a receipt owes none any more.
+# way to a late receipt that would have closed the event in time. "Closes" is whether a device that owed a receipt owes none now.
 TABLE = """
 level      state      receipt      becomes    outcome    flagged  closes
 
@@ -86,7 +86,7 @@ def test_a_receipt_takes_nothing_away_of_how_often_an_event_was_sent_or_that_it_
 
 @given(st.sampled_from(range(6)), st.lists(st.sampled_from(WORD_CODES)), st.sampled_from(LEVELS))
 def test_the_first_hard_state_stands(byte, words, level):
-    first = byte & STATE if byte & STATE in (PROCESSED, FAILED) else next((word for word in words if word in (PROCESSED, FAILED)), None)
+    first = next((state for state in (byte, *words) if state in (PROCESSED, FAILED)), None)
     for word in words:
         byte, _ = transition(byte, word, level)
     if first is not None:
@@ -109,7 +109,8 @@ def test_who_is_not_in_the_audience_stays_so_whatever_it_says():
 
 
 def test_the_states_stand_in_the_order_of_their_ranks():
-    assert dict(zip(NAMES, RANKS, strict=True)) == {"pending": 0, "delivered": 2, "expired": 3, "cancelled": 3, "processed": 4, "failed": 4}
+    ranks = dict(zip(NAMES, RANKS, strict=True))
+    assert ranks == {"pending": 0, "delivered": 2, "expired": 3, "cancelled": 3, "processed": 4, "failed": 4}
 
 
 def test_the_words_of_a_receipt():

@@ -1,6 +1,7 @@
 """The schedule against a plain dict of deadlines."""
 
 import math
+from itertools import chain
 from sys import getsizeof
 
 import pytest
@@ -87,7 +88,7 @@ def test_what_does_not_fit_into_the_limit_comes_next_time():
         schedule.add(item, item / 10)
     rounds = [schedule.due(100.0, limit=10) for _ in range(4)]
     assert list(map(len, rounds)) == [10, 10, 5, 0]
-    assert sorted(sum(rounds, [])) == list(range(25))
+    assert sorted(chain(*rounds)) == list(range(25))
 
 
 def test_what_makes_way_before_its_time_leaves_nothing_behind():

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pere.wheel import Wheel
@@ -54,6 +54,7 @@ def wheel_of(slots: int = 16, now: float = 1000.0) -> tuple[Hand, Wheel]:
 
 @given(start=st.floats(0, 1e6), delays=st.lists(st.floats(0, 5), max_size=10),
        steps=st.lists(st.floats(0.001, 0.5) | st.floats(0.5, 6) | st.just(TICK), max_size=60))
+@example(start=0.0, delays=[0.0], steps=[TICK] * 3)
 def test_a_turn_is_never_early_and_comes_within_a_tick(start, delays, steps):
     hand, wheel = wheel_of(now=start)
     waiting = {start + delay: Item() for delay in delays}
@@ -156,12 +157,14 @@ def test_the_mistake_of_one_item_does_not_stop_the_others(caplog):
             raise RuntimeError("mistaken")
 
     hand, wheel = wheel_of()
-    before, after = Item(), Item()
+    before, after = Item(0.5), Item()
     for item in (before, Mistaken(), after):
         wheel.add(item, 0.05)
     hand.now += 2 * TICK
     wheel.advance(hand.now)
     assert before.turns == after.turns == [hand.now]
+    hand.now += 1
+    wheel.advance(hand.now)
     assert [record.exc_info[0] for record in caplog.records] == [RuntimeError]
     caplog.clear()
 

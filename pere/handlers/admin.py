@@ -1,5 +1,7 @@
 """`/admin/...`: the answers of 2014, presence, and sending a device away; `/`, `/healthz`, `/readyz`, `/metrics`."""
 
+import logging
+
 from prometheus_client import CollectorRegistry, generate_latest
 
 import pere
@@ -11,6 +13,8 @@ from pere.handlers.events import MAX_PAGE, PAGE
 from pere.hub import Hub
 from pere.names import device_name
 from pere.storage import Store
+
+log = logging.getLogger("pere.admin")
 
 
 class Connections(Handler):
@@ -83,6 +87,7 @@ class OneDevice(ChannelDevices):
             raise NotFound("unknown_device", f"no device {name} is registered")
         self.hub.kick(device)
         self.store.remove(name)
+        log.info("device removed", extra={"facts": {"device": name, "channels": len(device.channels)}})
         self.set_status(204)
         self.finish()
 

@@ -3,6 +3,7 @@
 Hot functions take an Ask and these helpers; RequestHandlers inherit from Handler. Both speak JSON only.
 """
 
+import logging
 from functools import lru_cache
 from http.client import responses
 from typing import Any
@@ -15,6 +16,8 @@ from pere.door import Ask
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
 from pere.names import channel_name, device_name, shown
+
+log = logging.getLogger("pere.http")
 
 MAX_QUERY_FIELDS = 1_200  # `to` may stand a thousand times
 
@@ -152,6 +155,7 @@ class Handler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         refusal = error if isinstance(error, Refusal) else self._refusal(status_code, error)
+        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": type(self).__name__.lower()}})
         if refusal.retry_after is not None:
             self.set_header("Retry-After", str(refusal.retry_after))
         if refusal.status == 405:

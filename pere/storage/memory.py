@@ -4,6 +4,7 @@ An event is delivered inside `append` and a receipt is entered inside `record`. 
 over all channels; the ledger of an event lives exactly as long as the event.
 """
 
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from pere.names import pattern as compiled
 from pere.receipt import NAMES, NONE, PENDING, STATE, closes, quantiles
 from pere.schedule import Schedule
 from pere.storage import Accepted, Shelf, Store
+
+log = logging.getLogger("pere.store")
 
 SWEEP_CHANNELS = 1_000  # channels looked at in one sweep
 SWEEP_MEMBERS = 20_000  # and registrations: a few milliseconds of the loop
@@ -83,6 +86,9 @@ class MemoryStore(Store):
             self._keys[draft.channel, draft.key] = now, accepted
         self.events += 1
         self.event_bytes += len(draft.data)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("event accepted", extra={"facts": {
+                "id": format_id(event.id), "channel": event.channel, "bytes": len(event.data), "audience": audience}})
         self.deliver(event)
         then(accepted)
 
@@ -181,7 +187,7 @@ class MemoryStore(Store):
             "receipt": next(word for word, level in LEVELS.items() if level == event.level),
             "audience": entry.size if entry is not None else 0,
             "counts": {"pending": counts.pop("pending") - sent, "sent": sent} | counts,
-            "outstanding": entry.open_count() if entry is not None else 0,
+            "outstanding": entry.owed if entry is not None else 0,
             "need": entry.need if entry is not None else 0,
             "satisfied": entry is None or entry.is_satisfied(),
             "complete": entry is None or entry.is_complete(),
@@ -305,7 +311,9 @@ class MemoryStore(Store):
             if not event.expired:
                 event.expired = True
                 if event.level != NONE:
-                    self.ledger.expire(event.id, "ttl")
+                    owed = self.ledger.expire(event.id, "ttl")
+                    if owed:
+                        log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": owed}})
                 self._schedule.add(event, event.expires + self._config.keep_expired)
                 continue
             # From the front only: one that an older, longer-lived event stands before goes together with that one.
