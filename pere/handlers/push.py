@@ -81,15 +81,16 @@ class Push:
         unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need"}
         if unknown:
             raise BadRequest("bad_item", f"an item has no {shown(min(unknown))}")
-        to = item.get("to") or []
+        to = item.get("to")
         if isinstance(to, str):
             to = [to]
-        if not isinstance(to, list) or not all(isinstance(name, str) for name in to):
-            raise BadRequest("bad_to", '"to" is a device or a list of devices')
+        # An empty list is most likely a mistake of the program that made it; it must not mean everybody.
+        if to is not None and not (isinstance(to, list) and to and all(isinstance(name, str) for name in to)):
+            raise BadRequest("bad_to", '"to" is a device or a list of at least one')
         data = orjson.dumps(item["data"])
         self._check_size(data)
         word = {name: str(value) for name in ("type", "ttl", "receipt", "need") if (value := item.get(name)) is not None}
-        return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to, word.get("ttl"),
+        return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to or [], word.get("ttl"),
                            word.get("receipt"), word.get("need"), "")
 
     def _draft(self, channel: str, data: bytes, is_json: bool, publisher: str, type: str | None, to: list[str], ttl: str | None,
