@@ -217,7 +217,7 @@ class Hub:
         if patterns or len(feed.places) > 1:
             for place in feed.places:
                 place.channel.shared += 1
-        feed.greeting = greeting + self._hello(feed) + feed.greeting
+        feed.greeting = greeting + self._hello(feed, cursor if cursor is not None else start) + feed.greeting
         if known is not None:
             store.devices.open(known, feed)
         self.feeds[feed.fd] = feed
@@ -241,11 +241,13 @@ class Hub:
             names.update((name, None) for name in filter(compiled(pattern), self._store.shelves()))
         return names
 
-    def _hello(self, feed: Feed) -> bytes:
+    def _hello(self, feed: Feed, wanted: int | None) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
-        # Where there was no event yet, the newest id of all does: who breaks off before the first one must not miss it.
-        position = (places[0].id if len(places) == 1 else max((place.id for place in places), default=0)) or self._store.newest
+        behind = [place.id for place in places if place.ordinal < place.channel.shelf.backlog.last]
+        # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
+        # misses none; with several channels to read, after the oldest of their ids.
+        position = wanted if wanted is not None else min(behind, default=self._store.newest)
         feedback = b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b""
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
         return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":null,"receipt_jitter":%b}\n\n' % (
@@ -296,6 +298,8 @@ class Hub:
         place.ordinal = min(place.read, self._store.settled(shelf, member))
         if place.sent < backlog.first - 1:
             place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
+        elif cursor is not None and 0 < cursor < backlog.evicted_id:
+            place.feed.greeting += self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
         if cursor is None:
             place.id = _id_at(backlog, place.ordinal)
 

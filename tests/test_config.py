@@ -73,6 +73,11 @@ def test_a_pair_that_cannot_be_is_refused_by_both_flags(pair, flags):
         Config(**pair)
 
 
+def test_the_two_of_a_pair_may_be_equal():
+    config = Config(ttl=DAY, max_ttl=DAY, max_event_bytes=2048, backlog_bytes=2048, backlog_total_bytes=2048)
+    assert (config.ttl, config.backlog_bytes) == (config.max_ttl, config.max_event_bytes)
+
+
 # Who can reach it
 
 

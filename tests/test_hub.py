@@ -536,7 +536,7 @@ async def _everything_comes_once(deeds: list[tuple]) -> None:
     try:
         for verb, *what in deeds:
             if verb == "push":
-                items = [{"channel": channel, "data": "x" * what[1], "to": list(to)} for channel, to in what[0]]
+                items = [{"channel": channel, "data": "x" * what[1]} | ({"to": list(to)} if to else {}) for channel, to in what[0]]
                 told = (await wire.request(server.port, "POST", "/push", items)).json["results"]
                 for (channel, to), each in zip(what[0], told, strict=True):
                     for listener in listeners:
