@@ -269,6 +269,13 @@ def test_an_event_with_to_is_for_the_named_ones_registered_or_not():
         ledger.record(1, "c", "d1", PROCESSED, None, NOW)
 
 
+def test_who_was_named_and_is_cancelled_owes_nothing_registered_or_not():
+    ledger, entry = opened("d1", "d2", to=("d2", "d9"))
+    for device, left in (("d1", 2), ("d9", 1), ("d2", 0)):
+        ledger.cancel(1, device)
+        assert (ledger.outstanding, entry.owed) == (left, left)
+
+
 def test_a_receipt_after_the_end_wins_and_is_told_as_late():
     ledger, entry = opened("d1", "d2")
     assert ledger.expire(1, "ttl") == 2

@@ -145,6 +145,16 @@ async def test_a_store_vouches_for_everything_since_it_was_born(open_desk):
     assert parse_id("1417444110992-0") < desk.store.born <= await desk.push()
 
 
+async def test_the_newest_id_is_above_all_that_is_kept_and_below_all_to_come(open_desk):
+    desk = await open_desk()
+    assert parse_id("1417444110992-0") < desk.store.newest
+    for channel in "cdc":
+        before = desk.store.newest
+        desk.clock.now -= HOUR
+        id = await desk.push(channel)
+        assert before <= id <= desk.store.newest
+
+
 async def test_the_ordinals_of_a_channel_have_no_holes(open_desk):
     desk = await open_desk()
     for channel in "cdccd":
