@@ -39,13 +39,14 @@ class MemoryStore(Store):
         self.ledger = Ledger(config.max_event_status_bytes)
         self.devices = Devices()
         self.clock = clock
-        self.born = int(clock() * 1000) << SEQUENCE_BITS
+        # Just below the first id that this moment could give; none that is given will be below, even if the clock steps back.
+        self.born = (int(clock() * 1000) << SEQUENCE_BITS) - 1
         self.deliver = lambda event: None
         self.bytes = 0
         self.events = 0  # accepted since the start
         self.event_bytes = 0
         self._config = config
-        self._ids = IdClock()
+        self._ids = IdClock(self.born)
         self._shelves: dict[str, Shelf] = {}
         # Those that hold events, in the order of their newest push: the quietest is found at the front.
         self._pushed: OrderedDict[str, Shelf] = OrderedDict()
@@ -55,7 +56,7 @@ class MemoryStore(Store):
 
     @property
     def newest(self) -> int:
-        return self._ids.last or self.born
+        return self._ids.last
 
     def trouble(self) -> str | None:
         return None
