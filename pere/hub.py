@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from pere import sse
+from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device
@@ -100,11 +101,12 @@ class Hub:
         channel = self.channels[name] = Channel(name, self._store.open(name), self._wheel.now)
         channel.flushed = newest
         for feed in self._wanting(name):
-            place = self._place(feed, name)
+            member = self._store.register(name, feed.device.name) if feed.device is not None else None
+            place = self._place(feed, name, member)
             place.ordinal = newest
             channel.shared += 1
-            if place.member is not None:
-                place.member.since = self._store.clock()
+            if member is not None:
+                member.since = self._store.clock()
             if feed.live:
                 self._enter(place)
         return channel
@@ -180,27 +182,33 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> None:
-        """All that can still be refused: the device is registered on all that it wants, or on nothing. Raises Unavailable where no more
-        feeds or devices are taken; a device that has its share of feeds loses its oldest one instead."""
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
+        """All that can still be refused: the device is registered on all channels that it wants, which are returned, or on none. Raises
+        Unavailable where no more feeds or devices are taken; a device that has its share of feeds loses its oldest one instead."""
         if len(self.feeds) >= self._config.max_feeds:
             raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
-        store, known = self._store, self._store.devices.get(device) if device else None
+        meant: dict[str, Member | None] = dict.fromkeys(channels)
+        for pattern in patterns:
+            meant.update(dict.fromkeys(filter(compiled(pattern), self._store.shelves())))
+        if not device:
+            return meant
+        store, known = self._store, self._store.devices.get(device)
         held = known.channels if known is not None else ()
-        fresh = [name for name in self._meant(channels, patterns) if name not in held] if device else []
         try:
-            for name in fresh:
-                store.register(name, device)
+            for name in meant:
+                meant[name] = store.register(name, device)
         except Unavailable:
-            for name in fresh:
-                store.unregister(name, device)
+            for name, member in meant.items():
+                if member is not None and name not in held:
+                    store.unregister(name, device)
             raise
         if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
+        return meant
 
-    def open(self, transport: Any, form: int, device: str, channels: Iterable[str], patterns: tuple[str, ...], start: int | None,
+    def open(self, transport: Any, form: int, device: str, meant: dict[str, Member | None], patterns: tuple[str, ...], start: int | None,
              cursor: int | None, greeting: bytes) -> Feed:
-        """Let a connection become a feed.
+        """Let a connection become a feed, of the channels to which it was admitted.
 
         `cursor` is the id that the client has read up to, None if it named none; `start` is the id after which it wants to begin,
         0 for everything that is kept, None for what is new. `greeting` is written before everything else.
@@ -208,8 +216,8 @@ class Hub:
         store = self._store
         known = store.devices.add(device) if device else None
         feed = Feed(self, transport, form, known, patterns, self._wheel.now)
-        for name in self._meant(channels, patterns):
-            self._begin(self._place(feed, name), start, cursor)
+        for name, member in meant.items():
+            self._begin(self._place(feed, name, member), start, cursor)
         for pattern in patterns:
             if device:
                 store.want(device, pattern)
@@ -234,13 +242,6 @@ class Hub:
         channels = [*feed.patterns, *(place.channel.name for place in feed.places)]
         return {"device": feed.device.name if feed.device is not None else None, "channels": ",".join(channels[:5]), "feeds": len(self.feeds)}
 
-    def _meant(self, channels: Iterable[str], patterns: Iterable[str]) -> dict[str, None]:
-        """The channels that are named, and those of today that a pattern means, each once."""
-        names = dict.fromkeys(channels)
-        for pattern in patterns:
-            names.update((name, None) for name in filter(compiled(pattern), self._store.shelves()))
-        return names
-
     def _hello(self, feed: Feed, wanted: int | None) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
@@ -257,9 +258,8 @@ class Hub:
             self._jitter,
         ))
 
-    def _place(self, feed: Feed, name: str) -> Place:
+    def _place(self, feed: Feed, name: str, member: Member | None) -> Place:
         """A place for the feed at the end of a channel, which is made if nobody listened to it before."""
-        member = self._store.register(name, feed.device.name) if feed.device is not None else None
         channel = self.channels.get(name)
         if channel is None:
             channel = self._born(name, self._store.open(name).backlog.last)
@@ -382,8 +382,9 @@ class Hub:
     def _join(self, feed: Feed) -> None:
         """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
         what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice."""
-        if any(place.channel.pending for place in feed.places):
-            self.flush()
+        for place in feed.places:
+            if place.channel.pending:
+                self.flush()
         if feed.reason:
             return
         feed.live = True

@@ -24,6 +24,7 @@ class OpenFeed:
         self._config = config
         self._cors = cors
         self._retry = sse.retry(config.retry)
+        self._retry_chunk = sse.chunk(self._retry)
 
     def one(self, ask: Ask) -> None:
         self._open(ask, Query(ask.query) if ask.query else NO_QUERY, [channel_of(ask.path)], (), RAW)
@@ -55,14 +56,14 @@ class OpenFeed:
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
-        self._hub.admit(device, channels, patterns)
+        meant = self._hub.admit(device, channels, patterns)
         cors = self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b""
         if ask.version == "1.0":
             greeting = b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry)
             form |= UNCHUNKED
         else:
-            greeting = b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, sse.chunk(self._retry))
-        self._hub.open(ask.detach(), form, device, channels, patterns, start, cursor, greeting)
+            greeting = b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, self._retry_chunk)
+        self._hub.open(ask.detach(), form, device, meant, patterns, start, cursor, greeting)
 
 
 def _cursor(ask: Ask, query: Query) -> int | None:
