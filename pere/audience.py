@@ -14,7 +14,7 @@ class Member:
     """A device on a channel. `position` is the ordinal of the last event that was written to a feed of it; while `live`
     (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here."""
 
-    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id")
+    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id", "saved")
 
     def __init__(self, device: str, slot: int, position: int, now: float):
         self.device = device
@@ -26,6 +26,7 @@ class Member:
         self.seen = now  # when a feed of it last opened or closed
         self.answered = 0.0  # when it last sent a receipt
         self.last_id = 0  # the event that it named last, in a receipt or as what it had read
+        self.saved: object = None  # what a store on disk knows of it
 
 
 class Audience:
@@ -62,6 +63,15 @@ class Audience:
             self.template.append(PENDING)
         member = self.members[device] = Member(device, slot, position, now)
         return member
+
+    def restore(self, member: Member, gone: int | None) -> None:
+        """Put a member back where it was, slot after slot; `gone` is the newest ordinal when it left, if it did."""
+        self.names.append(member.device)
+        self.template.append(PENDING if gone is None else ABSENT)
+        if gone is None:
+            self.members[member.device] = member
+        else:
+            self._free.append((gone, member.slot))
 
     def leave(self, device: str, newest: int) -> Member | None:
         """Take a device out of the audience of events to come; returns it, or None if it was not registered."""

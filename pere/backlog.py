@@ -35,6 +35,12 @@ class Backlog:
     def __iter__(self) -> Iterator[Event]:
         return islice(self._events, self._head, None)  # type: ignore[arg-type]
 
+    def begin(self, last: int, gone: int) -> None:
+        """Go on after this ordinal, of which and of what came before nothing is here; `gone` is the newest id of that."""
+        self.first = last + 1
+        self.last = last
+        self.evicted_id = gone
+
     def append(self, event: Event) -> None:
         """Keep an event, whose ordinal is `last + 1`. What must make way for it is for the caller to `evict`."""
         self._events.append(event)

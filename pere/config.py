@@ -18,9 +18,10 @@ DAY = 86_400
 
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[str, ...] = ()) -> Any:
-    """A field of Config: `low` and `high` are the limits that a number must keep, `choices` the words that are allowed."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+            choices: tuple[str, ...] = (), hidden: tuple[str, ...] = ()) -> Any:
+    """A field of Config: `low` and `high` are the limits that a number must keep, `choices` the words that are allowed, and
+    `hidden` those that are too, but that nobody should want outside of a test."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "hidden": hidden})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,11 @@ class Config:
     host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs --insecure as long as no keys are set")
     port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
-    store: str = setting("memory:", "where events and receipts are kept: `memory:` is fast and forgets at the end of the process")
+    store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives")
+    sync: str = setting("full", "how a commit gets to the disk: `full` waits for it each time, `normal` may lose the last moments in a power cut, but nothing when the process ends", choices=("full", "normal"), hidden=("off",))
+    retention_age: int = setting(30 * DAY, "how long events and receipts are kept in the file", low=60)
+    retention_events: int = setting(10_000_000, "events kept in the file over all channels; older ones make way", low=1)
+    retention_bytes: int = setting(16 * 1024 * MIB, "bytes in use in the file; beyond, the oldest events make way", low=MIB)
 
     # feeds
     heartbeat: float = setting(20.0, "a comment line after so much silence on a feed; proxies cut connections that are quiet for 30 to 60 s", low=0.1, high=3600)
@@ -52,7 +57,7 @@ class Config:
     backlog_events: int = setting(1_000, "events kept per channel; older ones make way", low=1)
     backlog_bytes: int = setting(4 * MIB, "bytes of events kept per channel", low=KIB)
     backlog_total_bytes: int = setting(256 * MIB, "bytes of events kept over all channels; the channel that was quiet longest makes way first", low=KIB)
-    keep_expired: int = setting(3600, "how long an expired event can still be asked for, as far as the backlog reaches", low=0)
+    keep_expired: int = setting(3600, "how long an expired event can still be asked for in `memory:`, as far as the backlog reaches; in a file the retention decides", low=0)
     idempotency_window: int = setting(600, "how long an Idempotency-Key is remembered", low=1, high=DAY)
 
     # receipts
@@ -81,7 +86,7 @@ class Config:
     def __post_init__(self) -> None:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
-            if meta["choices"] and value not in meta["choices"]:
+            if meta["choices"] and value not in meta["choices"] + meta["hidden"]:
                 raise ConfigError(f"{flag(f.name)} is one of {', '.join(meta['choices'])}, not {value!r}")
             # Turned round, so that "nan" from the environment, of which neither is true, is refused too.
             if meta["low"] is not None and not value >= meta["low"]:

@@ -52,7 +52,7 @@ class Owner(Protocol):
 class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
 
-    __slots__ = ("device", "fd", "form", "greeting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
+    __slots__ = ("device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
                  "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
@@ -64,6 +64,7 @@ class Feed(asyncio.Protocol):
         self.greeting = b""  # the response head and first frames, until they are written
         self.places: tuple[Place, ...] = ()
         self.live = False
+        self.is_waiting = False  # for an event that is being fetched
         self.reason = ""
         self.stuck_since = 0.0  # since when the socket is full and takes nothing
         self.unsent = 0  # bytes that waited for it when we last looked

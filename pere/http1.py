@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
                 if int(values[-2]) == len(values[-1]) <= self._route.max_body:
                     self._busy = AGAIN
                     try:
-                        self._again(values, self._answer_again)  # type: ignore[misc]
+                        self._again(values, self._answer_again, self._refuse_again)  # type: ignore[misc]
                         return
                     except Refusal:
                         self._busy = None
@@ -162,6 +162,13 @@ class Connection(asyncio.Protocol):
         if self._pending:
             door.flush()  # before the answers to those
             self._go_on()
+
+    def _refuse_again(self, refusal: Refusal) -> None:
+        if self._busy is AGAIN or self._busy is LAST_AGAIN:
+            # Rare, so it need not be fast: it is answered as if it had been parsed.
+            self._door.flush()  # what was answered before comes before
+            self._busy = ask = Ask(self, b"", b"", b"", "1.1", self._busy is AGAIN, {}, [], self._route)
+            ask.refuse(refusal)
 
     def _measure(self) -> None:
         """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""

@@ -19,7 +19,6 @@ import orjson
 
 from pere import sse
 from pere.audience import Member
-from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Unavailable
@@ -189,7 +188,7 @@ class Hub:
             raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
         meant: dict[str, Member | None] = dict.fromkeys(channels)
         for pattern in patterns:
-            meant.update(dict.fromkeys(filter(compiled(pattern), self._store.shelves())))
+            meant.update(dict.fromkeys(filter(compiled(pattern), self._store.channels())))
         if not device:
             return meant
         store, known = self._store, self._store.devices.get(device)
@@ -277,12 +276,12 @@ class Hub:
             member.since = member.seen = now
             member.last_id = cursor or member.last_id
         wanted = cursor if cursor is not None else start
-        place.id = wanted if wanted is not None else _id_at(backlog, backlog.last)
+        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
         if is_new or (cursor is None and start is not None):
             if wanted is None:
                 return
-            place.ordinal = backlog.seek(wanted)
-            if 0 < wanted < max(backlog.evicted_id, self._store.born):
+            place.ordinal = self._store.seek(shelf, wanted)
+            if 0 < wanted < max(shelf.gone_id, self._store.born):
                 # How many there were is not known: those who could have counted them have gone.
                 place.feed.greeting += self._gap(place, None)
             if member is not None:
@@ -294,20 +293,20 @@ class Hub:
         assert member is not None
         place.known = backlog.last
         place.sent = backlog.last if member.live else member.position
-        place.read = backlog.seek(cursor) if cursor is not None else place.sent
+        place.read = self._store.seek(shelf, cursor) if cursor is not None else place.sent
         place.ordinal = min(place.read, self._store.settled(shelf, member))
-        if place.sent < backlog.first - 1:
+        if place.sent < shelf.first - 1:
             place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
-        elif cursor is not None and 0 < cursor < backlog.evicted_id:
+        elif cursor is not None and 0 < cursor < shelf.gone_id:
             place.feed.greeting += self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
         if cursor is None:
-            place.id = _id_at(backlog, place.ordinal)
+            place.id = self._store.id_at(shelf, place.ordinal)
 
     # A feed reads
 
     def catch_up(self, feed: Feed) -> None:
         """Write what the feed has missed, as far as its socket takes it; let it join the live set once that is nothing."""
-        if feed.live or feed.stuck_since or feed.reason:
+        if feed.live or feed.stuck_since or feed.reason or feed.is_waiting:
             return
         frames = [feed.greeting]
         feed.greeting = b""
@@ -316,7 +315,7 @@ class Hub:
         while size < BATCH_BYTES and len(frames) <= BATCH_EVENTS:
             next_place = self._next(feed)
             if next_place is None:
-                is_up_to_date = True
+                is_up_to_date = not feed.is_waiting
                 break
             frame = self._read(feed, next_place, now)
             if frame:
@@ -329,26 +328,40 @@ class Hub:
             return  # it calls back when its socket has drained, or has been closed
         if is_up_to_date:
             self._join(feed)
-        else:
+        elif not feed.is_waiting:
             asyncio.get_running_loop().call_soon(self.catch_up, feed)
 
     def _next(self, feed: Feed) -> Place | None:
-        """The place whose next event is the oldest; None if there is no next event anywhere."""
+        """The place whose next event is the oldest. None if there is no next event anywhere, or it has to be fetched first."""
         behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
-        if len(behind) < 2:
-            return behind[0] if behind else None
+        for place in behind:
+            shelf = place.channel.shelf
+            if shelf.first <= place.ordinal + 1 < shelf.backlog.first and place.ordinal + 1 not in shelf.past:
+                self._fetch(feed, place)
+        if feed.is_waiting or not behind:
+            return None
+        if len(behind) == 1:
+            return behind[0]
         # Ids order events across channels. What was evicted counts as older than everything.
-        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.backlog.at(place.ordinal + 1)) else 0)
+        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.at(place.ordinal + 1)) else 0)
+
+    def _fetch(self, feed: Feed, place: Place) -> None:
+        def fetched() -> None:
+            feed.is_waiting = False
+            self.catch_up(feed)
+
+        feed.is_waiting = True
+        self._store.fetch(place.channel.shelf, place.ordinal + 1, fetched)
 
     def _read(self, feed: Feed, place: Place, now: float) -> bytes:
         """The next frame for this place, which steps on; empty if the next event is not for this feed."""
-        backlog = place.channel.shelf.backlog
-        if place.ordinal + 1 < backlog.first:
-            lost = backlog.first - 1 - place.ordinal
-            place.ordinal = backlog.first - 1
+        shelf = place.channel.shelf
+        if place.ordinal + 1 < shelf.first:
+            lost = shelf.first - 1 - place.ordinal
+            place.ordinal = shelf.first - 1
             return self._gap(place, lost)
-        event = backlog.at(place.ordinal + 1)
-        assert event is not None, "the backlog has no holes"
+        event = shelf.at(place.ordinal + 1)
+        assert event is not None, "what is kept has no holes"
         place.ordinal = event.ordinal
         if event.expires <= now or (event.to is not None and (feed.device is None or feed.device.name not in event.to)):
             return b""
@@ -371,11 +384,12 @@ class Hub:
     def _gap(self, place: Place, lost: int | None) -> bytes:
         """`pere.gap`: between these two ids so many events of the channel (null: nobody knows how many) will never come."""
         self.gaps += 1
-        oldest = place.channel.shelf.backlog.oldest()
+        shelf = place.channel.shelf
+        oldest = self._store.id_at(shelf, shelf.first)
         return place.feed.control(sse.frame(orjson.dumps({
             "channel": place.channel.name,
             "from": format_id(place.id) if place.id else None,
-            "to": format_id(oldest.id) if oldest is not None else None,
+            "to": format_id(oldest) if oldest else None,
             "lost": lost,
         }), event=b"pere.gap"))
 
@@ -409,8 +423,7 @@ class Hub:
         channel = place.channel
         del channel.live[place.feed.form][place.feed.fd]
         place.ordinal = channel.flushed
-        newest = channel.shelf.backlog.at(channel.flushed)
-        place.id = newest.id if newest is not None else place.id
+        place.id = self._store.id_at(channel.shelf, channel.flushed) or place.id
         if place.member is not None:
             place.member.live -= 1
             _mark(place)
@@ -488,12 +501,6 @@ _id, _channel = attrgetter("id"), attrgetter("channel")
 
 def _is_addressed(event: Event) -> bool:
     return event.to is not None
-
-
-def _id_at(backlog: Backlog, ordinal: int) -> int:
-    """The id of the event with this ordinal; 0 where it is not kept, and so not known."""
-    event = backlog.at(ordinal)
-    return event.id if event is not None else 0
 
 
 def _mark(place: Place) -> None:

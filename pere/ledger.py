@@ -10,12 +10,15 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pere.audience import Audience
+from pere.audience import Audience, Member
 from pere.errors import BadRequest, NotFound
 from pere.event import Event
 from pere.names import shown
-from pere.receipt import (ABSENT, CANCELLED, DELIVERED, EXPIRED, FAILED, LATE, MAX_RESENDS, NAMES, NONE, PENDING, PROCESSED, RESENT,
+from pere.receipt import (ABSENT, DELIVERED, EXPIRED, FAILED, LATE, MAX_RESENDS, NAMES, NONE, PENDING, PROCESSED, RESENT,
                           RULES, SECONDS, STATE, bucket, closes, ending)
+
+_STATES = bytes(byte & STATE for byte in range(256))
+
 
 def unknown_receipt() -> NotFound:
     """One answer for both, so that nobody learns which events there are."""
@@ -26,7 +29,7 @@ class Entry:
     """One event in the ledger. `slots` maps the devices of a push with `to`; else the channel's audience tells the slots."""
 
     __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "owed", "need", "version",
-                 "sayings", "said", "saying_bytes")
+                 "sayings", "said", "saying_bytes", "logged")
 
     def __init__(self, event: Event, audience: Audience, states: bytearray, names: list[str], slots: dict[str, int] | None):
         self.event = event
@@ -45,6 +48,20 @@ class Entry:
         self.sayings: dict[bytes, int] = {}
         self.said: array[int] | None = None
         self.saying_bytes = 0
+        self.logged = 0  # the number of the newest record in a store's log that is in here
+
+    def restore(self, need: int, version: int, latencies: bytes, said: bytes, sayings: list[bytes]) -> None:
+        """What it said before, beside the states; all that can be counted is counted."""
+        plain = self.states.translate(_STATES)
+        self.counts = [plain.count(state) for state in range(len(NAMES))]
+        self.owed = self.counts[PENDING] + (self.counts[DELIVERED] if self.event.level != DELIVERED else 0)
+        self.need, self.version = need, version
+        if latencies:
+            self.latencies = bytearray(latencies)
+        if said:
+            self.said = array("H", said)
+            self.sayings = {saying: code for code, saying in enumerate(sayings, 1)}
+            self.saying_bytes = sum(map(len, sayings))
 
     def slot(self, device: str) -> int:
         """Where the device stands in the columns; -1 if it is not in the audience."""
@@ -132,21 +149,29 @@ class Ledger:
         entry = self.entries.get(event_id)
         if entry is None:
             raise unknown_receipt()
-        event, states = entry.event, entry.states
+        member, slot = self.find(entry, channel, device)
+        return self.enter(entry, member, slot, new, status, now)
+
+    def find(self, entry: Entry, channel: str | None, device: str) -> tuple[Member | None, int]:
+        """Who answers, and where in the columns. Raises NotFound where the device is not in the event's audience, or the event
+        is of another channel than the one that is given."""
         member = entry.audience.members.get(device)
         # As in Entry.slot, without a second look for the member: this runs once for every receipt.
         if entry.slots is not None:
             slot = entry.slots.get(device, -1)
         else:
             slot = member.slot if member is not None else -1
-        if not 0 <= slot < len(states) or (channel is not None and channel != event.channel):
+        if not 0 <= slot < len(entry.states) or entry.states[slot] == ABSENT or (channel is not None and channel != entry.event.channel):
             raise unknown_receipt()
+        return member, slot
+
+    def enter(self, entry: Entry, member: Member | None, slot: int, new: int, status: bytes | None, now: float) -> tuple[int, int]:
+        """Enter a receipt that was found to be possible: the state that stands now, and the outcome."""
+        event, states = entry.event, entry.states
         old = states[slot]
-        if old == ABSENT:
-            raise unknown_receipt()
         if member is not None:
             member.answered = now
-            member.last_id = event_id
+            member.last_id = event.id
         byte, outcome, closed = entry.rules[new][old]
         self.receipts[new][outcome] += 1
         if byte != old:
@@ -192,32 +217,64 @@ class Ledger:
         return not closes(entry.states[slot] & STATE, entry.event.level)
 
     def resend(self, entry: Entry, slot: int, max_attempts: int) -> int:
-        """Count one more send to a device that has not answered, and return which attempt it is; 0 if it has had
-        `max_attempts`, which turns its state to `expired`."""
+        """Count one more send to a device that has not answered, and return which attempt it is; 0 if it has had `max_attempts`."""
         byte = entry.states[slot]
         attempt = byte // RESENT + 2
         if attempt > min(max_attempts, MAX_RESENDS + 1):
-            self._end(entry, slot, EXPIRED)
-            self.expired["attempts"] += 1
             return 0
         entry.states[slot] = byte + RESENT
         entry.version += 1
         return attempt
 
-    def _end(self, entry: Entry, slot: int, end: int) -> None:
+    def end(self, entry: Entry, slot: int, end: int) -> None:
+        """The device owes no receipt for this event any more: it was removed (`cancelled`), or has had its attempts (`expired`)."""
+        if not self.is_open(entry, slot):
+            return
         byte = entry.states[slot]
         entry.states[slot] = byte & ~STATE | end
         entry.counts[byte & STATE] -= 1
         entry.counts[end] += 1
         entry.version += 1
         self._close(entry, 1)
+        if end == EXPIRED:
+            self.expired["attempts"] += 1
 
     def _close(self, entry: Entry, count: int) -> None:
         """So many devices owe nothing more."""
         self.outstanding -= count
         entry.owed -= count
         if not entry.owed:
-            del self._open[entry.event.id]
+            self._open.pop(entry.event.id, None)
+
+    def admit(self, entry: Entry, slot: int) -> None:
+        """Take a slot into the audience of an event that was entered without it."""
+        missing = slot + 1 - len(entry.states)
+        if missing > 0:
+            entry.states += bytes((ABSENT,)) * missing
+            if entry.latencies is not None:
+                entry.latencies += bytes(missing)
+            if entry.said is not None:
+                entry.said.extend([0] * missing)
+        if entry.states[slot] != ABSENT:
+            return
+        entry.states[slot] = PENDING
+        entry.size += 1
+        entry.counts[PENDING] += 1
+        entry.owed += 1
+        entry.version += 1
+        self.outstanding += 1
+        self._open[entry.event.id] = entry
+
+    def restore(self, entry: Entry) -> None:
+        """Take an entry in again that was kept elsewhere meanwhile; what it owes was counted all the time."""
+        self.entries[entry.event.id] = entry
+        if entry.owed:
+            self._open[entry.event.id] = entry
+
+    def unload(self, event_id: int) -> None:
+        """Let go of an entry that is kept elsewhere."""
+        self.entries.pop(event_id, None)
+        self._open.pop(event_id, None)
 
     def expire(self, event_id: int, reason: str) -> int:
         """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
@@ -233,13 +290,6 @@ class Ledger:
             self._close(entry, count)
             self.expired[reason] += count
         return count
-
-    def cancel(self, event_id: int, device: str) -> None:
-        """The device owes no receipt for this event any more: it was removed."""
-        entry = self.entries.get(event_id)
-        slot = entry.slot(device) if entry is not None else -1
-        if entry is not None and slot >= 0 and self.is_open(entry, slot):
-            self._end(entry, slot, CANCELLED)
 
     def drop(self, event_id: int) -> int:
         """Forget an event that is no longer kept; how many devices still owed a receipt."""

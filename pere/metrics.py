@@ -17,11 +17,12 @@ from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 SLOW = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0)
 
 
 class Histogram:
-    """Counts by upper bound (seconds), and their sum."""
+    """Counts by upper bound, and the sum of what was counted."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -30,9 +31,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus wants them: each with all below it."""
@@ -54,6 +55,12 @@ class Measures:
         self.fanout = Histogram()
         self.publish = Histogram()
         self.lag = Histogram()
+        self.commit = Histogram()
+        self.batch = Histogram(SIZES)
+
+    def committed(self, seconds: float, size: int) -> None:
+        self.commit.observe(seconds)
+        self.batch.observe(size)
 
 
 class Collector:
@@ -83,7 +90,7 @@ class Collector:
         by_state.add_metric(["online"], devices.online)
         by_state.add_metric(["registered"], len(devices.known))
         yield by_state
-        yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.shelves()))
+        yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.channels()))
         yield CounterMetricFamily("pere_feed_opens", "Feeds opened.", hub.opens)
         closes = CounterMetricFamily("pere_feed_closes", "Feeds closed, by reason.", labels=["reason"])
         for reason, count in hub.closes.items():
@@ -111,6 +118,8 @@ class Collector:
         yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.gaps)
         yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast.", measures.fanout)
         yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
+        yield _histogram("pere_store_commit_seconds", "How long a commit took, the wait for the disk included.", measures.commit)
+        yield _histogram("pere_store_batch_size", "How many events and changes of states were in a commit.", measures.batch)
 
     def _receipts(self) -> Iterator[Metric]:
         ledger = self._store.ledger
@@ -133,8 +142,8 @@ class Collector:
             expired.add_metric([reason], count)
         yield expired
         yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", ledger.outstanding)
-        oldest = ledger.oldest_open()
-        age = max(0.0, self._store.clock() - oldest.event.time) if oldest is not None else 0.0
+        oldest = self._store.oldest_outstanding()
+        age = max(0.0, self._store.clock() - oldest) if oldest is not None else 0.0
         yield GaugeMetricFamily("pere_oldest_outstanding_seconds", "Age of the oldest event that is still owed a receipt.", age)
         yield CounterMetricFamily("pere_statuses_dropped", "Statuses of receipts that were not kept, for want of room.", ledger.statuses_dropped)
 

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
+from pere.storage.sqlite import SqliteStore
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere")
@@ -58,6 +60,7 @@ class Server:
         self.measures = Measures()
         self.hub.on_fanout = self.measures.fanout.observe
         self.wheel.on_turn = self.measures.lag.observe
+        self.store.on_commit = self.measures.committed
         self.answered: Counter[tuple[str, str, int]] = Counter()
 
         cors = Cors(config.origins)
@@ -135,6 +138,7 @@ class Server:
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.wheel.stop()
+        await self.store.close()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
         log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
@@ -156,7 +160,10 @@ def open_store(config: Config) -> Store:
     """The store that `--store` names. Raises ConfigError for one that there is not."""
     if config.store == "memory:":
         return MemoryStore(config)
-    raise ConfigError(f"--store is memory:, not {config.store!r}")
+    kind, _, path = config.store.partition(":")
+    if kind == "sqlite" and path:
+        return SqliteStore(config, time.time, path)
+    raise ConfigError(f"--store is memory: or sqlite:PATH, not {config.store!r}")
 
 
 def serve(config: Config, ready: Callable[[Server], None] = lambda server: None) -> None:

@@ -9,6 +9,8 @@ the same to the byte is not recognised, and goes the usual way. No sockets here,
 import re
 from collections.abc import Callable
 
+from pere.errors import Refusal
+
 # A value that may differ: visible ASCII, so nothing in it can end a line or begin another header.
 VALUE = rb"([!-~]{1,200})"
 LENGTH = rb"([0-9]{1,7})"
@@ -83,6 +85,6 @@ class Shapes:
         return shape
 
 
-# What answers a recognised request: it is given those groups, and whom to tell the status and the JSON of the answer, now
-# or later. It may raise a Refusal as long as nothing has happened yet; the request then goes the usual way.
-Again = Callable[[tuple[bytes, ...], Callable[[int, bytes], None]], None]
+# What answers a recognised request: it is given those groups, and whom to tell the status and the JSON of the answer, or
+# why there is none, now or later. It may raise a Refusal as long as nothing has happened yet; the request then goes the usual way.
+Again = Callable[[tuple[bytes, ...], Callable[[int, bytes], None], Callable[[Refusal], None]], None]

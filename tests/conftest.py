@@ -62,7 +62,7 @@ class Start:
         self.servers: list[Server] = []
 
     async def __call__(self, store: Store | None = None, **config: Any) -> Server:
-        server = Server(Config(port=config.pop("port", 0), **config), store)
+        server = Server(Config(**{"port": 0, "store": "memory:"} | config), store)
         await server.start()
         self.servers.append(server)
         return server

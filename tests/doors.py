@@ -232,7 +232,7 @@ class Hot:
         if ask.query:
             return None
 
-        def answer(values: tuple[bytes, ...], then: Any) -> None:
+        def answer(values: tuple[bytes, ...], then: Any, refused: Any) -> None:
             device, id, _, body = values
             self._stage.reached.append("again")
             self._record(path, kind, device, id, body, then)

@@ -72,7 +72,9 @@ class Served(Process):
     """A server on a free port, or on the port of one that was there before."""
 
     def __init__(self, *flags: str, port: int = 0, **variables: str):
-        super().__init__("serve", "--port", str(port), *flags, **variables)
+        # What a test keeps on disk it names; nobody else leaves a file where the tests were started.
+        store = () if "--store" in flags else ("--store", "memory:")
+        super().__init__("serve", "--port", str(port), *store, *flags, **variables)
         try:
             self.url = self.until(r"http://127\.0\.0\.1:\d+")[0]
         except BaseException:

@@ -411,7 +411,7 @@ def test_whatever_happens_the_states_add_up_to_the_audience(steps):
 
 
 async def _always_adds_up(steps: list[tuple]) -> None:
-    server = Server(Config(port=0, backlog_events=4, keep_expired=3, max_attempts=2))
+    server = Server(Config(store="memory:", port=0, backlog_events=4, keep_expired=3, max_attempts=2))
     await server.start()
     store, started = server.store, server.store.clock()
     passed, ids, audiences = 0.0, [], {}

@@ -525,7 +525,7 @@ def test_whatever_happens_every_feed_gets_every_event_once_and_in_order(first, t
 
 
 async def _everything_comes_once(deeds: list[tuple]) -> None:
-    server = Server(Config(port=0, max_attempts=15, max_feeds_per_device=50, backlog_bytes=16 * MIB, stuck_after=60))
+    server = Server(Config(store="memory:", port=0, max_attempts=15, max_feeds_per_device=50, backlog_bytes=16 * MIB, stuck_after=60))
     await server.start()
     for listener in server._listener.sockets:
         with socket.fromfd(listener.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
@@ -620,7 +620,7 @@ def test_a_hundred_thousand_pushes_to_a_thousand_channels_keep_no_more_than_the_
     for n in range(100_000):
         append(kept, f"c{n % 1000}", b'{"n":1}', key=f"k{n}" if n % 100 == 0 else "")
         kept.clock.now += 0.001
-    shelves = kept.shelves().values()
+    shelves = kept._shelves.values()
     held = sum(len(shelf.backlog) for shelf in shelves)
     assert kept.events == 100_000
     assert held == len(kept.ledger.entries) == len(kept._schedule) <= 10_000
@@ -659,7 +659,7 @@ def test_channels_that_nobody_uses_are_forgotten(store):
         kept.clock.now += 10
         for _ in range(4):
             kept.sweep(kept.clock.now, lambda channel: channel == "used")
-    assert set(kept.shelves()) == {"used", "registered"}
+    assert set(kept.channels()) == {"used", "registered"}
     assert (kept.bytes, len(kept.ledger.entries), len(kept._schedule), len(kept._pushed), len(kept._round)) == (0, 0, 0, 0, 2)
 
 
@@ -669,7 +669,7 @@ def test_a_channel_that_was_forgotten_is_as_new(store):
     kept.clock.now += 100
     kept.sweep(kept.clock.now, lambda channel: False)
     kept.sweep(kept.clock.now, lambda channel: False)
-    assert kept.shelves() == {}
+    assert not kept.channels()
     with pytest.raises(NotFound):
         kept.find("c", id)
     assert append(kept, "c") > id

@@ -14,7 +14,7 @@ from pere.audience import Audience
 from pere.errors import BadRequest, NotFound
 from pere.event import LEVELS
 from pere.ledger import Ledger, needed
-from pere.receipt import (CONFLICT, DELIVERED, DUPLICATE, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS,
+from pere.receipt import (CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS,
                           state_code)
 
 RANKS = {"pending": 0, "delivered": 2, "expired": 3, "cancelled": 3, "processed": 4, "failed": 4}
@@ -31,6 +31,13 @@ def answered(state: str, word: str, level: str) -> tuple[str, str]:
     if RANKS[word] > RANKS[state]:
         return word, "accepted"
     return state, "conflict" if RANKS[word] == RANKS[state] and word != state else "duplicate"
+
+
+def cancel(ledger, id, device):
+    """As a store does when a device is removed."""
+    entry = ledger.entries.get(id)
+    if entry is not None and (slot := entry.slot(device)) >= 0:
+        ledger.end(entry, slot, CANCELLED)
 
 
 class Told:
@@ -89,7 +96,7 @@ class AgainstADict(RuleBasedStateMachine):
         if device not in self.registered:
             return
         for id, entered in self.kept.items():
-            self.ledger.cancel(id, device)
+            cancel(self.ledger, id, device)
             if self.may_answer(entered, device):
                 entered.end(entered.told[device], "cancelled")
         self.audience.leave(device, self.last)
@@ -141,6 +148,7 @@ class AgainstADict(RuleBasedStateMachine):
         attempt = self.ledger.resend(entry, line.slot, MAX_ATTEMPTS)
         if told.resends + 1 == MAX_ATTEMPTS:
             assert attempt == 0
+            self.ledger.end(entry, line.slot, EXPIRED)
             told.state = "expired"
             self.expired["attempts"] += 1
         else:
@@ -272,7 +280,7 @@ def test_an_event_with_to_is_for_the_named_ones_registered_or_not():
 def test_who_was_named_and_is_cancelled_owes_nothing_registered_or_not():
     ledger, entry = opened("d1", "d2", to=("d2", "d9"))
     for device, left in (("d1", 2), ("d9", 1), ("d2", 0)):
-        ledger.cancel(1, device)
+        cancel(ledger, 1, device)
         assert (ledger.outstanding, entry.owed) == (left, left)
 
 
@@ -298,21 +306,21 @@ def test_every_change_that_can_be_seen_moves_the_version():
     for change in (lambda: ledger.record(1, "c", "d1", DELIVERED, None, NOW),
                    lambda: ledger.record(1, "c", "d1", PROCESSED, None, NOW),
                    lambda: ledger.resend(entry, 1, 5),
-                   lambda: ledger.cancel(1, "d2"),
+                   lambda: cancel(ledger, 1, "d2"),
                    lambda: ledger.expire(1, "ttl")):
         change()
         versions.append(entry.version)
     assert versions == sorted(set(versions))
     ledger.record(1, "c", "d1", PROCESSED, None, NOW)
-    ledger.cancel(1, "d2")
+    cancel(ledger, 1, "d2")
     ledger.expire(1, "ttl")
     assert entry.version == versions[-1]
 
 
 def test_what_is_not_in_the_ledger_has_no_end():
     ledger, _ = opened("d1")
-    ledger.cancel(2, "d1")
-    ledger.cancel(1, "d2")
+    cancel(ledger, 2, "d1")
+    cancel(ledger, 1, "d2")
     assert (ledger.expire(2, "ttl"), ledger.drop(2)) == (0, 0)
     assert 1 in ledger and 2 not in ledger
     assert ledger.outstanding == 1
@@ -332,6 +340,7 @@ def test_an_event_is_sent_to_a_device_so_many_times_and_then_given_up(max_attemp
     while attempt := ledger.resend(entry, 0, max_attempts):
         attempts.append(attempt)
     assert attempts == list(range(1, sends + 1))
+    ledger.end(entry, 0, EXPIRED)
     assert not ledger.is_open(entry, 0)
     assert ledger.expired["attempts"] == 1
 

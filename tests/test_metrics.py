@@ -13,6 +13,7 @@ PROMISED = {
     ("pere_feed_opens", "counter", ()), ("pere_feed_closes", "counter", ("reason",)),
     ("pere_events", "counter", ()), ("pere_event_bytes", "counter", ()), ("pere_deliveries", "counter", ()),
     ("pere_fanout_seconds", "histogram", ("le",)), ("pere_publish_seconds", "histogram", ("le",)),
+    ("pere_store_commit_seconds", "histogram", ("le",)), ("pere_store_batch_size", "histogram", ("le",)),
     ("pere_feeds_behind", "gauge", ()), ("pere_gaps", "counter", ()), ("pere_replayed_events", "counter", ()),
     ("pere_redeliveries", "counter", ("reason",)), ("pere_receipts", "counter", ("outcome", "state")),
     ("pere_receipt_roundtrip_seconds", "histogram", ("le", "state")), ("pere_outstanding", "gauge", ()),

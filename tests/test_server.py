@@ -22,8 +22,8 @@ class Careful(MemoryStore):
     def append(self, draft, then):
         super().append(draft, lambda accepted: self.waiting.append(lambda: then(accepted)))
 
-    def record(self, channel, device, id, state, status, then):
-        super().record(channel, device, id, state, status, lambda *stands: self.waiting.append(lambda: then(*stands)))
+    def record(self, channel, device, id, state, status, then, refused):
+        super().record(channel, device, id, state, status, lambda *stands: self.waiting.append(lambda: then(*stands)), refused)
 
     def commit(self):
         waiting, self.waiting = self.waiting, []
@@ -55,7 +55,7 @@ async def test_a_server_may_listen_by_ipv6(start):
 
 async def test_a_port_that_is_taken_is_an_error_of_the_system(start):
     server = await start()
-    second = Server(Config(port=server.port))
+    second = Server(Config(store="memory:", port=server.port))
     with pytest.raises(OSError):
         await second.start()
 
@@ -249,5 +249,5 @@ async def test_a_server_may_be_stopped_twice_and_before_it_ever_listened(start):
     server = await start()
     await server.stop()
     await server.stop()
-    never = Server(Config(port=0))
+    never = Server(Config(store="memory:", port=0))
     await never.stop()

@@ -29,10 +29,10 @@ def operations() -> dict[str, tuple[Callable[[], object], int]]:
     def answer_all() -> None:
         push()
         for name in names:
-            store.record("c", name, ids[-1], PROCESSED, b'"rx ok"', lambda state, outcome: None)
+            store.record("c", name, ids[-1], PROCESSED, b'"rx ok"', lambda state, outcome: None, print)
 
     def duplicate() -> None:
-        store.record("c", "d5", ids[-1], PROCESSED, b'"rx ok"', lambda state, outcome: None)
+        store.record("c", "d5", ids[-1], PROCESSED, b'"rx ok"', lambda state, outcome: None, print)
 
     push()
     duplicate()

@@ -54,6 +54,9 @@ def command(ctx: click.Context, **given: Any) -> None:
 
     try:
         serve(config)
+    except ConfigError as error:
+        click.echo(f"pere: {error}", err=True)
+        sys.exit(2)
     except OSError as error:
         click.echo(f"pere: cannot listen on {config.host}:{config.port}: {error.strerror or error}", err=True)
         sys.exit(1)

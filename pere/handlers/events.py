@@ -17,17 +17,16 @@ class Events(Handler):
 
     store: Store
 
-    def get(self, channel: str) -> None:
+    async def get(self, channel: str) -> None:
         self.channel(channel)
         after = self.query.one("after")
         last = parse_id(after) if after else 0
         limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
-        shelf = self.store.shelf(channel)
-        events = shelf.backlog.after(last, limit) if shelf is not None else []
+        events, is_more = await self.store.history(channel, last, limit)
         self.answer({
             "events": [event.as_dict() for event in events],
             "after": format_id(events[-1].id) if events else after,
-            "more": bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last,
+            "more": is_more,
         })
 
 

@@ -84,7 +84,7 @@ class Feedback:
                 ask.answer(200, ANSWERS[state][outcome])
 
         try:
-            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then)
+            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then, ask.refuse)
         except NotFound:
             # Only now does it matter whether that could be a device at all: one that is known has been checked.
             device_name(device)
@@ -101,7 +101,7 @@ class Feedback:
         kind = ask.headers.get(b"content-type", b"")
         record, remembered = self._store.record, self._remembered
 
-        def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None]) -> None:
+        def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None], refused: Callable[[Refusal], None]) -> None:
             device, id, _, body = values
             said = remembered(body, kind) if body else NOTHING
 
@@ -111,7 +111,8 @@ class Feedback:
                 else:
                     then(200, ANSWERS[state][outcome])
 
-            record(channel, device.decode(), event_id(id), PROCESSED if said.state is None else said.state, said.status, recorded)
+            record(channel, device.decode(), event_id(id), PROCESSED if said.state is None else said.state, said.status, recorded,
+                   refused)
 
         return answer
 
@@ -187,7 +188,10 @@ class Feedback:
                     told = _conflict(state).as_dict() | {"status": 409} if outcome == CONFLICT else TOLD[state][outcome]
                     done(place, {"event_id": format_id(id)} | told)
 
-                self._store.record(None, device, id, said, status, then)
+                def refused(refusal: Refusal, place: int = place, id: int = id) -> None:
+                    done(place, {"event_id": format_id(id), "status": refusal.status} | refusal.as_dict())
+
+                self._store.record(None, device, id, said, status, then, refused)
             except Refusal as refusal:
                 named = item.get("event_id") if isinstance(item, dict) else None
                 done(place, {"event_id": named if isinstance(named, str) else None, "status": refusal.status} | refusal.as_dict())

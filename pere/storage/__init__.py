@@ -5,7 +5,7 @@ the callbacks: `then` is called once, when the matter is as safe as this store m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,10 @@ class Accepted:
 
 
 class Shelf:
-    """What is kept of one channel: its newest events and its devices. `waiting` are devices that were addressed by `to` before
-    they were ever seen here, with the ordinal of the first such event."""
+    """What is at hand of one channel: its newest events and its devices. `waiting` are devices that were addressed by `to` before
+    they were ever seen here, with the ordinal of the first such event. `past` are older events that were fetched, by ordinal."""
 
-    __slots__ = ("audience", "backlog", "name", "touched", "waiting")
+    __slots__ = ("audience", "backlog", "name", "past", "touched", "waiting")
 
     def __init__(self, name: str, backlog: Backlog, now: float):
         self.name = name
@@ -38,13 +38,29 @@ class Shelf:
         self.audience = Audience()
         self.waiting: dict[str, int] = {}
         self.touched = now
+        self.past: dict[int, Event] = {}
+
+    @property
+    def first(self) -> int:
+        """The ordinal of the oldest event that is kept anywhere."""
+        return self.backlog.first
+
+    @property
+    def gone_id(self) -> int:
+        """The newest id that is no longer kept anywhere: what is not above it may have existed."""
+        return self.backlog.evicted_id
+
+    def at(self, ordinal: int) -> Event | None:
+        """The event with this ordinal, if it is at hand."""
+        return self.backlog.at(ordinal) or self.past.get(ordinal)
 
 
 class Store(ABC):
     """The contract; `tests/storage/test_contract.py` holds every store to it.
 
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
-    who is told of every event; set it before the first append. `events` and `event_bytes` count what was accepted,
+    who is told of every event; set it before the first append. `on_commit` is told of every commit how many seconds it took, and
+    how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold.
     """
 
@@ -56,6 +72,7 @@ class Store(ABC):
     event_bytes: int
     bytes: int
     deliver: Callable[[Event], None]
+    on_commit: Callable[[float, int], None]
 
     @property
     @abstractmethod
@@ -71,10 +88,11 @@ class Store(ABC):
         """Give the event its id, keep it, open its entry in the ledger, deliver it. Raises Refusal where it cannot be accepted."""
 
     @abstractmethod
-    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None]) -> None:
+    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
+               refused: Callable[[Refusal], None]) -> None:
         """Enter a device's receipt for an event (of this channel, if one is given): a state that a device can set, and its own word as
-        JSON. Then tell the state that stands and the outcome. This is called once for every delivery.
-        Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
+        JSON. `then` is told the state that stands and the outcome; or `refused`, why it could not be kept. This is called once for
+        every delivery. Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
 
     @abstractmethod
     def open(self, channel: str) -> Shelf:
@@ -89,8 +107,24 @@ class Store(ABC):
         """What is kept of a channel; None if nothing is."""
 
     @abstractmethod
-    def shelves(self) -> dict[str, Shelf]:
-        """All channels of which anything is kept, by name."""
+    def channels(self) -> Collection[str]:
+        """The names of all channels of which anything is kept."""
+
+    @abstractmethod
+    def seek(self, shelf: Shelf, id: int) -> int:
+        """The ordinal of the newest event of a channel that is not above this id; `shelf.first - 1` where all are above."""
+
+    @abstractmethod
+    def id_at(self, shelf: Shelf, ordinal: int) -> int:
+        """The id of the event with this ordinal; 0 where it is not kept, and so not known."""
+
+    @abstractmethod
+    def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
+        """Bring an event that is kept, but not at hand, into `shelf.past`, and some that follow it; then say so."""
+
+    @abstractmethod
+    async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
+        """At most `limit` kept events of a channel above this id, oldest first; and whether there are more."""
 
     @abstractmethod
     def register(self, channel: str, device: str) -> Member:
@@ -130,6 +164,18 @@ class Store(ABC):
     def attempt(self, event: Event, device: str, again: bool) -> int:
         """Before an event that is not new is written to a device, for the first time or `again`: which attempt that is. 0 if it is
         not to be sent: the device has answered, was not in the audience, or has had its attempts, which ends in `expired`."""
+
+    @abstractmethod
+    def oldest_outstanding(self) -> float | None:
+        """When the oldest event was accepted that somebody still owes a receipt for; None if nobody owes any."""
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """Done when everything that this store was told before is kept, or is known not to be."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Save what is to be saved, at the end. Nothing is asked of the store after that."""
 
     @abstractmethod
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:

@@ -1,0 +1,361 @@
+"""What every store that lives in this process has at hand: the newest events of each channel, the devices, the ledger.
+
+A WorkingSet answers all questions out of memory. How an event or a receipt gets in, and when, is for the store that
+inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it holds is bounded per channel and over all.
+"""
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+import orjson
+
+from pere.audience import Member
+from pere.backlog import Backlog
+from pere.config import Config
+from pere.devices import Device, Devices
+from pere.errors import Gone, NotFound, Unavailable
+from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
+from pere.ledger import Entry, Ledger
+from pere.names import pattern as compiled
+from pere.receipt import CANCELLED, EXPIRED, NAMES, PENDING, STATE, closes, quantiles
+from pere.storage import Accepted, Shelf, Store
+
+log = logging.getLogger("pere.store")
+
+SWEEP_CHANNELS = 1_000  # channels looked at in one sweep
+SWEEP_MEMBERS = 20_000  # and registrations: a few milliseconds of the loop
+QUIET = 60.0  # seconds that an empty channel is kept, so that a pause between two pushes does not cost its history of ids
+MAX_KEYS = 100_000  # Idempotency-Keys remembered at once; about 30 MB when full
+
+
+class WorkingSet(Store):
+    """`clock` is the system's, in seconds since 1970; tests hand in their own."""
+
+    shelf_type = Shelf
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time):
+        self.ledger = Ledger(config.max_event_status_bytes)
+        self.devices = Devices()
+        self.clock = clock
+        # Just below the first id that this moment could give; none that is given will be below, even if the clock steps back.
+        self.born = (int(clock() * 1000) << SEQUENCE_BITS) - 1
+        self.deliver = lambda event: None
+        self.on_commit = lambda seconds, size: None
+        self.bytes = 0
+        self.events = 0  # accepted since the start
+        self.event_bytes = 0
+        self._config = config
+        self._ids = IdClock(self.born)
+        self._shelves: dict[str, Shelf] = {}
+        # Those that hold events, in the order of their newest push: the quietest is found at the front.
+        self._pushed: OrderedDict[str, Shelf] = OrderedDict()
+        self._round: deque[str] = deque()  # the order in which channels are swept
+        self._keys: OrderedDict[tuple[str, str], tuple[float, Accepted]] = OrderedDict()
+
+    @property
+    def newest(self) -> int:
+        return self._ids.last
+
+    # Events
+
+    def _known_key(self, draft: Draft, now: float) -> Accepted | None:
+        """What was accepted with the same Idempotency-Key, if that is not too long ago."""
+        if not draft.key:
+            return None
+        while self._keys:
+            oldest = next(iter(self._keys))
+            if self._keys[oldest][0] > now - self._config.idempotency_window and len(self._keys) < MAX_KEYS:
+                break
+            del self._keys[oldest]
+        known = self._keys.get((draft.channel, draft.key))
+        return Accepted(known[1].id, known[1].audience, repeated=True) if known is not None else None
+
+    def _take(self, shelf: Shelf, event: Event, draft: Draft, need: int | str | None) -> Accepted:
+        """The event is accepted: into the ledger and the backlog with it."""
+        entry = self.ledger.open(event, shelf.audience, need)
+        audience = entry.size if entry is not None else len(draft.to) or len(shelf.audience)
+        shelf.touched = event.time
+        self._keep(shelf, event)
+        for device in draft.to:
+            if device not in shelf.audience.members:
+                shelf.waiting.setdefault(device, event.ordinal)
+        accepted = Accepted(event.id, audience)
+        if draft.key:
+            self._keys[draft.channel, draft.key] = event.time, accepted
+        self.events += 1
+        self.event_bytes += len(draft.data)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("event accepted", extra={"facts": {
+                "id": format_id(event.id), "channel": event.channel, "bytes": len(event.data), "audience": audience}})
+        return accepted
+
+    def _keep(self, shelf: Shelf, event: Event) -> None:
+        shelf.backlog.append(event)
+        self.bytes += event.size
+        self._pushed[shelf.name] = shelf
+        self._pushed.move_to_end(shelf.name)
+        while shelf.backlog.is_over():
+            self._evict(shelf)
+        while self.bytes > self._config.backlog_total_bytes:
+            quietest = next(iter(self._pushed.values()))
+            if quietest is shelf and len(shelf.backlog) == 1:
+                break
+            self._evict(quietest)
+
+    def _evict(self, shelf: Shelf) -> Event:
+        """Out of memory with the oldest event of a channel."""
+        event = shelf.backlog.evict()
+        self.bytes -= event.size
+        if shelf.waiting:
+            shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= shelf.backlog.first}
+        if not len(shelf.backlog):
+            del self._pushed[shelf.name]
+        return event
+
+    def open(self, channel: str) -> Shelf:
+        known = self._shelves.get(channel)
+        if known is not None:
+            return known
+        config = self._config
+        shelf = self._shelves[channel] = self.shelf_type(channel, Backlog(config.backlog_events, config.backlog_bytes), self.clock())
+        self._round.append(channel)
+        if not self._load(shelf):
+            self._begin(shelf)
+        return shelf
+
+    def _load(self, shelf: Shelf) -> bool:
+        """Fill the shelf with what was kept of its channel before; False if that is nothing."""
+        return False
+
+    def _begin(self, shelf: Shelf) -> None:
+        """A channel is born, and with it those devices join who wanted all such channels."""
+        channel = shelf.name
+        for wanted, names in self.devices.patterns.items():
+            if compiled(wanted)(channel):
+                for name in names:
+                    # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
+                    self._join(shelf, name)
+
+    def find(self, channel: str, id: int) -> Event:
+        shelf = self._shelves.get(channel)
+        event = shelf.backlog.find(id) if shelf is not None else None
+        if event is not None:
+            return event
+        if shelf is not None and id <= shelf.backlog.evicted_id:
+            raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
+        raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
+
+    def shelf(self, channel: str) -> Shelf | None:
+        return self._shelves.get(channel)
+
+    def channels(self) -> Collection[str]:
+        return self._shelves
+
+    def seek(self, shelf: Shelf, id: int) -> int:
+        return shelf.backlog.seek(id)
+
+    def id_at(self, shelf: Shelf, ordinal: int) -> int:
+        event = shelf.backlog.at(ordinal)
+        return event.id if event is not None else 0
+
+    def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
+        raise AssertionError("what is not at hand is not kept")
+
+    async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
+        shelf = self.shelf(channel)
+        events = shelf.backlog.after(after, limit) if shelf is not None else []
+        return events, bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last
+
+    # Receipts
+
+    def _entry(self, event: Event) -> Entry | None:
+        """A kept event in the ledger; None if it asks for no receipts."""
+        return self.ledger.entries.get(event.id)
+
+    def _end(self, entry: Entry, slot: int, end: int) -> None:
+        """The device owes no receipt any more."""
+        self.ledger.end(entry, slot, end)
+
+    def oldest_outstanding(self) -> float | None:
+        oldest = self.ledger.oldest_open()
+        return oldest.event.time if oldest is not None else None
+
+    def pending(self, channel: str, device: str, last: int) -> list[int]:
+        shelf = self._shelves.get(channel)
+        found = []
+        for event in shelf.backlog if shelf is not None else ():
+            entry = self._entry(event) if event.id <= last else None
+            if entry is not None and (slot := entry.slot(device)) >= 0 and entry.states[slot] & STATE == PENDING:
+                found.append(event.id)
+        return found
+
+    async def status(self, channel: str, id: int) -> dict[str, Any]:
+        event = self.find(channel, id)
+        entry = self._entry(event)
+        counts = dict(zip(NAMES, entry.counts, strict=True)) if entry is not None else dict.fromkeys(NAMES, 0)
+        sent = counts["pending"] - self._unsent(event, entry) if entry is not None else 0
+        return {
+            "id": format_id(id),
+            "channel": channel,
+            "type": event.type or "message",
+            "time": timestamp(event.time),
+            "expires": timestamp(event.expires),
+            "publisher": event.publisher or None,
+            "receipt": next(word for word, level in LEVELS.items() if level == event.level),
+            "audience": entry.size if entry is not None else 0,
+            "counts": {"pending": counts.pop("pending") - sent, "sent": sent} | counts,
+            "outstanding": entry.owed if entry is not None else 0,
+            "need": entry.need if entry is not None else 0,
+            "satisfied": entry is None or entry.is_satisfied(),
+            "complete": entry is None or entry.is_complete(),
+            "latency": quantiles(entry.latencies) if entry is not None and entry.latencies is not None else {},
+            "version": (entry.version if entry is not None else 0, sent),
+        }
+
+    def _unsent(self, event: Event, entry: Entry) -> int:
+        """How many of the pending devices the event was never written to: only those who are away can be among them."""
+        if entry.slots is not None:
+            return sum(byte & STATE == PENDING and not self._is_sent(event, entry.names[slot]) for slot, byte in enumerate(entry.states))
+        states, size, ordinal = entry.states, len(entry.states), event.ordinal
+        return sum(
+            member.position < ordinal
+            for member in entry.audience
+            if not member.live and member.slot < size and states[member.slot] & STATE == PENDING
+        )
+
+    def _is_sent(self, event: Event, device: str) -> bool:
+        member = self._shelves[event.channel].audience.members.get(device)
+        return member is not None and (member.live > 0 or member.position >= event.ordinal)
+
+    async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+        event = self.find(channel, id)
+        entry = self._entry(event)
+        found: list[dict[str, Any]] = []
+        for line in self.ledger.lines(entry, start) if entry is not None else ():
+            is_open = not closes(line.state, event.level)
+            is_sent = self._is_sent(event, line.device)
+            name = "sent" if line.state == PENDING and is_sent else NAMES[line.state]
+            if state is not None and state != name and not (state == "outstanding" and is_open):
+                continue
+            if len(found) == limit:
+                return found, line.slot
+            device = self.devices.get(line.device)
+            member = entry.audience.members.get(line.device)  # type: ignore[union-attr]
+            sent = max(event.time, member.since) if is_sent and member is not None and line.latency is None else event.time
+            found.append({
+                "device": line.device,
+                "state": name,
+                "status": orjson.Fragment(line.status) if line.status is not None else None,
+                "attempt": line.resends + is_sent,
+                "late": line.late,
+                "sent_at": timestamp(sent) if is_sent or line.latency is not None else None,
+                "receipt_at": timestamp(event.time + line.latency) if line.latency is not None else None,
+                "latency": line.latency,
+                "online": device is not None and bool(device.feeds),
+            })
+        return found, None
+
+    def attempt(self, event: Event, device: str, again: bool) -> int:
+        entry = self._entry(event)
+        slot = entry.slot(device) if entry is not None else -1
+        if entry is None or slot < 0 or not self.ledger.is_open(entry, slot):
+            return 0
+        if not again:
+            return 1
+        attempt = self.ledger.resend(entry, slot, self._config.max_attempts)
+        if not attempt:
+            self._end(entry, slot, EXPIRED)
+        return attempt
+
+    def settled(self, shelf: Shelf, member: Member) -> int:
+        backlog = shelf.backlog
+        settled = max(member.settled, self._settled_before(shelf, member))
+        # Step over what it has answered. It never steps back, so over all reconnections each event is stepped over once.
+        while settled < (backlog.last if member.live else member.position):
+            event = backlog.at(settled + 1)
+            entry = self._entry(event) if event is not None else None
+            if entry is not None and (own := entry.slot(member.device)) >= 0 and self.ledger.is_open(entry, own):
+                break
+            settled += 1
+        member.settled = settled
+        return settled
+
+    def _settled_before(self, shelf: Shelf, member: Member) -> int:
+        """The ordinal up to which nobody owes anything, or is asked for it, because what is older is not at hand."""
+        return shelf.backlog.first - 1
+
+    # Devices
+
+    def register(self, channel: str, device: str) -> Member:
+        shelf = self.open(channel)
+        member = shelf.audience.members.get(device)
+        if member is None:
+            if self.devices.registrations >= self._config.max_devices:
+                raise Unavailable("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
+            member = self._join(shelf, device)
+        return member
+
+    def _join(self, shelf: Shelf, device: str) -> Member:
+        backlog = shelf.backlog
+        member = shelf.audience.join(device, backlog.last, backlog.first, self.clock())
+        self.devices.register(device, shelf.name)
+        first = shelf.waiting.pop(device, None)
+        if first is not None:
+            # What was addressed to it before it was ever seen here is still owed, and was never sent.
+            member.settled = member.position = first - 1
+        return member
+
+    def want(self, device: str, pattern: str) -> None:
+        self.devices.want(device, pattern)
+        meant = compiled(pattern)
+        for channel in [name for name in self._shelves if meant(name)]:
+            self.register(channel, device)
+
+    def unregister(self, channel: str, device: str) -> None:
+        self._leave(channel, device)
+        known = self.devices.get(device)
+        if known is not None and channel in known.channels:
+            self.devices.unregister(known, channel)
+
+    def remove(self, device: str) -> Device | None:
+        known = self.devices.get(device)
+        for channel in known.channels if known is not None else ():
+            self._leave(channel, device)
+        return self.devices.remove(device, self.clock())
+
+    def _leave(self, channel: str, device: str) -> None:
+        shelf = self._shelves.get(channel)
+        if shelf is not None:
+            for event in shelf.backlog:
+                entry = self._entry(event)
+                slot = entry.slot(device) if entry is not None else -1
+                if entry is not None and slot >= 0 and self.ledger.is_open(entry, slot):
+                    self._end(entry, slot, CANCELLED)
+            shelf.audience.leave(device, shelf.backlog.last)
+
+    # Time
+
+    def _sweep_channels(self, now: float, is_used: Callable[[str], bool]) -> None:
+        members = 0
+        for _ in range(min(SWEEP_CHANNELS, len(self._round))):
+            shelf = self._shelves[self._round.popleft()]
+            for member in shelf.audience.quiet_since(now - self._config.device_ttl):
+                self.unregister(shelf.name, member.device)
+            self._visit(shelf)
+            if len(shelf.backlog) or len(shelf.audience) or shelf.touched > now - QUIET or is_used(shelf.name):
+                self._round.append(shelf.name)
+            else:
+                self._forget(shelf)
+            members += len(shelf.audience)
+            if members > SWEEP_MEMBERS:
+                break
+
+    def _visit(self, shelf: Shelf) -> None:
+        """A look at a channel from time to time."""
+
+    def _forget(self, shelf: Shelf) -> None:
+        """Nothing is left of the channel."""
+        del self._shelves[shelf.name]
