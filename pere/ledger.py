@@ -14,8 +14,25 @@ from pere.audience import Audience, Member
 from pere.errors import BadRequest, NotFound
 from pere.event import Event
 from pere.names import shown
-from pere.receipt import (ABSENT, DELIVERED, EXPIRED, FAILED, LATE, MAX_RESENDS, NAMES, NONE, PENDING, PROCESSED, RESENT,
-                          RULES, SECONDS, STATE, bucket, closes, ending)
+from pere.receipt import (
+    ABSENT,
+    DELIVERED,
+    EXPIRED,
+    FAILED,
+    LATE,
+    MAX_RESENDS,
+    NAMES,
+    NONE,
+    PENDING,
+    PROCESSED,
+    RESENT,
+    RULES,
+    SECONDS,
+    STATE,
+    bucket,
+    closes,
+    ending,
+)
 
 _STATES = bytes(byte & STATE for byte in range(256))
 

@@ -25,9 +25,8 @@ from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import BadRequest, Gone, NotFound, Refusal, Unavailable
-from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, format_id
+from pere.event import SEQUENCE_BITS, Draft, Event, format_id
 from pere.ledger import Entry, needed, unknown_receipt
-from pere.names import pattern as compiled
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.journal import Batch, Journal
@@ -46,6 +45,7 @@ MAX_VISITED = 1_000  # entries of older events that are kept at hand
 MAX_SAVED = 500  # columns that are saved in one commit
 MAX_DUE = 500  # events that are expired in one sweep
 SLICE = 500  # events that are pruned in one commit: a few milliseconds, for which those wait who come after
+QUIET_EVERY = 60  # seconds
 RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
 
 EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data from events "
@@ -151,7 +151,7 @@ class SqliteStore(WorkingSet):
         self._ids.last = max(self.born, newest, values.get("newest", 0))
         self._kept = one("select count(*) from events") or 0
         self._oldest = one("select min(id) from events") or 0
-        self._bytes = one("pragma page_count") * schema.PAGE_BYTES
+        self._bytes = 0  # in use in the file; the next sweep knows
         self._number = max(one("select max(number) from receipts") or 0, values.get("number", 0))
         # A row's number is that of its first record.
         tail = self._reader.execute("select records from receipts order by number desc limit 1").fetchone()
@@ -402,19 +402,16 @@ class SqliteStore(WorkingSet):
 
     def _settled_before(self, shelf: Shelf, member: Member) -> int:
         assert isinstance(shelf, DiskShelf)
-        oldest = shelf.backlog.oldest()
-        if oldest is None or member.settled >= oldest.ordinal - 1:
-            return shelf.first - 1
         # Only what is still open can be owed, and an index knows that. Were it very much, the device is led past it one by one.
-        for (id,) in self._read("select event from entries where channel = ? and owed > 0 and event < ? order by event limit 64",
-                                (shelf.number, oldest.id)):
+        ordinal = shelf.backlog.last
+        for (id,) in self._read("select event from entries where channel = ? and owed > 0 order by event limit 64", (shelf.number,)):
             entry = self._find_entry(id)
-            if entry is None or entry.event.ordinal <= member.settled:
+            if entry is None or (ordinal := entry.event.ordinal) <= member.settled:
                 continue
             slot = entry.slot(member.device)
-            if slot >= 0 and self.ledger.is_open(entry, slot):
-                return entry.event.ordinal - 1
-        return shelf.backlog.first - 1
+            if ordinal >= shelf.backlog.first or (slot >= 0 and self.ledger.is_open(entry, slot)):
+                return ordinal - 1
+        return ordinal
 
     def oldest_outstanding(self) -> float | None:
         times = [time for time in (super().oldest_outstanding(),) if time is not None]
@@ -812,6 +809,7 @@ class SqliteStore(WorkingSet):
         self._sweep_channels(now, is_used)
         self._aged, self._number_before = self._number_before, self._number + 1
         try:
+            self._bytes = self._one("select page_count - freelist_count from pragma_page_count, pragma_freelist_count") * schema.PAGE_BYTES
             due = self._read("select event from entries where owed > 0 and expires <= ? order by expires limit ?", (now, MAX_DUE))
             for (id,) in due:
                 entry = self._find_entry(id)
@@ -820,9 +818,20 @@ class SqliteStore(WorkingSet):
                     self._change(entry, None, ALL, EXPIRED)
             if self._keys and int(now) % 60 == 0:
                 self._wishes.append(("delete from keys where at < ?", (now - self._config.idempotency_window,)))
-        except Unavailable:
+        except (Unavailable, sqlite3.Error):
             pass  # said already; the next commit finds out whether it goes on
+        if int(now) % QUIET_EVERY == 0:
+            self._elsewhere.submit(self._find_quiet, now - self._config.device_ttl)
         self._hand_over()
+
+    def _find_quiet(self, moment: float) -> None:
+        """In the thread that reads: channels that nobody uses are not in memory, but who is registered there has an end too."""
+        try:
+            rows = self._far.execute("select distinct channel from members where gone is null and seen < ? and answered < ? limit 100", (moment, moment))
+            names = [self._numbers[number] for (number,) in rows.fetchall() if number in self._numbers]
+            self._loop.call_soon_threadsafe(lambda: [self.open(name) for name in names])
+        except (sqlite3.Error, RuntimeError) as error:
+            log.debug("quiet devices were not looked for", extra={"facts": {"error": str(error)}})
 
     def _visit(self, shelf: Shelf) -> None:
         """Which members have moved since they were saved."""

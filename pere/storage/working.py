@@ -272,11 +272,14 @@ class WorkingSet(Store):
 
     def settled(self, shelf: Shelf, member: Member) -> int:
         backlog = shelf.backlog
-        settled = max(member.settled, self._settled_before(shelf, member))
+        position = backlog.last if member.live else member.position
+        settled = max(member.settled, min(self._settled_before(shelf, member), position))
         # Step over what it has answered. It never steps back, so over all reconnections each event is stepped over once.
-        while settled < (backlog.last if member.live else member.position):
+        while settled < position:
             event = backlog.at(settled + 1)
-            entry = self._entry(event) if event is not None else None
+            if event is None:
+                break  # not at hand
+            entry = self._entry(event)
             if entry is not None and (own := entry.slot(member.device)) >= 0 and self.ledger.is_open(entry, own):
                 break
             settled += 1

@@ -541,7 +541,7 @@ async def test_what_a_device_was_not_asked_for_it_does_not_owe(open_desk):
 
 
 async def test_what_has_made_way_is_owed_by_nobody(open_desk):
-    desk = await open_desk(backlog_events=2)
+    desk = await open_desk(backlog_events=2, retention_events=2)
     member = desk.store.register("c", "d1")
     for _ in range(5):
         await desk.push()
