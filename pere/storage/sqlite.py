@@ -12,11 +12,7 @@ the like may be a moment old after a crash: then a device is sent again what it 
 import asyncio
 import logging
 import sqlite3
-import struct
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -24,58 +20,26 @@ import orjson
 from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
-from pere.errors import BadRequest, Gone, NotFound, Refusal, Unavailable
+from pere.errors import BadRequest, ConfigError, Gone, Refusal, Unavailable
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
 from pere.ledger import Entry, needed, unknown_receipt
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.journal import Batch, Journal
-from pere.storage.working import WorkingSet
+from pere.storage.packing import ALL, MAX_RECORDS, RECORD, packed, words
+from pere.storage.pruning import prune
+from pere.storage.reading import DiskShelf, Reading
 
 log = logging.getLogger("pere.store")
 
-# One change of a state in the log: event, slot, state, what was said beside it (its place in the row's list, from 1), when.
-RECORD = struct.Struct("<qIBHd")
-MAX_RECORDS = 10_000  # in a row of the log
-ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
-
-BLOCK = 128  # events that are fetched at once
-MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
-MAX_VISITED = 1_000  # entries of older events that are kept at hand
 MAX_SAVED = 500  # columns that are saved in one commit
 MAX_DUE = 500  # events that are expired in one sweep
 SLICE = 500  # events that are pruned in one commit: a few milliseconds, for which those wait who come after
-QUIET_EVERY = 60  # seconds
-RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
-
-EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data from events "
+QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for long
 
 Told = Callable[[int, int], None]
 Refused = Callable[[Refusal], None]
 Change = tuple[Entry, Member | None, int, int, bytes | None, float, Told | None, Refused | None]
-
-
-class DiskShelf(Shelf):
-    """`number` is its channel's in the file, 0 before it has one; `first` and `gone_id` are those of the file."""
-
-    __slots__ = ("_first", "_gone_id", "is_saved", "number", "sent", "shown")
-
-    def __init__(self, name: str, backlog: Any, now: float):
-        super().__init__(name, backlog, now)
-        self.number = 0
-        self.is_saved = False
-        self.sent = 0  # as it is in the file
-        self.shown = 0  # the newest ordinal when we last looked: by now, all who were there have been written to
-        self._first = 1
-        self._gone_id = 0
-
-    @property
-    def first(self) -> int:
-        return self._first
-
-    @property
-    def gone_id(self) -> int:
-        return self._gone_id
 
 
 class Commit:
@@ -92,25 +56,18 @@ class Commit:
         self.is_pruning = False
 
 
-class SqliteStore(WorkingSet):
+class SqliteStore(Reading):
     """`path` is the file, which is made if it is not there. Must be made on a running loop. Raises ConfigError where the file
     cannot be used."""
 
-    shelf_type = DiskShelf
-
     def __init__(self, config: Config, clock: Callable[[], float], path: str):
-        super().__init__(config, clock)
-        self._path = path
-        self._loop = asyncio.get_running_loop()
         self._lock = schema.Lock(path)
         try:
             writer = schema.prepare(path, config.sync)
-            self._reader = schema.connect(path, read_only=True)
+            super().__init__(config, clock, path)
         except BaseException:
             self._lock.release()
             raise
-        self._elsewhere = ThreadPoolExecutor(1, thread_name_prefix="pere-history")  # reads what may take long
-        self._far = schema.connect(path, read_only=True)
         # What was said and is not kept yet.
         self._pushes: list[tuple[Draft, float, Callable[[Accepted | Refusal], None]]] = []
         self._changes: dict[str, list[Change]] = {}  # by channel, each to become a row
@@ -124,21 +81,12 @@ class SqliteStore(WorkingSet):
         self._commit: Commit | None = None
         self._is_called = False
         self._waiters: list[asyncio.Future[None]] = []
-        self._trouble: str | None = None
-        self._is_closing = False
-        # Entries that say more than their columns in the file, each with the number in the log from which on; oldest first.
-        self._dirty: dict[Entry, int] = {}
         self._aged = self._number_before = 0
-        self._visited: OrderedDict[int, Entry] = OrderedDict()
-        self._past: OrderedDict[tuple[DiskShelf, int], None] = OrderedDict()
-        self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
-        self._names: dict[str, int] = {}  # channels that are in the file, and back
-        self._numbers: dict[int, str] = {}
         try:
             self._start()
         except sqlite3.Error as error:
             self._lock.release()
-            raise schema.ConfigError(f"{path} cannot be read: {error}") from None
+            raise ConfigError(f"{path} cannot be read: {error}") from None
         self._journal = Journal(path, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
 
     # Start
@@ -159,7 +107,6 @@ class SqliteStore(WorkingSet):
             self._number = max(self._number, one("select max(number) from receipts") + len(tail[0]) // RECORD.size - 1)
         self.ledger.outstanding = one("select sum(owed) from entries indexed by entries_due where owed > 0") or 0
         names = self._numbers
-        self._kept_channels: dict[str, tuple[int, int, int]] = {}
         for number, name, first, gone, sent in self._reader.execute("select id, name, first, gone, sent from channels"):
             self._names[name] = number
             names[number] = name
@@ -181,252 +128,20 @@ class SqliteStore(WorkingSet):
         """Enter what the log says beyond the columns."""
         rows = self._reader.execute("select number, records, sayings from receipts where number >= ? order by number", (self._floor - MAX_RECORDS,))
         for first, records, sayings in rows.fetchall():
-            words = _words(sayings)
+            said = words(sayings)
             for number, (id, slot, state, saying, at) in enumerate(RECORD.iter_unpack(records), first):
                 entry = self._find_entry(id) if number >= self._floor else None
                 if entry is None or number <= entry.logged:
                     continue
                 self._dirty.setdefault(entry, number)
                 member = entry.audience.members.get(entry.names[slot]) if slot != ALL else None
-                self._enter(entry, member, slot, state, words[saying - 1] if saying else None, at)
+                self._enter(entry, member, slot, state, said[saying - 1] if saying else None, at)
                 entry.logged = number
         # What is counted is what this process did.
         fresh = type(self.ledger)()
         self.ledger.receipts, self.ledger.roundtrips, self.ledger.expired = fresh.receipts, fresh.roundtrips, fresh.expired
 
-    def _one(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
-        row = self._reader.execute(sql, values).fetchone()
-        return row[0] if row is not None else None
-
-    def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """A look at the file that takes some microseconds, on the loop. Raises Unavailable where the file cannot be read."""
-        try:
-            return self._reader.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._failed(error) from None
-
-    # A channel is opened
-
-    def channels(self) -> Collection[str]:
-        return self._names.keys() | self._shelves.keys()
-
-    def shelf(self, channel: str) -> Shelf | None:
-        return self.open(channel) if channel in self._names or channel in self._shelves else None
-
-    def _load(self, shelf: Shelf) -> bool:
-        assert isinstance(shelf, DiskShelf)
-        number = self._names.get(shelf.name, 0)
-        if not number:
-            self._newest_channel += 1
-            shelf.number = self._newest_channel
-            return False
-        shelf.number, shelf.is_saved = number, True
-        config, backlog = self._config, shelf.backlog
-        try:
-            rows = self._read(EVENT + "where channel = ? order by ordinal desc limit ?", (number, config.backlog_events))
-            members = self._read("select slot, device, position, settled, since, seen, answered, last_id, gone from members "
-                                 "where channel = ? order by slot", (number,))
-        except Unavailable:
-            del self._shelves[shelf.name]
-            self._round.remove(shelf.name)
-            raise
-        shelf._first, shelf._gone_id, shelf.sent = self._kept_channels[shelf.name]
-        events: list[Event] = []
-        held = 0
-        for row in rows:
-            event = _event(shelf.name, row)
-            held += event.size
-            if events and held > config.backlog_bytes:
-                break
-            events.append(event)
-        older = events[-1].ordinal - 1 if events else shelf._first - 1
-        backlog.begin(older, shelf._gone_id)
-        for event in reversed(events):
-            self._keep(shelf, event)
-        now = self.clock()
-        for slot, device, position, settled, since, seen, answered, last_id, gone in members:
-            member = Member(device, slot, shelf.sent if position is None else position, seen)
-            # Who had an open feed when we last looked was seen until the end.
-            member.seen = now if position is None else seen
-            member.settled, member.since, member.answered, member.last_id = settled, since, answered, last_id
-            shelf.audience.restore(member, gone)
-        for event in events:
-            for device in event.to or ():
-                if device not in shelf.audience.members:
-                    shelf.waiting[device] = event.ordinal
-        return True
-
-    def seek(self, shelf: Shelf, id: int) -> int:
-        assert isinstance(shelf, DiskShelf)
-        oldest = shelf.backlog.oldest()
-        if id <= shelf.gone_id:
-            return shelf.first - 1
-        if oldest is None or id >= oldest.id or shelf.first == shelf.backlog.first:
-            return shelf.backlog.seek(id)
-        # Ids and ordinals grow together, so the place of an id that nobody has is found by halves.
-        low, high = shelf.first - 1, shelf.backlog.first
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.id_at(shelf, middle) <= id:
-                low = middle
-            else:
-                high = middle
-        return low
-
-    def id_at(self, shelf: Shelf, ordinal: int) -> int:
-        assert isinstance(shelf, DiskShelf)
-        event = shelf.at(ordinal)
-        if event is not None:
-            return event.id
-        if not shelf.first <= ordinal < shelf.backlog.first:
-            return 0
-        rows = self._read("select id from events where channel = ? and ordinal = ?", (shelf.number, ordinal))
-        return int(rows[0][0]) if rows else 0
-
-    def find(self, channel: str, id: int) -> Event:
-        shelf = self.shelf(channel)
-        event = shelf.backlog.find(id) if shelf is not None else None
-        if event is None and shelf is not None and shelf.gone_id < id <= self._ids.last:
-            assert isinstance(shelf, DiskShelf)
-            rows = self._read(EVENT + "where id = ? and channel = ?", (id, shelf.number))
-            event = _event(channel, rows[0]) if rows else None
-        if event is not None:
-            return event
-        if shelf is not None and id <= shelf.gone_id:
-            raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
-        raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
-
-    def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
-        assert isinstance(shelf, DiskShelf)
-        waiting = self._fetching.get((shelf, ordinal))
-        if waiting is not None:
-            waiting.append(then)
-            return
-        self._fetching[shelf, ordinal] = [then]
-        reading = self._elsewhere.submit(self._events, shelf.name, shelf.number, ordinal, BLOCK)
-
-        def fetched(done: Any) -> None:
-            try:
-                self._loop.call_soon_threadsafe(self._fetched, shelf, ordinal, done)
-            except RuntimeError:
-                pass  # the loop has ended
-
-        reading.add_done_callback(fetched)
-
-    def _fetched(self, shelf: DiskShelf, ordinal: int, done: Any) -> None:
-        waiting = self._fetching.pop((shelf, ordinal))
-        error = done.exception()
-        if error is not None:
-            self._failed(error)
-            for then in waiting:
-                self._loop.call_later(1.0, then)  # which asks again
-            return
-        for event in done.result():
-            shelf.past[event.ordinal] = event
-            self._past[shelf, event.ordinal] = None
-            self._past.move_to_end((shelf, event.ordinal))
-        for then in waiting:
-            then()
-        while len(self._past) > MAX_PAST:
-            (oldest, old), _ = self._past.popitem(last=False)
-            oldest.past.pop(old, None)
-
-    def _events(self, channel: str, number: int, ordinal: int, limit: int) -> list[Event]:
-        """In the thread that reads."""
-        rows = self._far.execute(EVENT + "where channel = ? and ordinal >= ? order by ordinal limit ?", (number, ordinal, limit))
-        return [_event(channel, row) for row in rows.fetchall()]
-
-    async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
-        shelf = self.shelf(channel)
-        if shelf is None:
-            return [], False
-        assert isinstance(shelf, DiskShelf)
-        start = self.seek(shelf, after) + 1
-        if start >= shelf.backlog.first:
-            return await super().history(channel, after, limit)
-        try:
-            events = await self._loop.run_in_executor(self._elsewhere, self._events, channel, shelf.number, start, limit)
-        except sqlite3.Error as error:
-            raise self._failed(error) from None
-        # What was committed while we read is not told yet.
-        events = [event for event in events if event.ordinal <= shelf.backlog.last]
-        return events, bool(events) and events[-1].ordinal < shelf.backlog.last
-
-    # The ledger, as far as it is not at hand
-
-    def _entry(self, event: Event) -> Entry | None:
-        if event.level == NONE:
-            return None
-        return self.ledger.entries.get(event.id) or self._find_entry(event.id)
-
-    def _find_entry(self, id: int) -> Entry | None:
-        """An event's entry, brought in if it is only in the file; None if there is none."""
-        entry = self.ledger.entries.get(id)
-        if entry is not None or not self._oldest <= id <= self._ids.last:
-            return entry
-        rows = self._read("select e.channel, e.need, e.version, e.logged, e.columns, e.sayings, v.id, v.ordinal, v.time, v.ttl, v.level, v.is_json, "
-                          "v.type, v.publisher, v.recipients, v.data, c.name from entries e join events v on v.id = e.event "
-                          "join channels c on c.id = e.channel where e.event = ?", (id,))
-        if not rows:
-            return None
-        _, need, version, logged, columns, sayings, *row, name = rows[0]
-        shelf = self.open(name)
-        event = shelf.backlog.find(id) or _event(name, row)
-        if event.ordinal > shelf.backlog.last:
-            return None  # committed, and about to be told
-        names = sorted(event.to) if event.to is not None else shelf.audience.names
-        slots = {device: slot for slot, device in enumerate(names)} if event.to is not None else None
-        states, latencies, said = _parted(zlib.decompress(columns))
-        entry = Entry(event, shelf.audience, bytearray(states), names, slots)
-        entry.restore(need, version, latencies, said, _words(sayings))
-        entry.logged = logged
-        self.ledger.restore(entry)
-        self._visited[id] = entry
-        while len(self._visited) > MAX_VISITED:
-            self._unload(self._visited.popitem(last=False)[1])
-        return entry
-
-    def _unload(self, entry: Entry) -> None:
-        """Out of memory with an entry, if the file has all that it says."""
-        shelf = self._shelves.get(entry.event.channel)
-        is_needed = entry in self._dirty or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
-        if not is_needed:
-            self.ledger.unload(entry.event.id)
-
-    def _evict(self, shelf: Shelf) -> Event:
-        event = super()._evict(shelf)
-        entry = self.ledger.entries.get(event.id)
-        if entry is not None:
-            self._unload(entry)
-        return event
-
-    def _settled_before(self, shelf: Shelf, member: Member) -> int:
-        assert isinstance(shelf, DiskShelf)
-        # Only what is still open can be owed, and an index knows that. Were it very much, the device is led past it one by one.
-        ordinal = shelf.backlog.last
-        for (id,) in self._read("select event from entries where channel = ? and owed > 0 order by event limit 64", (shelf.number,)):
-            entry = self._find_entry(id)
-            if entry is None or (ordinal := entry.event.ordinal) <= member.settled:
-                continue
-            slot = entry.slot(member.device)
-            if ordinal >= shelf.backlog.first or (slot >= 0 and self.ledger.is_open(entry, slot)):
-                return ordinal - 1
-        return ordinal
-
-    def oldest_outstanding(self) -> float | None:
-        times = [time for time in (super().oldest_outstanding(),) if time is not None]
-        try:
-            id = self._one("select min(event) from entries indexed by entries_oldest where owed > 0")
-        except sqlite3.Error:
-            id = None
-        if id is not None and id not in self.ledger.entries:
-            times.append((id >> SEQUENCE_BITS) / 1000)
-        return min(times, default=None)
-
     # What is said is queued
-
-    def trouble(self) -> str | None:
-        return self._trouble
 
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
         now = self.clock()
@@ -593,15 +308,15 @@ class SqliteStore(WorkingSet):
             assert isinstance(shelf, DiskShelf)
             for at in range(0, len(found), MAX_RECORDS):
                 row = found[at : at + MAX_RECORDS]
-                first, words, records = self._number + 1, {}, []  # type: int, dict[bytes, int], list[bytes]
+                first, sayings, records = self._number + 1, {}, []  # type: int, dict[bytes, int], list[bytes]
                 for entry, _, slot, state, status, moment, _, _ in row:
-                    saying = words.setdefault(status, len(words) + 1) if status is not None else 0
+                    saying = sayings.setdefault(status, len(sayings) + 1) if status is not None else 0
                     records.append(pack(entry.event.id, slot, state, saying, moment))
                     if entry not in dirty:
                         dirty[entry] = first  # its columns are being saved, but without this
                 self._number += len(row)
                 commit.changes.append((first, row))
-                batch.put("receipts", (first, shelf.number, b"".join(records), b"[" + b",".join(words) + b"]" if words else None))
+                batch.put("receipts", (first, shelf.number, b"".join(records), b"[" + b",".join(sayings) + b"]" if sayings else None))
 
     def _save_columns(self, commit: Commit, batch: Batch) -> None:
         """The columns of entries that changed a while ago."""
@@ -617,7 +332,7 @@ class SqliteStore(WorkingSet):
             assert isinstance(shelf, DiskShelf)
             sayings = b"[" + b",".join(entry.sayings) + b"]" if entry.sayings else None
             batch.put("entries", (entry.event.id, shelf.number, entry.event.expires, entry.owed, entry.need, entry.version, entry.logged,
-                                  _columns(entry), sayings))
+                                  packed(entry), sayings))
         if commit.saved:
             self._floor = next(iter(self._dirty.values()), self._number + 1)
             batch.put("meta", ("floor", self._floor))
@@ -647,7 +362,7 @@ class SqliteStore(WorkingSet):
         floor, limit = self._floor, max(SLICE, 2 * len(commit.events))
         batch.put("meta", ("newest", self._ids.last))
         batch.put("meta", ("number", self._number))
-        batch.work.append(lambda connection: _prune(connection, cutoff, count, limit, floor))
+        batch.work.append(lambda connection: prune(connection, cutoff, count, limit, floor))
 
     def _committed(self, commit: Commit, done: list[Any], failure: Exception | None, seconds: float) -> None:
         self._commit = None
@@ -756,13 +471,6 @@ class SqliteStore(WorkingSet):
                 self.ledger.expired["evicted"] += owed
 
     # The disk refuses
-
-    def _failed(self, error: BaseException) -> Unavailable:
-        reason = str(error)
-        if self._trouble is None:
-            log.warning("the store is in trouble", extra={"facts": {"error": reason, "path": self._path}})
-        self._trouble = f"the store cannot keep anything at present: {reason}"
-        return Unavailable("store_failed", self._trouble, retry_after=RETRY)
 
     def _refuse(self, draft: Draft, then: Callable[[Accepted | Refusal], None], refusal: Refusal) -> None:
         then(refusal)
@@ -898,16 +606,6 @@ class SqliteStore(WorkingSet):
         await waiter
 
 
-def _event(channel: str, row: Any) -> Event:
-    id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data = row
-    to = tuple(orjson.loads(recipients)) if recipients is not None else ()
-    return Event(Draft(channel=channel, data=data, is_json=bool(is_json), type=type, to=to, ttl=ttl, level=level, publisher=publisher), id, ordinal, time)
-
-
-def _words(sayings: bytes | None) -> list[bytes]:
-    return [orjson.dumps(word) for word in orjson.loads(sayings)] if sayings is not None else []
-
-
 def _mark(member: Member) -> tuple[int, float]:
     """What tells that a member must be saved again; how far it has come does not, while it has an open feed."""
     return (-1, member.since) if member.live else (member.position, member.seen)
@@ -916,44 +614,3 @@ def _mark(member: Member) -> tuple[int, float]:
 def _row(shelf: DiskShelf, member: Member, gone: int | None) -> tuple[Any, ...]:
     return (shelf.number, member.slot, member.device, None if member.live else member.position, member.settled, member.since, member.seen,
             member.answered, member.last_id, gone)
-
-
-def _columns(entry: Entry) -> bytes:
-    """States, latencies and numbers of sayings one after the other, behind a byte that tells which are there."""
-    has_latencies, has_said = entry.latencies is not None, entry.said is not None
-    return b"".join((bytes((has_latencies + 2 * has_said,)), entry.states, entry.latencies or b"", entry.said.tobytes() if entry.said is not None else b""))
-
-
-def _parted(columns: bytes) -> tuple[bytes, bytes, bytes]:
-    kind = columns[0]
-    width = (len(columns) - 1) // (1 + (kind & 1) + (kind & 2))
-    middle = 1 + width + (width if kind & 1 else 0)
-    return columns[1 : 1 + width], columns[1 + width : middle], columns[middle:]
-
-
-def _prune(connection: sqlite3.Connection, cutoff: int, count: int, limit: int, floor: int) -> tuple[Any, ...]:
-    """In the journal's thread: delete the oldest events, `count` of them and all below `cutoff`, but not more than `limit`, with
-    what belongs to them. Returns what the loop must know of it."""
-    rows = connection.execute("select id, channel, ordinal from events order by id limit ?", (limit,)).fetchall()
-    rows = [row for place, row in enumerate(rows) if place < count or row[0] < cutoff]
-    pruned: list[tuple[int, int]] = []
-    channels: dict[int, tuple[int, int, int]] = {}
-    if rows:
-        through = rows[-1][0]
-        for id, channel, ordinal in rows:
-            channels[channel] = (channel, ordinal + 1, id)
-        owed = dict(connection.execute("select event, owed from entries where event <= ?", (through,)))
-        pruned = [(id, owed.get(id, 0)) for id, _, _ in rows]
-        connection.execute("delete from events where id <= ?", (through,))
-        connection.execute("delete from entries where event <= ?", (through,))
-        connection.executemany("update channels set first = ?, gone = ? where id = ?", [(first, gone, number) for number, first, gone in channels.values()])
-        last = 0
-        for number, records in connection.execute("select number, records from receipts where number < ? order by number limit 500", (floor,)):
-            if number + len(records) // RECORD.size > floor or max(record[0] for record in RECORD.iter_unpack(records)) > through:
-                break
-            last = number
-        if last:
-            connection.execute("delete from receipts where number <= ?", (last,))
-    oldest = connection.execute("select min(id) from events").fetchone()[0] or 0
-    used = connection.execute("select page_count - freelist_count from pragma_page_count, pragma_freelist_count").fetchone()[0]
-    return oldest, used * schema.PAGE_BYTES, pruned, list(channels.values())

@@ -1,0 +1,320 @@
+"""What is in the file, brought to hand when it is asked for: channels, events older than the backlog, entries of the ledger.
+
+A look by an index takes some microseconds and is taken on the loop; what may take longer is read by a thread of its own, and the loop
+is told. Nothing is written here.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pere.audience import Member
+from pere.config import Config
+from pere.errors import Gone, NotFound, Unavailable
+from pere.event import SEQUENCE_BITS, Event, format_id
+from pere.ledger import Entry
+from pere.receipt import NONE
+from pere.storage import Shelf, schema
+from pere.storage.packing import EVENT, event_of, parted, words
+from pere.storage.working import WorkingSet
+
+log = logging.getLogger("pere.store")
+
+BLOCK = 128  # events that are fetched at once
+MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
+MAX_VISITED = 1_000  # entries of older events that are kept at hand
+RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
+
+
+class DiskShelf(Shelf):
+    """`number` is its channel's in the file, 0 before it has one; `first` and `gone_id` are those of the file."""
+
+    __slots__ = ("_first", "_gone_id", "is_saved", "number", "sent", "shown")
+
+    def __init__(self, name: str, backlog: Any, now: float):
+        super().__init__(name, backlog, now)
+        self.number = 0
+        self.is_saved = False
+        self.sent = 0  # as it is in the file
+        self.shown = 0  # the newest ordinal when we last looked: by now, all who were there have been written to
+        self._first = 1
+        self._gone_id = 0
+
+    @property
+    def first(self) -> int:
+        return self._first
+
+    @property
+    def gone_id(self) -> int:
+        return self._gone_id
+
+
+class Reading(WorkingSet):
+    """A working set with a file behind it, `path`, that is there and of this version."""
+
+    shelf_type = DiskShelf
+
+    def __init__(self, config: Config, clock: Callable[[], float], path: str):
+        super().__init__(config, clock)
+        self.path = path
+        self._loop = asyncio.get_running_loop()
+        self._reader = schema.connect(path, read_only=True)
+        self._far = schema.connect(path, read_only=True)
+        self._elsewhere = ThreadPoolExecutor(1, thread_name_prefix="pere-history")
+        self._trouble: str | None = None
+        self._oldest = 0  # the oldest id that is kept
+        # Entries that say more than their columns in the file, each with the number in the log from which on; oldest first.
+        self._dirty: dict[Entry, int] = {}
+        self._visited: OrderedDict[int, Entry] = OrderedDict()
+        self._past: OrderedDict[tuple[DiskShelf, int], None] = OrderedDict()
+        self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
+        self._names: dict[str, int] = {}  # channels that are in the file, and back
+        self._numbers: dict[int, str] = {}
+        self._kept_channels: dict[str, tuple[int, int, int]] = {}  # with `first`, `gone` and `sent` as they are there
+        self._newest_channel = 0
+
+    def _one(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        row = self._reader.execute(sql, values).fetchone()
+        return row[0] if row is not None else None
+
+    def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """A look at the file that takes some microseconds, on the loop. Raises Unavailable where the file cannot be read."""
+        try:
+            return self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+
+    # A channel is opened
+
+    def channels(self) -> Collection[str]:
+        return self._names.keys() | self._shelves.keys()
+
+    def shelf(self, channel: str) -> Shelf | None:
+        return self.open(channel) if channel in self._names or channel in self._shelves else None
+
+    def _load(self, shelf: Shelf) -> bool:
+        assert isinstance(shelf, DiskShelf)
+        number = self._names.get(shelf.name, 0)
+        if not number:
+            self._newest_channel += 1
+            shelf.number = self._newest_channel
+            return False
+        shelf.number, shelf.is_saved = number, True
+        config, backlog = self._config, shelf.backlog
+        try:
+            rows = self._read(EVENT + "where channel = ? order by ordinal desc limit ?", (number, config.backlog_events))
+            members = self._read("select slot, device, position, settled, since, seen, answered, last_id, gone from members "
+                                 "where channel = ? order by slot", (number,))
+        except Unavailable:
+            del self._shelves[shelf.name]
+            self._round.remove(shelf.name)
+            raise
+        shelf._first, shelf._gone_id, shelf.sent = self._kept_channels[shelf.name]
+        events: list[Event] = []
+        held = 0
+        for row in rows:
+            event = event_of(shelf.name, row)
+            held += event.size
+            if events and held > config.backlog_bytes:
+                break
+            events.append(event)
+        older = events[-1].ordinal - 1 if events else shelf._first - 1
+        backlog.begin(older, shelf._gone_id)
+        for event in reversed(events):
+            self._keep(shelf, event)
+        now = self.clock()
+        for slot, device, position, settled, since, seen, answered, last_id, gone in members:
+            member = Member(device, slot, shelf.sent if position is None else position, seen)
+            # Who had an open feed when we last looked was seen until the end.
+            member.seen = now if position is None else seen
+            member.settled, member.since, member.answered, member.last_id = settled, since, answered, last_id
+            shelf.audience.restore(member, gone)
+        for event in events:
+            for device in event.to or ():
+                if device not in shelf.audience.members:
+                    shelf.waiting[device] = event.ordinal
+        return True
+
+    def seek(self, shelf: Shelf, id: int) -> int:
+        assert isinstance(shelf, DiskShelf)
+        oldest = shelf.backlog.oldest()
+        if id <= shelf.gone_id:
+            return shelf.first - 1
+        if oldest is None or id >= oldest.id or shelf.first == shelf.backlog.first:
+            return shelf.backlog.seek(id)
+        # Ids and ordinals grow together, so the place of an id that nobody has is found by halves.
+        low, high = shelf.first - 1, shelf.backlog.first
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.id_at(shelf, middle) <= id:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def id_at(self, shelf: Shelf, ordinal: int) -> int:
+        assert isinstance(shelf, DiskShelf)
+        event = shelf.at(ordinal)
+        if event is not None:
+            return event.id
+        if not shelf.first <= ordinal < shelf.backlog.first:
+            return 0
+        rows = self._read("select id from events where channel = ? and ordinal = ?", (shelf.number, ordinal))
+        return int(rows[0][0]) if rows else 0
+
+    def find(self, channel: str, id: int) -> Event:
+        shelf = self.shelf(channel)
+        event = shelf.backlog.find(id) if shelf is not None else None
+        if event is None and shelf is not None and shelf.gone_id < id <= self._ids.last:
+            assert isinstance(shelf, DiskShelf)
+            rows = self._read(EVENT + "where id = ? and channel = ?", (id, shelf.number))
+            event = event_of(channel, rows[0]) if rows else None
+        if event is not None:
+            return event
+        if shelf is not None and id <= shelf.gone_id:
+            raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
+        raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
+
+    def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
+        assert isinstance(shelf, DiskShelf)
+        waiting = self._fetching.get((shelf, ordinal))
+        if waiting is not None:
+            waiting.append(then)
+            return
+        self._fetching[shelf, ordinal] = [then]
+        reading = self._elsewhere.submit(self._events, shelf.name, shelf.number, ordinal, BLOCK)
+
+        def fetched(done: Any) -> None:
+            try:
+                self._loop.call_soon_threadsafe(self._fetched, shelf, ordinal, done)
+            except RuntimeError:
+                pass  # the loop has ended
+
+        reading.add_done_callback(fetched)
+
+    def _fetched(self, shelf: DiskShelf, ordinal: int, done: Any) -> None:
+        waiting = self._fetching.pop((shelf, ordinal))
+        error = done.exception()
+        if error is not None:
+            self._failed(error)
+            for then in waiting:
+                self._loop.call_later(1.0, then)  # which asks again
+            return
+        for event in done.result():
+            shelf.past[event.ordinal] = event
+            self._past[shelf, event.ordinal] = None
+            self._past.move_to_end((shelf, event.ordinal))
+        for then in waiting:
+            then()
+        while len(self._past) > MAX_PAST:
+            (oldest, old), _ = self._past.popitem(last=False)
+            oldest.past.pop(old, None)
+
+    def _events(self, channel: str, number: int, ordinal: int, limit: int) -> list[Event]:
+        """In the thread that reads."""
+        rows = self._far.execute(EVENT + "where channel = ? and ordinal >= ? order by ordinal limit ?", (number, ordinal, limit))
+        return [event_of(channel, row) for row in rows.fetchall()]
+
+    async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
+        shelf = self.shelf(channel)
+        if shelf is None:
+            return [], False
+        assert isinstance(shelf, DiskShelf)
+        start = self.seek(shelf, after) + 1
+        if start >= shelf.backlog.first:
+            return await super().history(channel, after, limit)
+        try:
+            events = await self._loop.run_in_executor(self._elsewhere, self._events, channel, shelf.number, start, limit)
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+        # What was committed while we read is not told yet.
+        events = [event for event in events if event.ordinal <= shelf.backlog.last]
+        return events, bool(events) and events[-1].ordinal < shelf.backlog.last
+
+    # The ledger, as far as it is not at hand
+
+    def _entry(self, event: Event) -> Entry | None:
+        if event.level == NONE:
+            return None
+        return self.ledger.entries.get(event.id) or self._find_entry(event.id)
+
+    def _find_entry(self, id: int) -> Entry | None:
+        """An event's entry, brought in if it is only in the file; None if there is none."""
+        entry = self.ledger.entries.get(id)
+        if entry is not None or not self._oldest <= id <= self._ids.last:
+            return entry
+        rows = self._read("select e.channel, e.need, e.version, e.logged, e.columns, e.sayings, v.id, v.ordinal, v.time, v.ttl, v.level, v.is_json, "
+                          "v.type, v.publisher, v.recipients, v.data, c.name from entries e join events v on v.id = e.event "
+                          "join channels c on c.id = e.channel where e.event = ?", (id,))
+        if not rows:
+            return None
+        _, need, version, logged, columns, sayings, *row, name = rows[0]
+        shelf = self.open(name)
+        event = shelf.backlog.find(id) or event_of(name, row)
+        if event.ordinal > shelf.backlog.last:
+            return None  # committed, and about to be told
+        names = sorted(event.to) if event.to is not None else shelf.audience.names
+        slots = {device: slot for slot, device in enumerate(names)} if event.to is not None else None
+        states, latencies, said = parted(zlib.decompress(columns))
+        entry = Entry(event, shelf.audience, bytearray(states), names, slots)
+        entry.restore(need, version, latencies, said, words(sayings))
+        entry.logged = logged
+        self.ledger.restore(entry)
+        self._visited[id] = entry
+        while len(self._visited) > MAX_VISITED:
+            self._unload(self._visited.popitem(last=False)[1])
+        return entry
+
+    def _unload(self, entry: Entry) -> None:
+        """Out of memory with an entry, if the file has all that it says."""
+        shelf = self._shelves.get(entry.event.channel)
+        is_needed = entry in self._dirty or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
+        if not is_needed:
+            self.ledger.unload(entry.event.id)
+
+    def _evict(self, shelf: Shelf) -> Event:
+        event = super()._evict(shelf)
+        entry = self.ledger.entries.get(event.id)
+        if entry is not None:
+            self._unload(entry)
+        return event
+
+    def _settled_before(self, shelf: Shelf, member: Member) -> int:
+        assert isinstance(shelf, DiskShelf)
+        # Only what is still open can be owed, and an index knows that. Were it very much, the device is led past it one by one.
+        ordinal = shelf.backlog.last
+        for (id,) in self._read("select event from entries where channel = ? and owed > 0 order by event limit 64", (shelf.number,)):
+            entry = self._find_entry(id)
+            if entry is None or (ordinal := entry.event.ordinal) <= member.settled:
+                continue
+            slot = entry.slot(member.device)
+            if ordinal >= shelf.backlog.first or (slot >= 0 and self.ledger.is_open(entry, slot)):
+                return ordinal - 1
+        return ordinal
+
+    def oldest_outstanding(self) -> float | None:
+        times = [time for time in (super().oldest_outstanding(),) if time is not None]
+        try:
+            id = self._one("select min(event) from entries indexed by entries_oldest where owed > 0")
+        except sqlite3.Error:
+            id = None
+        if id is not None and id not in self.ledger.entries:
+            times.append((id >> SEQUENCE_BITS) / 1000)
+        return min(times, default=None)
+
+    # The disk refuses
+
+    def trouble(self) -> str | None:
+        return self._trouble
+
+    def _failed(self, error: BaseException) -> Unavailable:
+        reason = str(error)
+        if self._trouble is None:
+            log.warning("the store is in trouble", extra={"facts": {"error": reason, "path": self.path}})
+        self._trouble = f"the store cannot keep anything at present: {reason}"
+        return Unavailable("store_failed", self._trouble, retry_after=RETRY)
