@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench dist clean
+.PHONY: help serve test crash bench dist clean
 
 help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ serve: $(READY) ## run the server; ARGS="--port 8080" hands it flags
 
 test: $(READY) ## run the tests; ARGS="-k receipt" hands pytest flags
 	@$(BIN)/python -m pytest $(ARGS)
+
+crash: $(READY) ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
+	@$(BIN)/python -m tests.crash $(ARGS)
 
 bench: $(READY)-bench ## measure; ARGS hands the benchmark flags
 	@$(BIN)/python -m bench $(ARGS)

@@ -275,6 +275,7 @@ class Ledger:
         if entry.states[slot] != ABSENT:
             return
         entry.states[slot] = PENDING
+        entry.need += entry.need == entry.size  # it was all, and is
         entry.size += 1
         entry.counts[PENDING] += 1
         entry.owed += 1

@@ -70,6 +70,7 @@ class Reading(WorkingSet):
         self._oldest = 0  # the oldest id that is kept
         # Entries that say more than their columns in the file, each with the number in the log from which on; oldest first.
         self._dirty: dict[Entry, int] = {}
+        self._saving: set[Entry] = set()  # entries whose columns are on their way
         self._visited: OrderedDict[int, Entry] = OrderedDict()
         self._past: OrderedDict[tuple[DiskShelf, int], None] = OrderedDict()
         self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
@@ -273,7 +274,7 @@ class Reading(WorkingSet):
     def _unload(self, entry: Entry) -> None:
         """Out of memory with an entry, if the file has all that it says."""
         shelf = self._shelves.get(entry.event.channel)
-        is_needed = entry in self._dirty or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
+        is_needed = entry in self._dirty or entry in self._saving or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
         if not is_needed:
             self.ledger.unload(entry.event.id)
 

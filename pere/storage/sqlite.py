@@ -13,6 +13,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -328,6 +329,7 @@ class SqliteStore(Reading):
             commit.saved[entry] = number
         for entry in commit.saved:
             del self._dirty[entry]
+            self._saving.add(entry)
             shelf = self._shelves[entry.event.channel]
             assert isinstance(shelf, DiskShelf)
             sayings = b"[" + b",".join(entry.sayings) + b"]" if entry.sayings else None
@@ -380,6 +382,7 @@ class SqliteStore(Reading):
                 self._kept_channels[shelf.name] = (shelf.first, shelf.gone_id, shelf.sent)
             self._apply_events(commit)
             self._apply_changes(commit)
+            self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)
             if commit.is_pruning:
@@ -397,6 +400,8 @@ class SqliteStore(Reading):
                 if entry.states != states:
                     self._amend(entry, states)
                 accepted = Accepted(event.id, entry.size)
+                with suppress(BadRequest):  # as many as were wanted are no longer there
+                    need = needed(draft.need, entry.size)
                 entry.need = min(need, entry.size)
             self._kept += 1
             self._oldest = self._oldest or event.id
@@ -483,7 +488,8 @@ class SqliteStore(Reading):
             shelf.is_saved = False
             if shelf.name in self._names:
                 self._shown.add(shelf)
-        again = {**commit.saved, **self._dirty}
+        self._saving.clear()
+        again = {**self._dirty, **commit.saved}
         self._dirty = dict(sorted(again.items(), key=lambda item: item[1]))
         self._moved = {**commit.members, **self._moved}
         self._left = commit.left + self._left

@@ -1,0 +1,238 @@
+"""`pere store`: look into the file of a store, check it, take it out line by line, make it smaller. No server is asked."""
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import Any, BinaryIO, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pere.errors import BadRequest, ConfigError
+from pere.event import parse_id
+from pere.names import channel_name, is_pattern, pattern
+from pere.storage.archive import INTERRUPTED, Archive, Malformed
+from pere.storage.archive import compact as compacted
+
+MOST_FAULTS = 100  # that are printed of one kind; the rest is counted
+STEP = 1_000  # rows between two looks at the bar
+
+Row = TypeVar("Row")
+
+path_argument = click.argument("path", metavar="PATH")
+
+
+@click.group
+def command() -> None:
+    """Look after the file of a store, such as pere.db of `pere serve --store sqlite:pere.db`.
+
+    \b
+    Examples:
+      pere store stats pere.db                        what is in it
+      pere store check pere.db                        is it sound?
+      pere store export pere.db > events.ndjson       take everything out
+      pere store compact pere.db                      give space back, while no server runs
+    """
+
+
+@command.command
+@path_argument
+@click.option("--json", "as_json", is_flag=True, help="print one JSON value, for programs")
+def stats(path: str, as_json: bool) -> None:
+    """Show what is in the file PATH: how many events, devices and receipts, and what takes how much space. A server may be using it.
+
+    \b
+    Examples:
+      pere store stats pere.db
+      pere store stats pere.db --json | jq .outstanding
+    """
+    with spoken(path), Archive(path) as archive:
+        with progress() as bar:
+            bar.add_task("counting", total=None)
+            found = archive.stats()
+    if as_json:
+        click.echo(orjson.dumps(found))
+    else:
+        Console(soft_wrap=True, markup=False, emoji=False, highlight=False).print(table_of(found))
+
+
+@command.command
+@path_argument
+def check(path: str) -> None:
+    """Check that the file PATH is sound: its pages, and that what PERE keeps in it agrees with itself. Nothing is changed, and a
+    server may be using it. The exit code is 1 if anything is wrong.
+
+    \b
+    Examples:
+      pere store check pere.db
+      pere store check pere.db && cp pere.db elsewhere/
+    """
+    faults: list[str] = []
+    count = 0
+    with spoken(path), Archive(path) as archive, progress() as bar:
+        for name, total, rows in archive.checks():
+            found = 0
+            for fault in followed(bar, name, total, rows):
+                if fault is not None:
+                    found += 1
+                    if found <= MOST_FAULTS:
+                        faults.append(fault)
+            if found > MOST_FAULTS:
+                faults.append(f"{name}: and {found - MOST_FAULTS:,} more")
+            count += found
+    for fault in faults:
+        click.echo(fault)
+    if count:
+        click.echo(f"{path} is not sound: {count:,} fault{'s' if count > 1 else ''} found")
+        sys.exit(1)
+    click.echo(f"{path} is sound")
+
+
+@command.command
+@path_argument
+def compact(path: str) -> None:
+    """Give the space back that is free in the file PATH. No server may be using it, and for a while the disk must hold up to two
+    copies more.
+
+    \b
+    Examples:
+      pere store compact pere.db
+    """
+    with spoken(path):
+        with progress() as bar:
+            bar.add_task("compacting", total=None)
+            before, after = compacted(path)
+    click.echo(f"{path}: {space(before)} before, {space(after)} now")
+
+
+@command.command
+@path_argument
+@click.option("--output", metavar="FILE", help="write to this file, which appears when it is complete  [default: standard output]")
+@click.option("--channel", "channels", multiple=True, metavar="CHANNEL", help="only this channel or pattern; may be given again for more")
+@click.option("--events", "only_events", is_flag=True, help="only events")
+@click.option("--receipts", "only_receipts", is_flag=True, help="only receipts")
+@click.option("--after", metavar="ID", help="only events after this one, and their receipts")
+def export(path: str, output: str | None, channels: tuple[str, ...], only_events: bool, only_receipts: bool, after: str | None) -> None:
+    """Print what is in the file PATH as one JSON value per line: the events, oldest first, and then the receipts in the order in
+    which they came. With --channel it goes channel by channel. A server may be using the file.
+
+    \b
+    Examples:
+      pere store export pere.db --output all.ndjson
+      pere store export pere.db --events --channel 'orders.*' | jq .data
+      pere store export pere.db --receipts --after 1417444110993-0
+    """
+    try:
+        last = parse_id(after) if after is not None else 0
+        for channel in channels:
+            (pattern if is_pattern(channel) else channel_name)(channel)
+    except BadRequest as refusal:
+        raise click.UsageError(refusal.message) from None
+    if output is not None and os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
+        raise click.UsageError("--output is the file that is to be read")
+    both = only_events == only_receipts
+    # Between the lines on a terminal a bar would only be in the way.
+    is_shown = output is not None or not sys.stdout.isatty()
+    with spoken(path), Archive(path) as archive, progress(is_shown) as bar, written(output) as file:
+        events, receipts = archive.count(channels, last) if not bar.disable else (None, None)
+        lines: list[Iterable[bytes]] = []
+        if both or only_events:
+            lines.append(followed(bar, "events", events, (line("event", event.as_dict()) for event in archive.events(channels, last))))
+        if both or only_receipts:
+            lines.append(followed(bar, "receipts", receipts, (line("receipt", receipt) for receipt in archive.receipts(channels, last))))
+        for each in chain(*lines):
+            file.write(each)
+
+
+def line(kind: str, what: dict[str, Any]) -> bytes:
+    # A payload stays as it was pushed, and line ends between its parts are mere space; in a JSON string there are none.
+    return orjson.dumps({"kind": kind} | what).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
+
+
+@contextmanager
+def written(output: str | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that has its name only once it is whole and on the disk."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    part = f"{output}.{os.getpid()}.part"
+    try:
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, output)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+@contextmanager
+def spoken(path: str) -> Iterator[None]:
+    """What prevents a command, in one line and with exit code 2; Ctrl-C is 130, as a shell has it, for 1 is said of a file that is not sound."""
+    try:
+        yield
+    except ConfigError as error:
+        sentence = str(error)
+    except (sqlite3.Error, *Malformed) as error:
+        if getattr(error, "sqlite_errorcode", None) == INTERRUPTED:
+            sys.exit(130)
+        sentence = f"{path} cannot be used: {error}; `pere store check` looks at all of it"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    click.echo(f"pere: {sentence}", err=True)
+    sys.exit(2)
+
+
+def progress(is_shown: bool = True) -> Progress:
+    """A bar on standard error, if that is a terminal. It leaves the other stream alone, which may be a file."""
+    console = Console(stderr=True)
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True,
+                    redirect_stdout=False, redirect_stderr=False, disable=not (is_shown and console.is_terminal))
+
+
+def followed(bar: Progress, name: str, total: int | None, rows: Iterable[Row]) -> Iterator[Row]:
+    task, count = bar.add_task(name, total=total), 0
+    for count, row in enumerate(rows, 1):
+        yield row
+        if not count % STEP:
+            bar.update(task, completed=count)
+    bar.update(task, completed=count, total=count)
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name in ("events", "channels", "devices", "registrations", "receipts", "outstanding"):
+        table.add_row(name, f"{found[name]:,}")
+    for name in ("oldest", "newest"):
+        event = found[name]
+        table.add_row(f"{name} event", f"{event['time']}  {event['id']}" if event is not None else "none")
+    table.add_row("file", space(found["file_bytes"]))
+    table.add_row("  free in it", space(found["free_pages"] * found["page_bytes"]))
+    for name, size in (found["tables"] or {}).items():
+        table.add_row(f"  {name}", space(size))
+    table.add_row("write-ahead log", space(found["log_bytes"]))
+    table.add_row("version", str(found["version"]))
+    return table
+
+
+def space(size: float) -> str:
+    """`8.19 KB`, `3.5 MB`: three digits, in the units of a disk's maker."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
