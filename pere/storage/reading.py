@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import orjson
+
 from pere.audience import Member
 from pere.config import Config
 from pere.errors import Gone, NotFound, Unavailable
@@ -27,6 +29,7 @@ log = logging.getLogger("pere.store")
 
 BLOCK = 128  # events that are fetched at once
 MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
+MAX_NAMED = 10_000  # events for named devices that are looked through when a channel is opened
 MAX_VISITED = 1_000  # entries of older events that are kept at hand
 RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
 
@@ -111,6 +114,8 @@ class Reading(WorkingSet):
             rows = self._read(EVENT + "where channel = ? order by ordinal desc limit ?", (number, config.backlog_events))
             members = self._read("select slot, device, position, settled, since, seen, answered, last_id, gone from members "
                                  "where channel = ? order by slot", (number,))
+            named = self._read("select ordinal, recipients from events where channel = ? and recipients is not null and time + ttl > ? "
+                               "order by ordinal desc limit ?", (number, self.clock(), MAX_NAMED))
         except Unavailable:
             del self._shelves[shelf.name]
             self._round.remove(shelf.name)
@@ -135,10 +140,11 @@ class Reading(WorkingSet):
             member.seen = now if position is None else seen
             member.settled, member.since, member.answered, member.last_id = settled, since, answered, last_id
             shelf.audience.restore(member, gone)
-        for event in events:
-            for device in event.to or ():
+        # Not only what is at hand: a device that was never seen is owed all that is kept for it.
+        for ordinal, recipients in named:
+            for device in orjson.loads(recipients):
                 if device not in shelf.audience.members:
-                    shelf.waiting[device] = event.ordinal
+                    shelf.waiting[device] = ordinal
         return True
 
     def seek(self, shelf: Shelf, id: int) -> int:

@@ -48,6 +48,7 @@ create table events (
     data blob not null
 );
 create unique index events_by_channel on events (channel, ordinal);
+create index events_named on events (channel, ordinal) where recipients is not null;
 create table entries (
     event integer primary key,
     channel integer not null,
@@ -93,7 +94,8 @@ create index keys_by_time on keys (at);
 # What leads from each version to the next. A file is led through all of them in one transaction, so who is killed on the way
 # finds it as it was.
 MIGRATIONS = {
-    1: "create index members_by_seen on members (seen) where gone is null",
+    1: "create index members_by_seen on members (seen) where gone is null;\n"
+       "create index events_named on events (channel, ordinal) where recipients is not null",
 }
 
 

@@ -463,6 +463,7 @@ class SqliteStore(Reading):
             if shelf is not None:
                 assert isinstance(shelf, DiskShelf)
                 shelf._first, shelf._gone_id = first, gone
+                shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= first}
                 while (old := shelf.backlog.oldest()) is not None and old.id <= gone:
                     self._evict(shelf)
         for id, owed in pruned:

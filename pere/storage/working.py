@@ -110,7 +110,7 @@ class WorkingSet(Store):
         event = shelf.backlog.evict()
         self.bytes -= event.size
         if shelf.waiting:
-            shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= shelf.backlog.first}
+            shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= shelf.first}
         if not len(shelf.backlog):
             del self._pushed[shelf.name]
         return event

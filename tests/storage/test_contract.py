@@ -591,7 +591,7 @@ async def test_an_event_addressed_to_a_device_that_was_never_seen_waits_for_it(o
 
 
 async def test_what_waited_and_has_made_way_waits_no_more(open_desk):
-    desk = await open_desk(backlog_events=2)
+    desk = await open_desk(backlog_events=2, retention_events=2)
     await desk.push(to=("d1",))
     await desk.push()
     await desk.push()
