@@ -81,6 +81,10 @@ class Audience:
             self._free.append((newest, member.slot))
         return member
 
+    def left(self) -> Iterator[tuple[str, int, int]]:
+        """Who left and may still be named by an event: the device, its slot, and the newest ordinal of that moment."""
+        return ((self.names[slot], slot, newest) for newest, slot in self._free)
+
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
         return [member for member in self if not member.live and max(member.seen, member.answered) < moment]

@@ -15,7 +15,7 @@ from pere.event import UNCHUNKED
 from pere.sse import chunk
 
 # Why a feed was closed: each is counted by name.
-GONE, SLOW, DRAIN, REPLACED, KICKED = "gone", "slow", "drain", "replaced", "kicked"
+GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT = "gone", "slow", "drain", "replaced", "kicked", "unkept"
 
 
 class Place:
@@ -64,7 +64,7 @@ class Feed(asyncio.Protocol):
         self.greeting = b""  # the response head and first frames, until they are written
         self.places: tuple[Place, ...] = ()
         self.live = False
-        self.is_waiting = False  # for an event that is being fetched
+        self.is_waiting = False  # for its registration to be kept, or for an event that is being fetched
         self.reason = ""
         self.stuck_since = 0.0  # since when the socket is full and takes nothing
         self.unsent = 0  # bytes that waited for it when we last looked
@@ -109,7 +109,7 @@ class Feed(asyncio.Protocol):
             return
         if last:
             end = b"" if self.form & UNCHUNKED else b"0\r\n\r\n"
-            self.write(self.control(last) + end)
+            self.write(self.greeting + self.control(last) + end)
         if self.reason:
             return
         self.reason = reason

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from time import perf_counter
@@ -21,9 +22,9 @@ from pere import sse
 from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
-from pere.errors import Unavailable
+from pere.errors import Refusal, Unavailable
 from pere.event import ENVELOPE, Event, format_id
-from pere.feed import DRAIN, GONE, KICKED, REPLACED, SLOW, Feed, Place
+from pere.feed import DRAIN, GONE, KICKED, REPLACED, SLOW, UNKEPT, Feed, Place
 from pere.names import pattern as compiled
 from pere.receipt import NONE
 from pere.storage import Shelf, Store
@@ -61,7 +62,7 @@ class Hub:
         self.feeds: dict[int, Feed] = {}  # all that are open, by descriptor
         self.behind = 0
         self.opens = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT), 0)
         self.deliveries = 0
         self.replayed = 0
         self.gaps = 0
@@ -224,7 +225,8 @@ class Hub:
         if patterns or len(feed.places) > 1:
             for place in feed.places:
                 place.channel.shared += 1
-        feed.greeting = greeting + self._hello(feed, cursor if cursor is not None else start) + feed.greeting
+        hello = self._hello(feed, cursor if cursor is not None else start) + feed.greeting
+        feed.greeting = greeting
         if known is not None:
             store.devices.open(known, feed)
         self.feeds[feed.fd] = feed
@@ -233,8 +235,21 @@ class Hub:
         self._wheel.add(feed, self._config.heartbeat)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
-        self.catch_up(feed)
+        if known is not None:
+            # Who was greeted is registered, so it may not be told before that is kept.
+            feed.is_waiting = True
+            store.assure(device, partial(self._greet, feed, hello))
+        else:
+            self._greet(feed, hello, None)
         return feed
+
+    def _greet(self, feed: Feed, hello: bytes, refusal: Refusal | None) -> None:
+        if refusal is not None:
+            feed.close(UNKEPT, bye(UNKEPT, max(self._config.retry, refusal.retry_after or 0)))
+            return
+        feed.greeting += hello
+        feed.is_waiting = False
+        self.catch_up(feed)
 
     def _facts(self, feed: Feed) -> dict[str, object]:
         """What a log line says of a feed."""
@@ -473,7 +488,8 @@ class Hub:
         if silent < self._config.heartbeat - 0.01:
             return self._config.heartbeat - silent
         feed.written = now
-        if not feed.write(feed.control(sse.HEARTBEAT)) and feed.live:
+        data, feed.greeting = feed.greeting + feed.control(sse.HEARTBEAT), b""
+        if not feed.write(data) and feed.live:
             self._fall_behind(feed)
         return self._config.heartbeat
 

@@ -264,7 +264,7 @@ class Ledger:
             self._open.pop(entry.event.id, None)
 
     def admit(self, entry: Entry, slot: int) -> None:
-        """Take a slot into the audience of an event that was entered without it."""
+        """Take a slot into the audience of an event that was entered without it; what it needs now is for the caller to say."""
         missing = slot + 1 - len(entry.states)
         if missing > 0:
             entry.states += bytes((ABSENT,)) * missing
@@ -275,7 +275,6 @@ class Ledger:
         if entry.states[slot] != ABSENT:
             return
         entry.states[slot] = PENDING
-        entry.need += entry.need == entry.size  # it was all, and is
         entry.size += 1
         entry.counts[PENDING] += 1
         entry.owed += 1

@@ -186,7 +186,7 @@ async def test_two_servers_in_one_process_do_not_meet(start, push, measured):
 
 
 async def test_why_feeds_were_closed_is_named_from_the_start(measured):
-    assert {labels[1] for labels in await measured() if labels[0] == "pere_feed_closes_total"} >= {"gone", "slow", "drain", "replaced", "kicked"}
+    assert {labels[1] for labels in await measured() if labels[0] == "pere_feed_closes_total"} >= {"gone", "slow", "drain", "replaced", "kicked", "unkept"}
 
 
 def test_a_histogram_counts_each_value_in_its_bucket_and_all_above():

@@ -52,10 +52,9 @@ def stats(path: str, as_json: bool) -> None:
       pere store stats pere.db
       pere store stats pere.db --json | jq .outstanding
     """
-    with spoken(path), Archive(path) as archive:
-        with progress() as bar:
-            bar.add_task("counting", total=None)
-            found = archive.stats()
+    with spoken(path), Archive(path) as archive, progress() as bar:
+        bar.add_task("counting", total=None)
+        found = archive.stats()
     if as_json:
         click.echo(orjson.dumps(found))
     else:
@@ -104,10 +103,9 @@ def compact(path: str) -> None:
     Examples:
       pere store compact pere.db
     """
-    with spoken(path):
-        with progress() as bar:
-            bar.add_task("compacting", total=None)
-            before, after = compacted(path)
+    with spoken(path), progress() as bar:
+        bar.add_task("compacting", total=None)
+        before, after = compacted(path)
     click.echo(f"{path}: {space(before)} before, {space(after)} now")
 
 

@@ -135,6 +135,10 @@ class Store(ABC):
         """Take a device into the audience of every channel that the pattern means, those that are yet to be born included."""
 
     @abstractmethod
+    def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
+        """Call `then` when all that the device is registered for is kept, which may be at once; or with the reason why it cannot be."""
+
+    @abstractmethod
     def unregister(self, channel: str, device: str) -> None:
         """Take a device off one channel; what it still owed there is `cancelled`."""
 

@@ -32,7 +32,7 @@ EVENTS_AT_ONCE = 100  # read and held; one is 64 KiB at most, unless the server 
 ROWS_AT_ONCE = 10  # of the log, with up to MAX_RECORDS each
 MAX_EVENTS = 10_000  # whose devices are remembered while the log is read
 MAX_CHANNELS = 100
-ROOM = 1.01  # of the copy: a page in the write-ahead log has a head of 24 bytes
+ROOM = 1.01  # of the copy: a page in a journal has 8 bytes beside it
 INTERRUPTED = sqlite3.SQLITE_INTERRUPT
 
 # What unpacking says of bytes that are not what they should be.
@@ -329,7 +329,7 @@ class Archive:
 def entry_fault(columns: bytes, said: list[bytes], level: int, owed: int, need: int, devices: int) -> str | None:
     """What is wrong with an entry for an audience of at most so many devices; None if nothing is."""
     kind, rest = columns[0], len(columns) - 1
-    states, latencies, numbers = parted(columns)
+    states, _, numbers = parted(columns)
     if kind > 3 or rest % (1 + (kind & 1) + (kind & 2)) or len(numbers) != (kind & 2) * len(states):
         return f"has columns that do not fit each other ({rest} bytes of kind {kind})"
     if len(states) > devices:
@@ -372,16 +372,18 @@ def compact(path: str) -> tuple[int, int]:
         connection = schema.connect(path)
         try:
             connection.set_progress_handler(lambda: 0, 100_000)
-            if connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
-                raise ConfigError(f"{path} is being read by another process: compact it when that is done")
+            try:
+                # Leaving the write-ahead log takes the file for ourselves. A reader would keep the old pages in it, and the file as long as it was.
+                connection.execute("pragma journal_mode = delete")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                raise ConfigError(f"{path} is being read by another process: compact it when that is done") from None
             before = size(path)
-            pages, page_bytes = connection.execute(
-                "select page_count - freelist_count, page_size from pragma_page_count, pragma_freelist_count, pragma_page_size").fetchone()
-            check_room(path, pages * page_bytes)
+            check_room(path, before)
             # In memory, as other temporary tables are, it would be the whole file.
             connection.execute("pragma temp_store = file")
             connection.execute("vacuum")
-            connection.execute("pragma wal_checkpoint(truncate)")
         finally:
             connection.close()
         return before, size(path)
@@ -390,8 +392,8 @@ def compact(path: str) -> tuple[int, int]:
 
 
 def check_room(path: str, copy: int) -> None:
-    """VACUUM writes its copy among the temporary files and from there into the write-ahead log, "as much as twice the size" in all
-    (https://sqlite.org/lang_vacuum.html). Raises ConfigError where there is not so much room."""
+    """VACUUM writes its copy among the temporary files, and beside the file a journal of what it overwrites: "as much as twice the size"
+    in all (https://sqlite.org/lang_vacuum.html). Raises ConfigError where there is not so much room."""
     folders = (os.path.dirname(os.path.abspath(path)), _temporary())
     needed = Counter(os.stat(folder).st_dev for folder in folders)
     for folder in folders:

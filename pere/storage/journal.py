@@ -51,13 +51,14 @@ Written = Callable[[list[Any], Exception | None, float], None]
 
 
 class Journal:
-    """Writes batches in the order in which they come. `delay` (s) is waited before each commit: for the test that must see losses."""
+    """Writes batches in the order in which they come; it must be the last of this process to close the file. `delay` (s) is waited before each commit: for the test that must see losses."""
 
     def __init__(self, path: str, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], delay: float = 0.0):
         self._path = path
         self._connection = connection
         self._reopen = reopen
         self._delay = delay
+        self._index: int | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[tuple[Batch, Written] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pere-journal", daemon=True)
@@ -71,6 +72,8 @@ class Journal:
         self._queue.put(None)
         while self._thread.is_alive():
             await asyncio.sleep(0.005)
+        if self._index is not None:
+            os.close(self._index)
 
     def _run(self) -> None:
         while True:
@@ -140,8 +143,10 @@ class Journal:
         """Move the write-ahead log into the file once it is long, and begin it anew. Those who wait for the next commit wait for this."""
         try:
             # https://sqlite.org/walformat.html, 2.1: mxFrame of the index tells how many pages are in the log; no pragma does.
-            with open(self._path + "-shm", "rb") as index:
-                pages = int.from_bytes(os.pread(index.fileno(), 4, 16), sys.byteorder)
+            # It stays open to the end: closing it would take all of SQLite's own locks on it with it (POSIX, fcntl).
+            if self._index is None:
+                self._index = os.open(self._path + "-shm", os.O_RDONLY | os.O_CLOEXEC)
+            pages = int.from_bytes(os.pread(self._index, 4, 16), sys.byteorder)
         except OSError:
             return
         if pages < WAL_PAGES:

@@ -35,6 +35,9 @@ class MemoryStore(WorkingSet):
     async def close(self) -> None:
         """There is nothing to be saved."""
 
+    def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
+        then(None)
+
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
         now = self.clock()
         known = self._known_key(draft, now)

@@ -20,7 +20,7 @@ from pere.config import Config
 from pere.errors import Gone, NotFound, Unavailable
 from pere.event import SEQUENCE_BITS, Event, format_id
 from pere.ledger import Entry
-from pere.receipt import NONE
+from pere.receipt import CANCELLED, NONE
 from pere.storage import Shelf, schema
 from pere.storage.packing import EVENT, event_of, parted, words
 from pere.storage.working import WorkingSet
@@ -272,10 +272,18 @@ class Reading(WorkingSet):
         entry.restore(need, version, latencies, said, words(sayings))
         entry.logged = logged
         self.ledger.restore(entry)
+        self._cancel_left(entry)
         self._visited[id] = entry
         while len(self._visited) > MAX_VISITED:
             self._unload(self._visited.popitem(last=False)[1])
         return entry
+
+    def _cancel_left(self, entry: Entry) -> None:
+        """Who left while the event was not at hand owes nothing any more."""
+        for device, place, newest in entry.audience.left():
+            slot = place if entry.slots is None else entry.slots.get(device, -1)
+            if entry.event.ordinal <= newest and 0 <= slot < len(entry.states) and self.ledger.is_open(entry, slot):
+                self._end(entry, slot, CANCELLED)
 
     def _unload(self, entry: Entry) -> None:
         """Out of memory with an entry, if the file has all that it says."""

@@ -14,6 +14,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -40,6 +41,7 @@ QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for
 
 Told = Callable[[int, int], None]
 Refused = Callable[[Refusal], None]
+Assured = Callable[[Refusal | None], None]
 Change = tuple[Entry, Member | None, int, int, bytes | None, float, Told | None, Refused | None]
 
 
@@ -50,8 +52,10 @@ class Commit:
         self.events: list[tuple[DiskShelf, Event, Draft, int, bytes, Callable[[Accepted | Refusal], None]]] = []
         self.changes: list[tuple[int, list[Change]]] = []
         self.shelves: list[DiskShelf] = []
+        self.answers: list[Callable[[], None]] = []
         self.saved: dict[Entry, int] = {}
         self.members: dict[Member, DiskShelf] = {}
+        self.fresh: dict[str, list[Assured]] = {}
         self.left: list[tuple[Any, ...]] = []
         self.wishes: list[tuple[str, tuple[str, ...]]] = []
         self.is_pruning = False
@@ -74,11 +78,14 @@ class SqliteStore(Reading):
         self._changes: dict[str, list[Change]] = {}  # by channel, each to become a row
         self._wishes: list[tuple[str, tuple[str, ...]]] = []
         self._moved: dict[Member, DiskShelf] = {}
+        self._fresh: dict[str, list[Assured]] = {}  # devices with new registrations, and who waits for these
         self._left: list[tuple[Any, ...]] = []
         self._shown: set[DiskShelf] = set()
         self._flying: set[tuple[int, int]] = set()  # events and slots of receipts that are on their way
         self._behind: dict[tuple[int, int], list[tuple[Any, ...]]] = {}  # and what came after them for the same place
         self._asked: dict[tuple[str, str], list[Callable[[Accepted | Refusal], None]]] = {}  # the same, for Idempotency-Keys
+        self._searched: dict[DiskShelf, int] = {}  # for what those who left still owe: up to which id
+        self._answers: list[Callable[[], None]] = []  # that wait for what is said beside them
         self._commit: Commit | None = None
         self._is_called = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -89,6 +96,9 @@ class SqliteStore(Reading):
             self._lock.release()
             raise ConfigError(f"{path} cannot be read: {error}") from None
         self._journal = Journal(path, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
+        # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
+        self._aged = self._number_before = self._number
+        self._soon()
 
     # Start
 
@@ -112,7 +122,8 @@ class SqliteStore(Reading):
             self._names[name] = number
             names[number] = name
             self._kept_channels[name] = (first, gone, sent)
-        self._newest_channel = max(names, default=0)
+        # A number is not given anew while anything in the file may still bear it.
+        self._newest_channel = max(max(names, default=0), values.get("channel", 0))
         for device, number in self._reader.execute("select device, channel from members where gone is null"):
             self.devices.register(device, names[number])
         for device, pattern in self._reader.execute("select device, pattern from wishes"):
@@ -146,15 +157,14 @@ class SqliteStore(Reading):
 
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
         now = self.clock()
+        waiting = self._asked.get((draft.channel, draft.key)) if draft.key else None
+        if waiting is not None:
+            waiting.append(then)
+            return
         known = self._known_key(draft, now)
         if known is not None:
             then(known)
             return
-        if draft.key:
-            waiting = self._asked.get((draft.channel, draft.key))
-            if waiting is not None:
-                waiting.append(then)
-                return
         shelf = self.open(draft.channel)
         if draft.level != NONE:
             needed(draft.need, len(draft.to) or len(shelf.audience))
@@ -211,7 +221,17 @@ class SqliteStore(Reading):
         member = super()._join(shelf, device)
         assert isinstance(shelf, DiskShelf)
         self._moved[member] = shelf
+        self._fresh.setdefault(device, [])
         return member
+
+    def assure(self, device: str, then: Assured) -> None:
+        if device in self._fresh:
+            self._fresh[device].append(then)
+            self._soon()
+        elif self._commit is not None and device in self._commit.fresh:
+            self._commit.fresh[device].append(then)
+        else:
+            then(None)
 
     def _leave(self, channel: str, device: str) -> None:
         shelf = self.open(channel)
@@ -221,12 +241,15 @@ class SqliteStore(Reading):
         if member is not None:
             self._moved.pop(member, None)
             self._left.append((shelf, _row(shelf, member, shelf.backlog.last)))
+            if shelf.first < shelf.backlog.first:
+                self._searched[shelf] = 0
             self._soon()
 
     def want(self, device: str, pattern: str) -> None:
         known = self.devices.get(device)
         if known is None or pattern not in known.patterns:
             self._wishes.append(("insert or replace into wishes values (?, ?)", (device, pattern)))
+            self._fresh.setdefault(device, [])
         super().want(device, pattern)
 
     def remove(self, device: str) -> Device | None:
@@ -256,6 +279,7 @@ class SqliteStore(Reading):
         self._add_events(commit, batch)
         self._add_changes(commit, batch)
         self._save_members(commit, batch)
+        commit.answers, self._answers = self._answers, []
         commit.wishes, self._wishes = self._wishes, []
         batch.statements += commit.wishes
         self._add_pruning(commit, batch)
@@ -341,17 +365,26 @@ class SqliteStore(Reading):
 
     def _save_members(self, commit: Commit, batch: Batch) -> None:
         commit.members, self._moved = self._moved, {}
+        commit.fresh, self._fresh = self._fresh, {}
         commit.left, self._left = self._left, []
         shown, self._shown = self._shown, set()
-        for shelf in shown:
+        for shelf in filter(self._is_there, shown):
             self._add_shelf(shelf, commit, batch)
         for member, shelf in commit.members.items():
+            if not self._is_there(shelf):
+                continue
             self._add_shelf(shelf, commit, batch)
             member.saved = _mark(member)
             batch.put("members", _row(shelf, member, None))
         for shelf, row in commit.left:
+            if not self._is_there(shelf):
+                continue
             self._add_shelf(shelf, commit, batch)
             batch.put("members", row)
+
+    def _is_there(self, shelf: DiskShelf) -> bool:
+        """Whether a channel was not forgotten meanwhile, and its members with it."""
+        return self._shelves.get(shelf.name) is shelf
 
     def _add_pruning(self, commit: Commit, batch: Batch) -> None:
         config = self._config
@@ -385,40 +418,59 @@ class SqliteStore(Reading):
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)
+            for answer in commit.answers:
+                answer()
+            for waiting in commit.fresh.values():
+                for assured in waiting:
+                    assured(None)
             if commit.is_pruning:
                 self._apply_pruning(*done[-1])
-        if self._pushes or self._changes or (failure is None and (self._wishes or self._left or commit.is_pruning)):
+        if self._pushes or self._changes or (failure is None and (self._wishes or self._left or commit.is_pruning or len(commit.saved) == MAX_SAVED)):
             self._hand_over()
         else:
             self._tell_waiters()
 
     def _apply_events(self, commit: Commit) -> None:
         for shelf, event, draft, need, states, then in commit.events:
-            accepted = self._take(shelf, event, draft, None)
-            entry = self.ledger.entries.get(event.id)
+            self._take(shelf, event, draft, None)
+            entry, is_amended, audience = self.ledger.entries.get(event.id), False, len(states) - states.count(ABSENT)
             if entry is not None:
-                if entry.states != states:
-                    self._amend(entry, states)
-                accepted = Accepted(event.id, entry.size)
+                is_amended = entry.states != states and self._amend(entry, states)
+                audience = entry.size
                 with suppress(BadRequest):  # as many as were wanted are no longer there
-                    need = needed(draft.need, entry.size)
-                entry.need = min(need, entry.size)
+                    need = needed(draft.need, audience)
+                entry.need = min(need, audience)
+            accepted = Accepted(event.id, audience)
+            if draft.key:
+                self._keys[draft.channel, draft.key] = event.time, accepted
             self._kept += 1
             self._oldest = self._oldest or event.id
             self.deliver(event)
-            then(accepted)
-            for other in self._asked.pop((draft.channel, draft.key), ()) if draft.key else ():
-                other(Accepted(accepted.id, accepted.audience, repeated=True))
+            if is_amended:
+                # What the publisher is told of the audience is to be on the disk too.
+                self._wishes.append(("update entries set need = ? where event = ?", (entry.need, event.id)))
+                if draft.key:
+                    self._wishes.append(("update keys set audience = ? where channel = ? and key = ?", (audience, draft.channel, draft.key)))
+                self._answers.append(partial(self._answer, draft, accepted, then))
+            else:
+                self._answer(draft, accepted, then)
 
-    def _amend(self, entry: Entry, states: bytes) -> None:
+    def _answer(self, draft: Draft, accepted: Accepted, then: Callable[[Accepted | Refusal], None]) -> None:
+        then(accepted)
+        for other in self._asked.pop((draft.channel, draft.key), ()) if draft.key else ():
+            other(Accepted(accepted.id, accepted.audience, repeated=True))
+
+    def _amend(self, entry: Entry, states: bytes) -> bool:
         """Devices came or went while the event was on its way to the disk: who came gets it, so it is in the audience; who went was."""
+        before = len(self._changes.get(entry.event.channel, ()))
         for slot, now in enumerate(bytes(entry.states)):
-            before = states[slot] if slot < len(states) else ABSENT
-            if before == ABSENT != now:
+            then = states[slot] if slot < len(states) else ABSENT
+            if then == ABSENT != now:
                 self._change(entry, None, slot, PENDING)
-            elif now == ABSENT != before:
+            elif now == ABSENT != then:
                 self.ledger.admit(entry, slot)
                 self._end(entry, slot, CANCELLED)
+        return len(self._changes.get(entry.event.channel, ())) > before
 
     def _apply_changes(self, commit: Commit) -> None:
         enter, leave, behind = self.ledger.enter, self._flying.remove, self._behind
@@ -510,12 +562,18 @@ class SqliteStore(Reading):
                     entry.event.expired = False  # the next sweep finds it again
                 else:
                     kept.append(change)
-        if kept:
-            self._loop.call_later(1.0, self._again, kept)
+        fresh, commit.fresh = commit.fresh, {}
+        for device, waiting in fresh.items():
+            self._fresh.setdefault(device, [])
+            for assured in waiting:
+                assured(refusal)
+        if kept or commit.answers:
+            self._loop.call_later(1.0, self._again, kept, commit.answers)
 
-    def _again(self, changes: list[Change]) -> None:
+    def _again(self, changes: list[Change], answers: list[Callable[[], None]]) -> None:
         for entry, member, slot, state, *_ in changes:
             self._change(entry, member, slot, state)
+        self._answers += answers
         self._soon()
 
     # Time
@@ -535,16 +593,38 @@ class SqliteStore(Reading):
                 self._wishes.append(("delete from keys where at < ?", (now - self._config.idempotency_window,)))
         except (Unavailable, sqlite3.Error):
             pass  # said already; the next commit finds out whether it goes on
+        self._search()
         if int(now) % QUIET_EVERY == 0:
             self._elsewhere.submit(self._find_quiet, now - self._config.device_ttl)
         self._hand_over()
 
+    def _search(self) -> None:
+        """Who left a channel owes nothing of it any more, not even of events that are only in the file: some of these at a time."""
+        left = MAX_DUE
+        while self._searched and left > 0:
+            shelf, after = self._searched.popitem()
+            try:
+                found = self._read("select event from entries where channel = ? and owed > 0 and event > ? order by event limit ?",
+                                   (shelf.number, after, left))
+                for (id,) in found:
+                    entry = self._find_entry(id)
+                    if entry is not None:
+                        self._cancel_left(entry)
+            except Unavailable:
+                self._searched[shelf] = after
+                return
+            if len(found) == left:
+                self._searched[shelf] = found[-1][0]
+            left -= len(found) + 1
+
     def _find_quiet(self, moment: float) -> None:
-        """In the thread that reads: channels that nobody uses are not in memory, but who is registered there has an end too."""
+        """In the thread that reads: channels that nobody uses are not in memory, but they and who is registered there have an end too."""
         try:
-            rows = self._far.execute("select distinct channel from members where gone is null and seen < ? and answered < ? limit 100", (moment, moment))
-            names = [self._numbers[number] for (number,) in rows.fetchall() if number in self._numbers]
-            self._loop.call_soon_threadsafe(lambda: [self.open(name) for name in names])
+            rows = self._far.execute(
+                "select * from (select distinct channel from members where gone is null and seen < ? and answered < ? limit 100) union "
+                "select * from (select id from channels where not exists (select 1 from events where channel = id) "
+                "and not exists (select 1 from members where channel = id and gone is null) limit 100)", (moment, moment)).fetchall()
+            self._loop.call_soon_threadsafe(lambda: [self.open(self._numbers[number]) for (number,) in rows if number in self._numbers])
         except (sqlite3.Error, RuntimeError) as error:
             log.debug("quiet devices were not looked for", extra={"facts": {"error": str(error)}})
 
@@ -563,8 +643,8 @@ class SqliteStore(Reading):
 
     def _forget(self, shelf: Shelf) -> None:
         assert isinstance(shelf, DiskShelf)
-        if shelf.first <= shelf.backlog.last:
-            self._round.append(shelf.name)  # there is something in the file
+        if shelf.first <= shelf.backlog.last or (self._commit is not None and shelf in self._commit.shelves):
+            self._round.append(shelf.name)  # there is something in the file, or will be
             return
         super()._forget(shelf)
         if self._names.pop(shelf.name, None) is not None:
@@ -572,6 +652,7 @@ class SqliteStore(Reading):
             del self._kept_channels[shelf.name]
             self._wishes.append(("delete from channels where id = ?", (shelf.number,)))
             self._wishes.append(("delete from members where channel = ?", (shelf.number,)))
+            self._wishes.append(("insert or replace into meta values ('channel', ?)", (self._newest_channel,)))
 
     def _tell_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -580,7 +661,7 @@ class SqliteStore(Reading):
                 waiter.set_result(None)
 
     async def settle(self) -> None:
-        if self._commit is not None or self._pushes or self._changes or self._moved or self._left or self._wishes:
+        if self._is_called or self._commit is not None or self._pushes or self._changes or self._moved or self._left or self._wishes:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiters.append(waiter)
             self._soon()

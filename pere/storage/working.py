@@ -303,7 +303,7 @@ class WorkingSet(Store):
 
     def _join(self, shelf: Shelf, device: str) -> Member:
         backlog = shelf.backlog
-        member = shelf.audience.join(device, backlog.last, backlog.first, self.clock())
+        member = shelf.audience.join(device, backlog.last, shelf.first, self.clock())
         self.devices.register(device, shelf.name)
         first = shelf.waiting.pop(device, None)
         if first is not None:

@@ -8,6 +8,8 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from test_contract import HOUR, Clock, Desk
 from pere.config import KIB, MIB, Config
 from pere.errors import ConfigError, Gone
 from pere.event import format_id
+from pere.receipt import NONE, PROCESSED
 from pere.storage import schema
 from pere.storage.sqlite import SqliteStore
 
@@ -36,9 +39,11 @@ class Files:
         self.clock = Clock()
         self.stores: list[SqliteStore] = []
 
+        self.made = count()
+
     @property
     def path(self) -> Path:
-        return self.folder / f"{len(self.stores)}.db"
+        return self.folder / f"{next(self.made)}.db"
 
     async def open(self, path: Path | None = None, **settings: Any) -> Desk:
         path = path or self.path
@@ -57,6 +62,13 @@ class Files:
         for ending in ("", "-wal"):
             shutil.copy(f"{self.newest}{ending}", f"{copy}{ending}")
         return await self.open(copy)
+
+    async def as_crashed(self, look: Callable[[Desk], Awaitable[None]]) -> None:
+        """What would be found after a crash at this moment."""
+        newest = self.newest
+        await look(await self.crashed())
+        await self.stores.pop().close()
+        self.newest = newest
 
     def pages(self) -> int:
         """Bytes that are in use in the newest file."""
@@ -238,6 +250,139 @@ async def test_a_device_that_joins_while_an_event_is_on_its_way_to_the_disk_is_i
     assert [sum(counts.values()) for counts in before] == [(await desk.store.status("c", id))["audience"] for id in ids]
     desk = await restart()
     assert [(await desk.store.status("c", id))["counts"] for id in ids] == before
+
+
+async def test_who_is_named_in_an_event_of_the_file_keeps_its_place_though_it_is_not_at_hand(files, restart):
+    desk = await files.open(backlog_events=2)
+    for device in ("old", "other"):
+        desk.store.register("c", device)
+    id = await desk.push("c")
+    await desk.receipt("old", id)
+    desk.store.remove("old")
+    for _ in range(5):
+        await desk.push("c")
+    desk.store.register("c", "new")
+    assert await desk.devices(id) == ["old", "other"]
+    desk = await restart()
+    desk.store.register("c", "newer")
+    assert await desk.devices(id, "processed") == ["old"]
+
+
+async def test_who_leaves_owes_nothing_of_what_is_only_in_the_file(files, restart):
+    desk = await files.open(backlog_events=2)
+    for device in ("gone", "here"):
+        desk.store.register("c", device)
+    ids = [await desk.push("c", to=("gone", "here") if n % 2 else ()) for n in range(9)]
+    desk.store.remove("gone")
+    await desk.sweep(later=0)
+    assert await desk.counts(ids[0]) == {"cancelled": 1, "pending": 1}
+    assert desk.store.ledger.outstanding == 9
+    desk = await restart()
+    assert [await desk.counts(id) for id in ids] == [{"cancelled": 1, "pending": 1}] * 9
+    assert desk.store.ledger.outstanding == 9
+
+
+async def test_nothing_is_left_of_a_channel_that_is_forgotten(files):
+    desk = await files.open(device_ttl=100, retention_age=60)
+    desk.store.register("stays", "here")
+    for device in ("d1", "d2"):
+        desk.store.register("goes", device)
+    await desk.push("goes")
+    for turn in range(10):
+        desk.store.register("stays", "here").seen = desk.clock.now
+        await desk.push("stays")
+        await desk.sweep(later=30)
+    assert set(desk.store.channels()) == {"stays"}
+    desk = await files.again()
+    rows = desk.store._reader.execute("select device from members union select name from channels").fetchall()
+    assert rows == [("here",), ("stays",)]
+    # Nor is its number given to another one, which would inherit what the log has of it.
+    desk.store.register("new", "d3")
+    await desk.push("new")
+    assert desk.store.open("new").number == 3
+
+
+async def test_a_channel_that_nobody_opens_any_more_is_forgotten_too(files):
+    desk = await files.open(retention_age=60)
+    await desk.push("c")
+    desk = await files.again()
+    desk.clock.now = (desk.clock.now + 200) // 60 * 60
+    for _ in range(200):
+        desk.store.sweep(desk.clock.now, lambda channel: False)
+        desk.clock.now += 60
+        await asyncio.sleep(0.01)
+        if not desk.store.channels():
+            break
+    await desk.store.settle()
+    desk = await files.again()
+    assert not desk.store.channels()
+
+
+async def test_who_is_assured_of_its_registration_is_registered_whatever_comes(files):
+    desk = await files.open()
+    told: list[Any] = []
+    for turn in range(20):
+        desk.store.append(a.draft("c"), lambda accepted: None)  # so that some come while a commit is under way
+        await asyncio.sleep(0.0002 * (turn % 5))
+        desk.store.register("c", f"d{turn}")
+        if turn % 3 == 0:
+            desk.store.want(f"d{turn}", "orders.*")
+        desk.store.assure(f"d{turn}", told.append)
+        while not told:
+            await asyncio.sleep(0)
+        assert told == [None]
+        told.clear()
+        desk.store.assure(f"d{turn}", told.append)
+        assert told == [None]  # at once, as it is
+        told.clear()
+
+        async def look(after, turn=turn):
+            known = after.store.devices.get(f"d{turn}")
+            assert known is not None and "c" in known.channels and ("orders.*" in known.patterns) == (turn % 3 == 0)
+
+        await files.as_crashed(look)
+
+
+async def test_what_a_publisher_is_told_of_the_audience_is_what_it_is_told_again(files):
+    desk = await files.open()
+    told: dict[str, Any] = {}
+
+    async def look(desk):
+        for key, accepted in dict(told).items():
+            again = await desk.accept("c", key=key)
+            assert (again.id, again.audience, again.repeated) == (accepted.id, accepted.audience, True)
+            status = await desk.store.status("c", accepted.id)
+            if status["receipt"] != "none":
+                assert (status["audience"], status["need"]) == (accepted.audience, -(-accepted.audience // 2))
+
+    for turn in range(40):
+        draft = a.draft("c", key=f"k{turn}", **({"level": NONE} if turn % 4 == 0 else {"level": PROCESSED, "need": "50%"}))
+        desk.store.append(draft, partial(told.__setitem__, f"k{turn}"))
+        for step in range(turn % 5):
+            await asyncio.sleep(0.0003 * step)
+        desk.store.register("c", f"d{turn}")
+        if turn % 7 == 3:
+            desk.store.unregister("c", f"d{turn - 2}")
+        if turn % 4 == 3:
+            await files.as_crashed(look)
+    while len(told) < 40:
+        await asyncio.sleep(0.001)
+    await look(desk)
+    await files.as_crashed(look)
+
+
+async def test_what_was_entered_again_at_a_start_is_not_entered_again_at_the_next(files):
+    desk = await files.open()
+    desk.store.register("c", "d1")
+    ids = [await desk.push("c") for _ in range(30)]
+    for id in ids:
+        await desk.receipt("d1", id)
+    desk = await files.crashed()
+    assert len(desk.store._dirty) == 30
+    await desk.store.settle()
+    desk = await files.crashed()
+    assert not desk.store._dirty
+    assert await desk.counts(ids[0]) == {"processed": 1}
 
 
 # Beyond what is at hand
