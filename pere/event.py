@@ -92,7 +92,7 @@ class Event:
     """An accepted event. `ordinal` counts the events of its channel from 1, so that what is lost between two can be said exactly."""
 
     __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher",
-                 "expired", "size", "_form", "_frame")
+                 "expired", "recalled", "size", "_form", "_frame")
 
     def __init__(self, draft: Draft, id: int, ordinal: int, now: float):
         self.id = id
@@ -107,6 +107,7 @@ class Event:
         self.to = frozenset(draft.to) if draft.to else None
         self.publisher = draft.publisher
         self.expired = False
+        self.recalled = False
         # What it weighs in a backlog: the payload, one frame of it, and about what Python needs around them.
         self.size = 2 * len(draft.data) + 640
         self._form = -1
@@ -128,14 +129,15 @@ class Event:
         return orjson.dumps(self.as_dict() | {"attempt": attempt})
 
     def as_dict(self) -> dict[str, object]:
-        """`{"id", "channel", "type", "time", "data"}`; a text payload becomes a JSON string."""
-        return {
+        """`{"id", "channel", "type", "time", "data"}`; a text payload becomes a JSON string. One that was recalled says so."""
+        told: dict[str, object] = {
             "id": format_id(self.id),
             "channel": self.channel,
             "type": self.type or "message",
             "time": timestamp(self.time),
             "data": self.payload(),
         }
+        return told | {"recalled": True} if self.recalled else told
 
     def payload(self) -> object:
         return orjson.Fragment(self.data) if self.is_json else self.data.decode()

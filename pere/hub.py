@@ -180,6 +180,27 @@ class Hub:
                     if not feed.write(event.frame(feed.form)) and not feed.reason:
                         self._fall_behind(feed)
 
+    def withdraw(self, event: Event) -> None:
+        """An event was recalled: `pere.cancel` goes to those who have it. Who lacks it will not get it."""
+        channel = self.channels.get(event.channel)
+        if channel is None:
+            return
+        if channel.pending:
+            self.flush()
+        places = [place for places in channel.live.values() for place in places.values()]
+        if self.behind:
+            places += [place for feed in self.feeds.values() if not feed.live
+                       for place in feed.places if place.channel is channel and place.ordinal >= event.ordinal]
+        for place in places:
+            feed = place.feed
+            if event.to is None or (feed.device is not None and feed.device.name in event.to):
+                self._tell(feed, feed.control(_cancel(event)))
+
+    def _tell(self, feed: Feed, frame: bytes) -> None:
+        """A frame that is not an event of the backlog, at once."""
+        if not feed.write(frame) and feed.live and not feed.reason:
+            self._fall_behind(feed)
+
     # A feed comes
 
     def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
@@ -378,7 +399,9 @@ class Hub:
         event = shelf.at(place.ordinal + 1)
         assert event is not None, "what is kept has no holes"
         place.ordinal = event.ordinal
-        if event.expires <= now or (event.to is not None and (feed.device is None or feed.device.name not in event.to)):
+        if event.recalled and event.ordinal <= place.sent:
+            return place.feed.control(_cancel(event))
+        if event.recalled or event.expires <= now or (event.to is not None and (feed.device is None or feed.device.name not in event.to)):
             return b""
         attempt = 1
         if event.ordinal <= place.known:
@@ -488,9 +511,8 @@ class Hub:
         if silent < self._config.heartbeat - 0.01:
             return self._config.heartbeat - silent
         feed.written = now
-        data, feed.greeting = feed.greeting + feed.control(sse.HEARTBEAT), b""
-        if not feed.write(data) and feed.live:
-            self._fall_behind(feed)
+        frame, feed.greeting = feed.greeting + feed.control(sse.HEARTBEAT), b""
+        self._tell(feed, frame)
         return self._config.heartbeat
 
     def is_used(self, channel: str) -> bool:
@@ -510,6 +532,11 @@ def bye(reason: str, retry: float) -> bytes:
     """`pere.bye`: why the feed ends, and in how many seconds to come back."""
     told = orjson.dumps({"reason": reason, "retry": round(retry, 3)})
     return b"retry: %d\n" % round(retry * 1000) + sse.frame(told, event=b"pere.bye")
+
+
+def _cancel(event: Event) -> bytes:
+    """`pere.cancel`: forget this event, if it is not done."""
+    return sse.frame(orjson.dumps({"id": format_id(event.id), "channel": event.channel}), event=b"pere.cancel")
 
 
 _id, _channel = attrgetter("id"), attrgetter("channel")

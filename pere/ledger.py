@@ -7,7 +7,7 @@ add up to the audience. Nothing here waits, sends or looks at a clock; a store c
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pere.audience import Audience, Member
@@ -16,6 +16,7 @@ from pere.event import Event
 from pere.names import shown
 from pere.receipt import (
     ABSENT,
+    CANCELLED,
     DELIVERED,
     EXPIRED,
     FAILED,
@@ -34,6 +35,7 @@ from pere.receipt import (
     ending,
 )
 
+ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
 _STATES = bytes(byte & STATE for byte in range(256))
 
 
@@ -46,7 +48,7 @@ class Entry:
     """One event in the ledger. `slots` maps the devices of a push with `to`; else the channel's audience tells the slots."""
 
     __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "owed", "need", "version",
-                 "sayings", "said", "saying_bytes", "logged")
+                 "sayings", "said", "saying_bytes", "logged", "is_satisfied", "is_complete", "watchers", "goal")
 
     def __init__(self, event: Event, audience: Audience, states: bytearray, names: list[str], slots: dict[str, int] | None):
         self.event = event
@@ -60,6 +62,11 @@ class Entry:
         self.counts = [self.size, 0, 0, 0, 0, 0]
         self.owed = self.size  # how many devices still owe a receipt
         self.need = self.size
+        # Both are decided once: a device that has it and then fails takes nothing back.
+        self.is_satisfied = False  # as many devices have it, by the level that the push asked for, as were needed
+        self.is_complete = False  # every device of the audience has answered for good
+        self.watchers: set[Callable[[], None]] | None = None  # who is told of every change
+        self.goal = self.size  # with so many `processed` there may be something to decide
         self.version = 0  # moves with every change that can be seen from outside
         # What devices said beside the state: each different saying once, and per slot which one (0 is none).
         self.sayings: dict[bytes, int] = {}
@@ -67,12 +74,40 @@ class Entry:
         self.saying_bytes = 0
         self.logged = 0  # the number of the newest record in a store's log that is in here
 
-    def restore(self, need: int, version: int, latencies: bytes, said: bytes, sayings: list[bytes]) -> None:
+    def demand(self, need: int) -> None:
+        """How many receipts satisfy."""
+        self.need = need
+        self.goal = 0 if self.event.level == DELIVERED else need
+
+    def decide(self) -> tuple[bool, bool]:
+        """What is satisfied or complete is so from now on; returns whether each of both has come to be just now."""
+        good = self.good_count()
+        is_news = not self.is_satisfied and good >= self.need, not self.is_complete and good + self.counts[FAILED] == self.size
+        self.is_satisfied |= is_news[0]
+        self.is_complete |= is_news[1]
+        if self.is_satisfied:
+            self.goal = self.size + 1
+        return is_news
+
+    def watch(self, then: Callable[[], None]) -> None:
+        """Call `then` after every change that can be seen from outside, until it is taken out of `watchers` again."""
+        if self.watchers is None:
+            self.watchers = set()
+        self.watchers.add(then)
+
+    def changed(self) -> None:
+        self.version += 1
+        for watcher in tuple(self.watchers or ()):
+            watcher()
+
+    def restore(self, need: int, version: int, latencies: bytes, said: bytes, sayings: list[bytes], is_satisfied: bool) -> None:
         """What it said before, beside the states; all that can be counted is counted."""
         plain = self.states.translate(_STATES)
         self.counts = [plain.count(state) for state in range(len(NAMES))]
         self.owed = self.counts[PENDING] + (self.counts[DELIVERED] if self.event.level != DELIVERED else 0)
-        self.need, self.version = need, version
+        self.version, self.is_satisfied = version, is_satisfied
+        self.demand(need)
+        self.decide()
         if latencies:
             self.latencies = bytearray(latencies)
         if said:
@@ -91,13 +126,6 @@ class Entry:
     def good_count(self) -> int:
         """How many devices have it, by the level that the push asked for; a failure is a receipt, but does not satisfy."""
         return self.counts[PROCESSED] + (self.counts[DELIVERED] if self.event.level == DELIVERED else 0)
-
-    def is_satisfied(self) -> bool:
-        return self.good_count() >= self.need
-
-    def is_complete(self) -> bool:
-        """Whether every device of the audience has answered for good."""
-        return self.good_count() + self.counts[FAILED] == self.size
 
 
 def needed(need: int | str | None, audience: int) -> int:
@@ -139,6 +167,9 @@ class Ledger:
         self.receipts = [[0, 0, 0, 0] for _ in NAMES]
         self.roundtrips = [[0] * 256 for _ in NAMES]
         self.expired = {"ttl": 0, "evicted": 0, "attempts": 0}
+        self.cancelled = {"recalled": 0, "removed": 0}
+        self.on_satisfied: Callable[[Entry], None] = lambda entry: None
+        self.on_complete: Callable[[Entry], None] = lambda entry: None
         self.statuses_dropped = 0
         self._max_status_bytes = max_status_bytes
 
@@ -151,12 +182,20 @@ class Ledger:
             entry = Entry(event, audience, bytearray(len(names)), names, {name: slot for slot, name in enumerate(names)})
         else:
             entry = Entry(event, audience, audience.template[:], audience.names, None)
-        entry.need = needed(need, entry.size)
+        entry.demand(needed(need, entry.size))
         self.entries[event.id] = entry
         self.outstanding += entry.size
         if entry.size:
             self._open[event.id] = entry
         return entry
+
+    def decide(self, entry: Entry) -> None:
+        """Say so if the event has just become satisfied, or complete: after each receipt, and once when it is accepted."""
+        satisfied, complete = entry.decide()
+        if satisfied:
+            self.on_satisfied(entry)
+        if complete:
+            self.on_complete(entry)
 
     def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float) -> tuple[int, int]:
         """Enter a receipt and return the state that stands now and the outcome (`receipt.FIRST` and so on).
@@ -196,7 +235,6 @@ class Ledger:
             counts = entry.counts
             counts[old & STATE] -= 1
             counts[new] += 1
-            entry.version += 1
             if closed:
                 self._close(entry, 1)
             latencies = entry.latencies
@@ -215,7 +253,26 @@ class Ledger:
                     self._say(entry, slot, status)
                 else:
                     entry.said[slot] = code
+            if counts[PROCESSED] >= entry.goal or not entry.owed:
+                self.decide(entry)
+            if entry.watchers:
+                entry.changed()
+            else:
+                entry.version += 1
         return byte & STATE, outcome
+
+    def apply(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, now: float) -> int:
+        """Enter a change of any kind, as a log says it: a receipt, a slot that joins (`pending`), an end of one delivery or of ALL that
+        are open. Returns how many the latter were."""
+        if slot == ALL:
+            return self.recall(entry.event.id) if state == CANCELLED else self.expire(entry.event.id, "ttl")
+        if state == PENDING:
+            self.admit(entry, slot)
+        elif state in (CANCELLED, EXPIRED):
+            self.end(entry, slot, state)
+        else:
+            self.enter(entry, member, slot, state, status, now)
+        return 0
 
     def _say(self, entry: Entry, slot: int, status: bytes) -> None:
         """Keep a device's own words. Most devices say the same, so each saying is kept once; they are bounded per event."""
@@ -240,7 +297,7 @@ class Ledger:
         if attempt > min(max_attempts, MAX_RESENDS + 1):
             return 0
         entry.states[slot] = byte + RESENT
-        entry.version += 1
+        entry.changed()
         return attempt
 
     def end(self, entry: Entry, slot: int, end: int) -> None:
@@ -251,10 +308,12 @@ class Ledger:
         entry.states[slot] = byte & ~STATE | end
         entry.counts[byte & STATE] -= 1
         entry.counts[end] += 1
-        entry.version += 1
         self._close(entry, 1)
         if end == EXPIRED:
             self.expired["attempts"] += 1
+        else:
+            self.cancelled["removed"] += 1
+        entry.changed()
 
     def _close(self, entry: Entry, count: int) -> None:
         """So many devices owe nothing more."""
@@ -276,11 +335,12 @@ class Ledger:
             return
         entry.states[slot] = PENDING
         entry.size += 1
+        entry.is_complete = False
         entry.counts[PENDING] += 1
         entry.owed += 1
-        entry.version += 1
         self.outstanding += 1
         self._open[entry.event.id] = entry
+        entry.changed()
 
     def restore(self, entry: Entry) -> None:
         """Take an entry in again that was kept elsewhere meanwhile; what it owes was counted all the time."""
@@ -295,17 +355,29 @@ class Ledger:
 
     def expire(self, event_id: int, reason: str) -> int:
         """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
+        count = self._end_all(event_id, EXPIRED)
+        self.expired[reason] += count
+        return count
+
+    def recall(self, event_id: int) -> int:
+        """Close what is still open of an event as `cancelled`; how many that were."""
+        count = self._end_all(event_id, CANCELLED)
+        self.cancelled["recalled"] += count
+        if not count and event_id in self.entries:
+            self.entries[event_id].changed()  # it says that it was recalled
+        return count
+
+    def _end_all(self, event_id: int, end: int) -> int:
         entry = self.entries.get(event_id)
         count = entry.owed if entry is not None else 0
         if entry is not None and count:
-            entry.states = entry.states.translate(ending(EXPIRED, entry.event.level))
+            entry.states = entry.states.translate(ending(end, entry.event.level))
             entry.counts[PENDING] = 0
             if entry.event.level != DELIVERED:
                 entry.counts[DELIVERED] = 0
-            entry.counts[EXPIRED] += count
-            entry.version += 1
+            entry.counts[end] += count
             self._close(entry, count)
-            self.expired[reason] += count
+            entry.changed()
         return count
 
     def drop(self, event_id: int) -> int:

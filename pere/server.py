@@ -56,6 +56,7 @@ class Server:
         self.store = store if store is not None else open_store(config)
         self.hub = Hub(self.store, self.wheel, config)
         self.store.deliver = self.hub.deliver
+        self.store.withdraw = self.hub.withdraw
 
         self.measures = Measures()
         self.hub.on_fanout = self.measures.fanout.observe

@@ -91,7 +91,7 @@ async def test_the_status_tells_all_that_is_known_of_an_event(start, listen, pus
     status = await get(f"/events/news/{id}")
     assert status.pop("latency") == {"p50": pytest.approx(2, rel=0.06), "p90": pytest.approx(2, rel=0.06), "p99": pytest.approx(2, rel=0.06)}
     assert status == {
-        "id": id, "channel": "news", "type": "t", "time": "2023-11-14T22:13:20.000Z", "expires": "2023-11-14T22:14:20.000Z", "publisher": "me",
+        "id": id, "channel": "news", "type": "t", "time": "2023-11-14T22:13:20.000Z", "expires": "2023-11-14T22:14:20.000Z", "publisher": "me", "recalled": False,
         "receipt": "processed", "audience": 6, "outstanding": 4, "need": 3, "satisfied": False, "complete": False,
         "counts": {"pending": 1, "sent": 2, "delivered": 1, "expired": 0, "cancelled": 0, "processed": 1, "failed": 1},
     }

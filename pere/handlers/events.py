@@ -1,5 +1,7 @@
 """`GET /events/...`: what is kept, and who has it."""
 
+import asyncio
+
 from pere.errors import BadRequest
 from pere.event import format_id, parse_id
 from pere.handlers.base import Handler, number
@@ -31,8 +33,10 @@ class Events(Handler):
 
 
 class Status(Handler):
-    """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little."""
+    """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little.
+    `DELETE` recalls the event."""
 
+    methods = "GET, HEAD, DELETE, OPTIONS"
     store: Store
 
     async def get(self, channel: str, id: str) -> None:
@@ -45,6 +49,13 @@ class Status(Handler):
             self.finish()
         else:
             self.answer(status)
+
+
+    async def delete(self, channel: str, id: str) -> None:
+        """Recall: whoever lacks the event will not get it, whoever has it is told to forget it."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.store.recall(self.channel(channel), parse_id(id), done.set_result, done.set_exception)
+        self.answer({"id": id, "channel": channel, "cancelled": await done})
 
 
 class StatusDevices(Handler):

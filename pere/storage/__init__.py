@@ -59,7 +59,7 @@ class Store(ABC):
     """The contract; `tests/storage/test_contract.py` holds every store to it.
 
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
-    who is told of every event; set it before the first append. `on_commit` is told of every commit how many seconds it took, and
+    who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold.
     """
@@ -72,6 +72,7 @@ class Store(ABC):
     event_bytes: int
     bytes: int
     deliver: Callable[[Event], None]
+    withdraw: Callable[[Event], None]
     on_commit: Callable[[float, int], None]
 
     @property
@@ -93,6 +94,11 @@ class Store(ABC):
         """Enter a device's receipt for an event (of this channel, if one is given): a state that a device can set, and its own word as
         JSON. `then` is told the state that stands and the outcome; or `refused`, why it could not be kept. This is called once for
         every delivery. Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
+
+    @abstractmethod
+    def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
+        """Take an event back: from now on it is sent to nobody, and what devices still owe for it is `cancelled`. `then` is told how many
+        that were; or `refused`, why it could not be kept. Raises as `find` does."""
 
     @abstractmethod
     def open(self, channel: str) -> Shelf:

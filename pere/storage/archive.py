@@ -22,11 +22,11 @@ import orjson
 from pere.audience import Audience
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS, Event, format_id, timestamp
-from pere.ledger import Entry, Ledger
+from pere.ledger import ALL, Entry, Ledger
 from pere.names import is_pattern, pattern, shown
 from pere.receipt import ABSENT, CANCELLED, DELIVERED, EXPIRED, NAMES, NONE, PENDING, STATE
 from pere.storage import schema
-from pere.storage.packing import ALL, EVENT, MAX_RECORDS, RECORD, event_of, parted, words
+from pere.storage.packing import EVENT, MAX_RECORDS, RECORD, SATISFIED, event_of, parted, words
 
 EVENTS_AT_ONCE = 100  # read and held; one is 64 KiB at most, unless the server was told otherwise
 ROWS_AT_ONCE = 10  # of the log, with up to MAX_RECORDS each
@@ -141,12 +141,7 @@ class Archive:
                 entry = (ledger.entries.get(id) or self._restore(ledger, id)) if number >= floor else None
                 if entry is None or number <= entry.logged:
                     continue
-                if slot == ALL:
-                    ledger.expire(id, "ttl")
-                elif state in (CANCELLED, EXPIRED):
-                    ledger.end(entry, slot, state)
-                else:
-                    ledger.enter(entry, None, slot, state, None, at)
+                ledger.apply(entry, None, slot, state, None, at)
         return ledger.outstanding
 
     def _restore(self, ledger: Ledger, id: int) -> Entry | None:
@@ -156,7 +151,7 @@ class Archive:
             return None
         states, latencies, _ = parted(zlib.decompress(row[0]))
         entry = Entry(event_of("", event), Audience(), bytearray(states), [], None)
-        entry.restore(0, 0, latencies, b"", [])
+        entry.restore(0, 0, latencies, b"", [], True)
         entry.logged = row[1]
         ledger.restore(entry)
         return entry
@@ -330,7 +325,7 @@ def entry_fault(columns: bytes, said: list[bytes], level: int, owed: int, need: 
     """What is wrong with an entry for an audience of at most so many devices; None if nothing is."""
     kind, rest = columns[0], len(columns) - 1
     states, _, numbers = parted(columns)
-    if kind > 3 or rest % (1 + (kind & 1) + (kind & 2)) or len(numbers) != (kind & 2) * len(states):
+    if kind >= 2 * SATISFIED or rest % (1 + (kind & 1) + (kind & 2)) or len(numbers) != (kind & 2) * len(states):
         return f"has columns that do not fit each other ({rest} bytes of kind {kind})"
     if len(states) > devices:
         return f"has {len(states)} slots for {devices} devices"

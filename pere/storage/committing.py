@@ -17,11 +17,11 @@ from pere.audience import Member
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
-from pere.ledger import Entry, needed
+from pere.ledger import ALL, Entry, needed
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING
 from pere.storage import Accepted
 from pere.storage.journal import Batch, Journal
-from pere.storage.packing import ALL, MAX_RECORDS, RECORD, packed
+from pere.storage.packing import MAX_RECORDS, RECORD, packed
 from pere.storage.pruning import prune
 from pere.storage.reading import DiskShelf, Reading
 
@@ -138,7 +138,7 @@ class Committing(Reading):
             ordinal = ahead[shelf] = ahead.get(shelf, shelf.backlog.last) + 1
             event = Event(draft, self._ids.next(now), ordinal, now)
             recipients = orjson.dumps(draft.to).decode() if draft.to else None
-            batch.put("events", (event.id, shelf.number, ordinal, now, draft.ttl, draft.level, draft.is_json, draft.type, draft.publisher, recipients, draft.data))
+            batch.put("events", (event.id, shelf.number, ordinal, now, draft.ttl, draft.level, draft.is_json, draft.type, draft.publisher, recipients, draft.data, 0))
             if draft.level != NONE:
                 batch.put("entries", (event.id, shelf.number, event.expires, size, need, 0, 0, b"\0" + states, None))
             if draft.key:
@@ -161,6 +161,8 @@ class Committing(Reading):
                 row = found[at : at + MAX_RECORDS]
                 first, sayings, records = self._number + 1, {}, []  # type: int, dict[bytes, int], list[bytes]
                 for entry, _, slot, state, status, moment, _, _ in row:
+                    if slot == ALL and state == CANCELLED:
+                        batch.statements.append(("update events set recalled = 1 where id = ?", (entry.event.id,)))
                     saying = sayings.setdefault(status, len(sayings) + 1) if status is not None else 0
                     records.append(pack(entry.event.id, slot, state, saying, moment))
                     if entry not in dirty:
@@ -265,7 +267,8 @@ class Committing(Reading):
                 audience = entry.size
                 with suppress(BadRequest):  # as many as were wanted are no longer there
                     need = needed(draft.need, audience)
-                entry.need = min(need, audience)
+                entry.demand(min(need, audience))
+                self.ledger.decide(entry)
             accepted = Accepted(event.id, audience)
             if draft.key:
                 self._keys[draft.channel, draft.key] = event.time, accepted
@@ -304,8 +307,13 @@ class Committing(Reading):
         for first, row in commit.changes:
             for number, (entry, member, slot, state, status, at, then, _) in enumerate(row, first):
                 entry.logged = number
-                if then is None:
-                    self._enter(entry, member, slot, state, status, at)
+                if then is None or slot == ALL:
+                    count = self.ledger.apply(entry, member, slot, state, status, at)
+                    if slot == ALL and state == EXPIRED and count and log.isEnabledFor(logging.INFO):
+                        event = entry.event
+                        log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": count}})
+                    if then is not None:
+                        then(state, count)
                     continue
                 place = (entry.event.id, slot)
                 leave(place)
@@ -317,19 +325,6 @@ class Committing(Reading):
                 self.record(*said)
             except Refusal as refusal:
                 said[-1](refusal)
-
-    def _enter(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, at: float) -> None:
-        """One record of the log into the ledger."""
-        if slot == ALL:
-            owed = self.ledger.expire(entry.event.id, "ttl")
-            if owed and log.isEnabledFor(logging.INFO):
-                log.info("event expired", extra={"facts": {"id": format_id(entry.event.id), "channel": entry.event.channel, "outstanding": owed}})
-        elif state == PENDING:
-            self.ledger.admit(entry, slot)
-        elif state in (CANCELLED, EXPIRED):
-            self.ledger.end(entry, slot, state)
-        else:
-            self.ledger.enter(entry, member, slot, state, status, at)
 
     def _apply_pruning(self, oldest: int, used: int, pruned: list[tuple[int, int]], channels: list[tuple[int, int, int]]) -> None:
         self._oldest, self._bytes = oldest, used
@@ -379,7 +374,9 @@ class Committing(Reading):
         for _, row in commit.changes:
             for change in row:
                 entry, _, slot, _, _, _, _, refused = change
-                if refused is not None:
+                if slot == ALL and refused is not None:
+                    refused(refusal)
+                elif refused is not None:
                     self._flying.remove((entry.event.id, slot))
                     refused(refusal)
                     for said in self._behind.pop((entry.event.id, slot), ()):

@@ -47,6 +47,9 @@ class MemoryStore(WorkingSet):
         shelf = self.open(draft.channel)
         event = Event(draft, self._ids.next(now), shelf.backlog.last + 1, now)
         accepted = self._take(shelf, event, draft, draft.need)
+        entry = self.ledger.entries.get(event.id)
+        if entry is not None:
+            self.ledger.decide(entry)
         self.deliver(event)
         then(accepted)
 
@@ -70,6 +73,13 @@ class MemoryStore(WorkingSet):
                 raise Gone("event_gone", f"event {format_id(id)} is no longer kept") from None
             raise
         then(stands, outcome)
+
+    def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
+        event = self.find(channel, id)
+        if not event.recalled:
+            event.recalled = True
+            self.withdraw(event)
+        then(self.ledger.recall(id))
 
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
         for event in self._schedule.due(now):

@@ -14,16 +14,19 @@ from pere.ledger import Entry
 # One change of a state in the log: event, slot, state, what was said beside it (its place in the row's list, from 1), when.
 RECORD = struct.Struct("<qIBHd")
 MAX_RECORDS = 10_000  # in a row of the log
-ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
+SATISFIED = 4  # in the first byte of an entry's columns
 
-EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data from events "
+EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled from events "
 
 
 def event_of(channel: str, row: Any) -> Event:
     """The event of a row that EVENT selects."""
-    id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data = row
+    id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled = row
     to = tuple(orjson.loads(recipients)) if recipients is not None else ()
-    return Event(Draft(channel=channel, data=data, is_json=bool(is_json), type=type, to=to, ttl=ttl, level=level, publisher=publisher), id, ordinal, time)
+    draft = Draft(channel=channel, data=data, is_json=bool(is_json), type=type, to=to, ttl=ttl, level=level, publisher=publisher)
+    event = Event(draft, id, ordinal, time)
+    event.recalled = bool(recalled)
+    return event
 
 
 def words(sayings: bytes | None) -> list[bytes]:
@@ -32,9 +35,10 @@ def words(sayings: bytes | None) -> list[bytes]:
 
 
 def packed(entry: Entry) -> bytes:
-    """States, latencies and numbers of sayings one after the other, behind a byte that tells which are there."""
+    """States, latencies and numbers of sayings one after the other, behind a byte that tells which of the latter two are there, and
+    whether the event was satisfied."""
     has_latencies, has_said = entry.latencies is not None, entry.said is not None
-    return b"".join((bytes((has_latencies + 2 * has_said,)), entry.states, entry.latencies or b"", entry.said.tobytes() if entry.said is not None else b""))
+    return b"".join((bytes((has_latencies + 2 * has_said + SATISFIED * entry.is_satisfied,)), entry.states, entry.latencies or b"", entry.said.tobytes() if entry.said is not None else b""))
 
 
 def parted(columns: bytes) -> tuple[bytes, bytes, bytes]:

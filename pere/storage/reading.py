@@ -22,7 +22,7 @@ from pere.event import SEQUENCE_BITS, Event, format_id
 from pere.ledger import Entry
 from pere.receipt import CANCELLED, NONE
 from pere.storage import Shelf, schema
-from pere.storage.packing import EVENT, event_of, parted, words
+from pere.storage.packing import EVENT, SATISFIED, event_of, parted, words
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
@@ -256,7 +256,7 @@ class Reading(WorkingSet):
         if entry is not None or not self._oldest <= id <= self._ids.last:
             return entry
         rows = self._read("select e.channel, e.need, e.version, e.logged, e.columns, e.sayings, v.id, v.ordinal, v.time, v.ttl, v.level, v.is_json, "
-                          "v.type, v.publisher, v.recipients, v.data, c.name from entries e join events v on v.id = e.event "
+                          "v.type, v.publisher, v.recipients, v.data, v.recalled, c.name from entries e join events v on v.id = e.event "
                           "join channels c on c.id = e.channel where e.event = ?", (id,))
         if not rows:
             return None
@@ -267,9 +267,10 @@ class Reading(WorkingSet):
             return None  # committed, and about to be told
         names = sorted(event.to) if event.to is not None else shelf.audience.names
         slots = {device: slot for slot, device in enumerate(names)} if event.to is not None else None
-        states, latencies, said = parted(zlib.decompress(columns))
+        columns = zlib.decompress(columns)
+        states, latencies, said = parted(columns)
         entry = Entry(event, shelf.audience, bytearray(states), names, slots)
-        entry.restore(need, version, latencies, said, words(sayings))
+        entry.restore(need, version, latencies, said, words(sayings), bool(columns[0] & SATISFIED))
         entry.logged = logged
         self.ledger.restore(entry)
         self._cancel_left(entry)
@@ -288,7 +289,7 @@ class Reading(WorkingSet):
     def _unload(self, entry: Entry) -> None:
         """Out of memory with an entry, if the file has all that it says."""
         shelf = self._shelves.get(entry.event.channel)
-        is_needed = entry in self._dirty or entry in self._saving or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
+        is_needed = entry.watchers or entry in self._dirty or entry in self._saving or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
         if not is_needed:
             self.ledger.unload(entry.event.id)
 

@@ -45,7 +45,8 @@ create table events (
     type text not null,
     publisher text not null,
     recipients text,            -- JSON list of devices; null is all
-    data blob not null
+    data blob not null,
+    recalled integer not null default 0
 );
 create unique index events_by_channel on events (channel, ordinal);
 create index events_named on events (channel, ordinal) where recipients is not null;
@@ -95,7 +96,8 @@ create index keys_by_time on keys (at);
 # finds it as it was.
 MIGRATIONS = {
     1: "create index members_by_seen on members (seen) where gone is null;\n"
-       "create index events_named on events (channel, ordinal) where recipients is not null",
+       "create index events_named on events (channel, ordinal) where recipients is not null;\n"
+       "alter table events add column recalled integer not null default 0",
 }
 
 

@@ -17,12 +17,12 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import ConfigError, Gone, Refusal, Unavailable
 from pere.event import Draft, Event, format_id
-from pere.ledger import Entry, needed, unknown_receipt
-from pere.receipt import EXPIRED, NONE
+from pere.ledger import ALL, Entry, needed, unknown_receipt
+from pere.receipt import CANCELLED, EXPIRED, NONE
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.committing import Assured, Committing, Refused, Told, mark, row_of
 from pere.storage.journal import Journal
-from pere.storage.packing import ALL, MAX_RECORDS, RECORD, words
+from pere.storage.packing import MAX_RECORDS, RECORD, words
 from pere.storage.reading import DiskShelf
 
 log = logging.getLogger("pere.store")
@@ -101,7 +101,7 @@ class SqliteStore(Committing):
                     continue
                 self._dirty.setdefault(entry, number)
                 member = entry.audience.members.get(entry.names[slot]) if slot != ALL else None
-                self._enter(entry, member, slot, state, said[saying - 1] if saying else None, at)
+                self.ledger.apply(entry, member, slot, state, said[saying - 1] if saying else None, at)
                 entry.logged = number
         # What is counted is what this process did.
         fresh = type(self.ledger)()
@@ -149,6 +149,27 @@ class SqliteStore(Committing):
         self._change(entry, member, slot, state, status, then, refused)
         if self._commit is None and not self._is_called:
             self._soon()
+
+    def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Refused) -> None:
+        event = self.find(channel, id)
+        entry = self._entry(event)
+
+        def recalled(state: int, count: int) -> None:
+            shelf = self.open(channel)
+            is_news = not event.recalled
+            for known in (event, shelf.at(event.ordinal), entry.event if entry is not None else None):
+                if known is not None:
+                    known.recalled = True
+            if is_news:
+                self.withdraw(event)
+            then(count)
+
+        if entry is not None:
+            self._change(entry, None, ALL, CANCELLED, None, recalled, refused)
+        else:
+            self._wishes.append(("update events set recalled = 1 where id = ?", (id,)))
+            self._answers.append(lambda: recalled(CANCELLED, 0))
+        self._soon()
 
     def _end(self, entry: Entry, slot: int, end: int) -> None:
         self._change(entry, None, slot, end)

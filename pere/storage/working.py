@@ -43,6 +43,7 @@ class WorkingSet(Store):
         # Just below the first id that this moment could give; none that is given will be below, even if the clock steps back.
         self.born = (int(clock() * 1000) << SEQUENCE_BITS) - 1
         self.deliver = lambda event: None
+        self.withdraw = lambda event: None
         self.on_commit = lambda seconds, size: None
         self.bytes = 0
         self.events = 0  # accepted since the start
@@ -204,13 +205,14 @@ class WorkingSet(Store):
             "time": timestamp(event.time),
             "expires": timestamp(event.expires),
             "publisher": event.publisher or None,
+            "recalled": event.recalled,
             "receipt": next(word for word, level in LEVELS.items() if level == event.level),
             "audience": entry.size if entry is not None else 0,
             "counts": {"pending": counts.pop("pending") - sent, "sent": sent} | counts,
             "outstanding": entry.owed if entry is not None else 0,
             "need": entry.need if entry is not None else 0,
-            "satisfied": entry is None or entry.is_satisfied(),
-            "complete": entry is None or entry.is_complete(),
+            "satisfied": entry is None or entry.is_satisfied,
+            "complete": entry is None or entry.is_complete,
             "latency": quantiles(entry.latencies) if entry is not None and entry.latencies is not None else {},
             "version": (entry.version if entry is not None else 0, sent),
         }

@@ -73,6 +73,12 @@ class Desk:
         stands, outcome = await told
         return NAMES[stands], OUTCOMES[outcome]
 
+    async def recall(self, id: int, channel: str = "c") -> int:
+        """How many deliveries were cancelled."""
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.store.recall(channel, id, told.set_result, told.set_exception)
+        return await told
+
     async def hears(self, count: int) -> list[Event]:
         """What was delivered, once it is so many."""
         while len(self.delivered) < count:
@@ -721,6 +727,99 @@ async def test_a_receipt_that_comes_after_the_end_wins_and_is_flagged(open_desk)
     assert await desk.counts(id) == {"processed": 1}
     (line,), _ = await desk.store.lines("c", id, None, 0, 10)
     assert line["late"]
+
+
+@pytest.mark.parametrize("to", [(), ("d1", "d2", "d3", "d4")])
+async def test_what_is_recalled_is_owed_by_nobody_and_what_was_answered_stands(open_desk, to):
+    desk = await open_desk()
+    for device in ("d1", "d2", "d3", "d4"):
+        desk.store.register("c", device)
+    id, other = await desk.push(to=to), await desk.push()
+    await desk.receipt("d1", id)
+    await desk.receipt("d2", id, "delivered")
+    withdrawn: list[int] = []
+    desk.store.withdraw = lambda event: withdrawn.append(event.id)
+    before = (await desk.store.status("c", id))["version"]
+    assert await desk.recall(id) == 3
+    assert (withdrawn, desk.store.find("c", id).recalled, desk.store.find("c", other).recalled) == ([id], True, False)
+    status = await desk.store.status("c", id)
+    assert (status["recalled"], status["complete"], status["outstanding"], status["version"] != before) == (True, False, 0, True)
+    assert await desk.counts(id) == {"processed": 1, "cancelled": 3}
+    assert await desk.receipt("d3", id) == ("processed", "late")
+    assert await desk.receipt("d4", id, "delivered") == ("cancelled", "duplicate")
+    # Once more changes nothing, and tells nobody.
+    assert (await desk.recall(id), withdrawn) == (0, [id])
+    assert await desk.counts(id) == {"processed": 2, "cancelled": 2}
+    assert (desk.store.ledger.outstanding, desk.store.ledger.cancelled) == (4, {"recalled": 3, "removed": 0})
+    assert desk.store.attempt(desk.store.find("c", id), "d4", False) == 0
+
+
+async def test_an_event_that_asks_for_no_receipts_can_be_recalled_too(open_desk):
+    desk = await open_desk()
+    id = await desk.push(receipt="none")
+    assert (await desk.recall(id), desk.store.find("c", id).recalled) == (0, True)
+
+
+async def test_only_what_is_kept_can_be_recalled(open_desk):
+    desk = await open_desk(backlog_events=1, retention_events=1)
+    first, second = await desk.push(), await desk.push()
+    await desk.sweep(later=1)
+    with pytest.raises(Gone):
+        await desk.recall(first)
+    for id in (second + 1, 1 << 40):
+        with pytest.raises((NotFound, Gone)):
+            await desk.recall(id)
+
+
+async def test_satisfied_and_complete_are_decided_once(open_desk):
+    desk = await open_desk()
+    decided: list[tuple[str, int]] = []
+    desk.store.ledger.on_satisfied = lambda entry: decided.append(("satisfied", entry.event.id))
+    desk.store.ledger.on_complete = lambda entry: decided.append(("complete", entry.event.id))
+    empty = await desk.push()
+    for device in ("d1", "d2", "d3"):
+        desk.store.register("c", device)
+    none, some, light = await desk.push(need=0), await desk.push(need=2), await desk.push(need=1, receipt="delivered")
+    assert decided == [("satisfied", empty), ("complete", empty), ("satisfied", none)]
+    decided.clear()
+    for device, state in (("d1", "delivered"), ("d1", "processed"), ("d2", "failed"), ("d3", "processed"), ("d3", "processed")):
+        await desk.receipt(device, some, state)
+    assert decided == [("satisfied", some), ("complete", some)]
+    decided.clear()
+    for device, state in (("d1", "delivered"), ("d1", "failed"), ("d2", "delivered"), ("d2", "processed"), ("d3", "failed")):
+        await desk.receipt(device, light, state)
+    assert decided == [("satisfied", light), ("complete", light)]
+    status = await desk.store.status("c", light)
+    assert (status["satisfied"], status["complete"]) == (True, True)
+
+
+async def test_a_late_receipt_still_satisfies_and_completes(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push(ttl=10)
+    await desk.sweep(later=20)
+    assert ((status := await desk.store.status("c", id))["satisfied"], status["complete"]) == (False, False)
+    await desk.receipt("d1", id)
+    assert ((status := await desk.store.status("c", id))["satisfied"], status["complete"]) == (True, True)
+
+
+async def test_who_watches_an_entry_is_told_of_every_change(open_desk):
+    desk = await open_desk()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    id = await desk.push()
+    entry, seen = desk.store.ledger.entries[id], []
+
+    def look():
+        seen.append(tuple(entry.counts))
+
+    entry.watch(look)
+    for state in ("delivered", "processed", "processed"):
+        await desk.receipt("d1", id, state)
+    await desk.recall(id)
+    entry.watchers.remove(look)
+    await desk.receipt("d2", id)
+    assert [counts[0] for counts in seen] == [1, 1, 0]
 
 
 async def test_a_device_that_was_not_seen_for_long_leaves_the_audience(open_desk):

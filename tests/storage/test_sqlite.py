@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -128,6 +129,33 @@ async def test_what_each_device_was_named_for_survives(files, restart):
     assert await desk.devices(id) == ["d1", "later"]
     member = desk.store.register("c", "later")
     assert desk.store.settled(desk.store.open("c"), member) == 0  # it is owed what came before it
+
+
+async def test_a_recall_survives(files, restart):
+    desk = await files.open(backlog_events=3)
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    ids = [await desk.push("c", receipt="none" if n == 1 else "processed") for n in range(6)]
+    await desk.receipt("d1", ids[0])
+    assert [await desk.recall(id) for id in (ids[0], ids[1], ids[5])] == [1, 0, 2]
+    desk = await restart()
+    assert [desk.store.find("c", id).recalled for id in ids] == [True, True, False, False, False, True]
+    assert await desk.counts(ids[0]) == {"processed": 1, "cancelled": 1}
+    assert await desk.counts(ids[5]) == {"cancelled": 2}
+    assert desk.store.ledger.outstanding == 6
+
+
+async def test_what_was_satisfied_stays_so_over_a_restart(files, restart):
+    desk = await files.open()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    id = await desk.push("c", receipt="delivered", need=1)
+    await desk.receipt("d1", id, "delivered")
+    await desk.receipt("d1", id, "failed")
+    desk = await restart()
+    assert (await desk.store.status("c", id))["satisfied"]
+    desk = await restart()
+    assert (await desk.store.status("c", id))["satisfied"]
 
 
 async def test_who_is_registered_survives_and_who_left_has_left(files, restart):
@@ -551,7 +579,8 @@ async def test_tables_that_were_brought_here_and_tables_that_were_made_are_the_s
     found = []
     for path in (made, brought):
         connection = schema.prepare(path, "full")
-        found.append(sorted(connection.execute("select type, name, tbl_name, lower(sql) from sqlite_master where sql is not null")))
+        rows = connection.execute("select type, name, tbl_name, lower(sql) from sqlite_master where sql is not null")
+        found.append(sorted((*row, re.sub(r"--.*|\s", "", sql)) for *row, sql in rows))
         connection.close()
     assert found[0] == found[1]
 

@@ -1,0 +1,103 @@
+"""An event is recalled: who lacks it never gets it, who has it is told to forget it, and what is still owed is cancelled."""
+
+import pytest
+
+
+async def recall(ask, channel: str, id: str):
+    answer = await ask("DELETE", f"/events/{channel}/{id}")
+    assert answer.status == 200, answer
+    return answer.json
+
+
+async def test_who_has_it_is_told_and_who_lacks_it_never_gets_it(listen, push, ask, get):
+    here, away = await listen("c", device="here"), await listen("c", device="away")
+    away.close()
+    first, id = await push("c", 1), await push("c", 2)
+    assert await here.events(2) == ["1", "2"]
+    assert await recall(ask, "c", id) == {"id": id, "channel": "c", "cancelled": 2}
+    assert await here.control("pere.cancel") == {"id": id, "channel": "c"}
+    last = await push("c", 3)
+    away = await listen("c", device="away")
+    assert [(await away.event()).id for _ in range(2)] == [first, last]
+    assert (await here.event()).id == last
+    status = await get(f"/events/c/{id}")
+    assert (status["recalled"], status["counts"]["cancelled"], status["outstanding"]) == (True, 2, 0)
+    assert [event.get("recalled", False) for event in (await get("/events/c"))["events"]] == [False, True, False]
+
+
+async def test_a_control_frame_moves_nobodys_cursor(listen, push, ask):
+    feed = await listen("c", device="d")
+    first, last = await push("c"), await push("c")
+    await feed.events(2)
+    await recall(ask, "c", first)
+    while (message := await feed.next()).event != "pere.cancel":
+        pass
+    assert message.id == last
+
+
+async def test_a_device_that_has_it_and_was_away_meanwhile_is_told_when_it_returns(listen, push, ask):
+    feed = await listen("c", device="d")
+    await push("c", 1)
+    id = await push("c", 2)
+    await feed.events(2)
+    feed.close()
+    await recall(ask, "c", id)
+    feed = await listen("c", device="d")
+    assert (await feed.event()).data == "1"
+    assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
+
+
+async def test_anonymous_feeds_and_feeds_of_many_channels_are_told_too(listen, push, ask):
+    feeds = [await listen("c"), await listen("c", "d", device="two"), await listen("c.*", "*", device="all"), await listen("c", version="1.0")]
+    other = await listen("d", device="other")
+    id = await push("c")
+    for feed in feeds:
+        await feed.event()
+    await recall(ask, "c", id)
+    for feed in feeds:
+        assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
+    await push("d")
+    assert (await other.event()).event == "message"
+
+
+async def test_only_those_it_was_for_are_told(listen, push, ask):
+    mine, yours = await listen("c", device="mine"), await listen("c", device="yours")
+    id = await push("c", 1, to="mine")
+    await mine.event()
+    await recall(ask, "c", id)
+    assert await mine.control("pere.cancel") == {"id": id, "channel": "c"}
+    await push("c", 2)
+    assert (await yours.next()).data == "2"
+
+
+async def test_a_receipt_after_the_recall_wins_and_is_late(listen, push, ask, feedback):
+    await listen("c", device="d")
+    id = await push("c")
+    await recall(ask, "c", id)
+    assert (await feedback("c", "d", id, state="processed")).json == {"state": "processed", "duplicate": False, "late": True}
+    assert await recall(ask, "c", id) == {"id": id, "channel": "c", "cancelled": 0}
+
+
+async def test_an_event_that_is_recalled_before_its_broadcast_is_followed_by_its_cancel(start, listen, ask, push):
+    server = await start()
+    feed = await listen("c", device="d")
+    ids = []
+    server.store.deliver, deliver = lambda event: (deliver(event), ids.append(event), server.store.recall("c", event.id, print, print)), server.store.deliver
+    await push("c", 7)
+    assert [(await feed.next()).event for _ in range(2)] == ["message", "pere.cancel"]
+
+
+@pytest.mark.parametrize("target, error", [
+    ("/events/c/1-0", (404, "unknown_event")), ("/events/c/x", (400, "bad_event_id")), ("/events/a%20b/1-0", (400, "bad_channel")),
+    ("/events/c", (405, "wrong_method")), ("/events/c/1-0/devices", (405, "wrong_method")),
+])
+async def test_what_cannot_be_recalled_is_said(ask, push, target, error):
+    await push("c")
+    assert (await ask("DELETE", target)).error == error
+
+
+async def test_what_has_made_way_cannot_be_recalled(start, push, ask):
+    await start(backlog_events=1)
+    id = await push("c")
+    await push("c")
+    assert (await ask("DELETE", f"/events/c/{id}")).error == (410, "event_gone")
