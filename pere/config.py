@@ -66,7 +66,7 @@ class Config:
     max_attempts: int = setting(5, "sends of one event to one device before it is given up as `expired`", low=1, high=15)
     max_status_bytes: int = setting(KIB, "largest `status` of a receipt that is kept; more is refused", low=0, high=64 * KIB)
     max_event_status_bytes: int = setting(MIB, "bytes of different statuses kept per event; further ones are counted and dropped", low=0)
-
+    receipts_kept: int = setting(100_000, "receipts that `memory:` keeps for `GET /receipts` over all channels, some 200 bytes each; a file has them as long as their events", low=1)
     receipt_jitter: float = setting(0.0, "ask devices to spread their receipts over so much time, against ten thousand answers at once", low=0, high=60)
 
     # HTTP

@@ -60,6 +60,18 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})")
+
+
+def parse_time(text: str) -> float | None:
+    """Seconds since 1970 of a time as RFC 3339, 5.6 writes it; None if it is none, or before 1970."""
+    try:
+        seconds = datetime.fromisoformat(text.upper()).timestamp() if TIME.fullmatch(text) else -1.0
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None
+
+
 # The level of receipt that closes an event on a device. `none` asks for no receipts: nothing is entered in the ledger.
 LEVELS = {"none": NONE, "delivered": DELIVERED, "processed": PROCESSED}
 
@@ -119,10 +131,10 @@ class Event:
             self._form, self._frame = form, self.encode(form)
         return self._frame
 
-    def encode(self, form: int, attempt: int = 1) -> bytes:
-        """The bytes of a given attempt; only an envelope tells the attempts apart."""
+    def encode(self, form: int, attempt: int = 1, is_repeated: bool = False) -> bytes:
+        """The bytes of a given attempt; only an envelope tells the attempts apart. What is repeated in a stream names no id."""
         data = self.envelope(attempt) if form & ENVELOPE else self.data
-        body = sse.frame(data, id=format_id(self.id).encode(), event=self.type.encode())
+        body = sse.frame(data, id=b"" if is_repeated else format_id(self.id).encode(), event=self.type.encode())
         return body if form & UNCHUNKED else sse.chunk(body)
 
     def envelope(self, attempt: int = 1) -> bytes:

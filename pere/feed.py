@@ -9,13 +9,21 @@ import asyncio
 import os
 from typing import Any, Protocol
 
+import orjson
+
 from pere.audience import Member
 from pere.devices import Device
 from pere.event import UNCHUNKED
-from pere.sse import chunk
+from pere.sse import chunk, frame
 
 # Why a feed was closed: each is counted by name.
-GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT = "gone", "slow", "drain", "replaced", "kicked", "unkept"
+GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER = "gone", "slow", "drain", "replaced", "kicked", "unkept", "redeliver"
+
+
+def bye(reason: str, retry: float) -> bytes:
+    """`pere.bye`: why the feed ends, and in how many seconds to come back."""
+    told = orjson.dumps({"reason": reason, "retry": round(retry, 3)})
+    return b"retry: %d\n" % round(retry * 1000) + frame(told, event=b"pere.bye")
 
 
 class Place:
@@ -42,6 +50,9 @@ class Owner(Protocol):
     def catch_up(self, feed: "Feed") -> None:
         """There is room in its socket again."""
 
+    def fall_behind(self, feed: "Feed") -> None:
+        """It was live, and its socket is full."""
+
     def left(self, feed: "Feed") -> None:
         """It is closed, for the reason that it names."""
 
@@ -52,7 +63,7 @@ class Owner(Protocol):
 class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
 
-    __slots__ = ("device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
+    __slots__ = ("care", "device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
                  "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
@@ -63,6 +74,7 @@ class Feed(asyncio.Protocol):
         self.patterns = patterns
         self.greeting = b""  # the response head and first frames, until they are written
         self.places: tuple[Place, ...] = ()
+        self.care: Any = None  # for what it has under way (`redelivery.py`); such a feed is never live
         self.live = False
         self.is_waiting = False  # for its registration to be kept, or for an event that is being fetched
         self.reason = ""
@@ -99,9 +111,28 @@ class Feed(asyncio.Protocol):
             # The socket had room again by now, so nobody will call back.
             asyncio.get_running_loop().call_soon(self.resume_writing)
 
+    def tell(self, frame: bytes) -> None:
+        """Write a frame that is not in the order of the backlog."""
+        if not self.write(frame) and self.live and not self.reason:
+            self.owner.fall_behind(self)
+
     def control(self, frame: bytes) -> bytes:
         """A frame as it is written to this feed."""
         return frame if self.form & UNCHUNKED else chunk(frame)
+
+    def stuck(self, now: float, most: float, heartbeat: float) -> float | None:
+        """In how many seconds to look again at a socket that is full; 0 if it took nothing for `most` seconds, and was cut off. None if
+        it is not full."""
+        if not self.stuck_since:
+            return None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self.unsent:
+            self.stuck_since = now  # slow, but not stuck: it took something since we last looked
+        self.unsent = unsent
+        if now - self.stuck_since >= most:
+            self.close(SLOW)
+            return 0.0
+        return min(heartbeat, most - (now - self.stuck_since) + 0.01)
 
     def close(self, reason: str, last: bytes = b"") -> None:
         """Close for this reason, after a last frame if the socket takes it."""

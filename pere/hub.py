@@ -24,9 +24,10 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal, Unavailable
 from pere.event import ENVELOPE, Event, format_id
-from pere.feed import DRAIN, GONE, KICKED, REPLACED, SLOW, UNKEPT, Feed, Place
+from pere.feed import DRAIN, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
 from pere.names import pattern as compiled
 from pere.receipt import NONE
+from pere.redelivery import Care, Redelivery
 from pere.storage import Shelf, Store
 from pere.wheel import Wheel
 
@@ -39,14 +40,16 @@ BATCH_EVENTS = 512
 
 class Channel:
     """Who listens to one channel. `live` holds, per form of frame, the places of feeds that are up to date, by descriptor;
-    `flushed` is the ordinal up to which they have been written to. `feeds` counts all, `shared` those of many channels."""
+    `flushed` is the ordinal up to which they have been written to. `careful` are the feeds that are never live; `feeds` counts all,
+    `shared` those of many channels."""
 
-    __slots__ = ("feeds", "flushed", "live", "name", "pending", "shared", "shelf", "written")
+    __slots__ = ("careful", "feeds", "flushed", "live", "name", "pending", "shared", "shelf", "written")
 
     def __init__(self, name: str, shelf: Shelf, now: float):
         self.name = name
         self.shelf = shelf
         self.live: dict[int, dict[int, Place]] = {}
+        self.careful: dict[Feed, None] = {}
         self.pending: list[Event] = []
         self.flushed = shelf.backlog.last
         self.feeds = 0
@@ -62,12 +65,13 @@ class Hub:
         self.feeds: dict[int, Feed] = {}  # all that are open, by descriptor
         self.behind = 0
         self.opens = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER), 0)
         self.deliveries = 0
         self.replayed = 0
         self.gaps = 0
-        self.redeliveries = 0
+        self.redelivery = Redelivery(store, wheel)
         self.on_fanout: Callable[[float], None] = lambda seconds: None
+        self.others: Callable[[], int] = lambda: 0  # how many feeds are open that are not of events
         self._store = store
         self._wheel = wheel
         self._config = config
@@ -126,6 +130,8 @@ class Hub:
         for channel in dirty:
             pending, channel.pending = channel.pending, []
             self._broadcast(channel, pending)
+            for feed in tuple(channel.careful):
+                self.catch_up(feed)
         if dirty:
             self.on_fanout(perf_counter() - self._fresh_since)
 
@@ -165,7 +171,7 @@ class Hub:
             if taken < 0:
                 feed.close(GONE)
             else:
-                self._fall_behind(feed)
+                self.fall_behind(feed)
                 feed.keep(memoryview(data)[taken:])
 
     def _write_to(self, channel: Channel, event: Event) -> None:
@@ -178,7 +184,7 @@ class Hub:
                     self.deliveries += 1
                     feed.written = self._wheel.now
                     if not feed.write(event.frame(feed.form)) and not feed.reason:
-                        self._fall_behind(feed)
+                        self.fall_behind(feed)
 
     def withdraw(self, event: Event) -> None:
         """An event was recalled: `pere.cancel` goes to those who have it. Who lacks it will not get it."""
@@ -188,26 +194,26 @@ class Hub:
         if channel.pending:
             self.flush()
         places = [place for places in channel.live.values() for place in places.values()]
-        if self.behind:
+        if self.behind or channel.careful:
             places += [place for feed in self.feeds.values() if not feed.live
                        for place in feed.places if place.channel is channel and place.ordinal >= event.ordinal]
         for place in places:
             feed = place.feed
             if event.to is None or (feed.device is not None and feed.device.name in event.to):
-                self._tell(feed, feed.control(_cancel(event)))
-
-    def _tell(self, feed: Feed, frame: bytes) -> None:
-        """A frame that is not an event of the backlog, at once."""
-        if not feed.write(frame) and feed.live and not feed.reason:
-            self._fall_behind(feed)
+                feed.tell(feed.control(_cancel(event)))
+            if feed.care is not None and feed.care.end(event.id):
+                self.catch_up(feed)
 
     # A feed comes
+
+    def check_room(self) -> None:
+        if len(self.feeds) + self.others() >= self._config.max_feeds:
+            raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
 
     def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
         """All that can still be refused: the device is registered on all channels that it wants, which are returned, or on none. Raises
         Unavailable where no more feeds or devices are taken; a device that has its share of feeds loses its oldest one instead."""
-        if len(self.feeds) >= self._config.max_feeds:
-            raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
+        self.check_room()
         meant: dict[str, Member | None] = dict.fromkeys(channels)
         for pattern in patterns:
             meant.update(dict.fromkeys(filter(compiled(pattern), self._store.channels())))
@@ -228,15 +234,17 @@ class Hub:
         return meant
 
     def open(self, transport: Any, form: int, device: str, meant: dict[str, Member | None], patterns: tuple[str, ...], start: int | None,
-             cursor: int | None, greeting: bytes) -> Feed:
+             cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0) -> Feed:
         """Let a connection become a feed, of the channels to which it was admitted.
 
         `cursor` is the id that the client has read up to, None if it named none; `start` is the id after which it wants to begin,
-        0 for everything that is kept, None for what is new. `greeting` is written before everything else.
+        0 for everything that is kept, None for what is new. `greeting` is written before everything else. `ack_wait` (s) and `window` (events) are those of Care; 0 is without.
         """
         store = self._store
         known = store.devices.add(device) if device else None
         feed = Feed(self, transport, form, known, patterns, self._wheel.now)
+        if ack_wait or window:
+            feed.care = Care(self.redelivery, feed, ack_wait, window)
         for name, member in meant.items():
             self._begin(self._place(feed, name, member), start, cursor)
         for pattern in patterns:
@@ -252,7 +260,7 @@ class Hub:
             store.devices.open(known, feed)
         self.feeds[feed.fd] = feed
         self.opens += 1
-        self.behind += 1
+        self.behind += feed.care is None
         self._wheel.add(feed, self._config.heartbeat)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
@@ -286,10 +294,12 @@ class Hub:
         position = wanted if wanted is not None else min(behind, default=self._store.newest)
         feedback = b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b""
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
-        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":null,"receipt_jitter":%b}\n\n' % (
+        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":%b,"window":%b,"receipt_jitter":%b}\n\n' % (
             b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
             b'"%b"' % format_id(position).encode(),
             feedback,
+            _or_null(feed.care.ack_wait if feed.care is not None else 0),
+            _or_null(feed.care.window if feed.care is not None else 0),
             self._jitter,
         ))
 
@@ -301,6 +311,10 @@ class Hub:
         channel.feeds += 1
         place = Place(feed, channel, member, channel.shelf.backlog.last)
         feed.places += (place,)
+        if feed.care is not None:
+            channel.careful[feed] = None
+            if member is not None:
+                member.careful += 1
         return place
 
     def _begin(self, place: Place, start: int | None, cursor: int | None) -> None:
@@ -357,7 +371,10 @@ class Hub:
             if frame:
                 frames.append(frame)
                 size += len(frame)
-        is_room = feed.write(data) if (data := b"".join(frames)) else True
+        is_room = True
+        if data := b"".join(frames):
+            feed.written = self._wheel.now
+            is_room = feed.write(data)
         for place in feed.places:
             _mark(place)
         if not is_room:
@@ -368,7 +385,10 @@ class Hub:
             asyncio.get_running_loop().call_soon(self.catch_up, feed)
 
     def _next(self, feed: Feed) -> Place | None:
-        """The place whose next event is the oldest. None if there is no next event anywhere, or it has to be fetched first."""
+        """The place whose next event is the oldest. None if there is no next event anywhere, it has to be fetched first, or too much is
+        under way already."""
+        if feed.care is not None and feed.care.is_full():
+            return None
         behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
         for place in behind:
             shelf = place.channel.shelf
@@ -411,10 +431,12 @@ class Hub:
                 attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
             if not attempt:
                 return b""
+        if feed.care is not None and event.level != NONE and self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
+            feed.care.begin(event)
         place.id = event.id
         self.replayed += 1
         if attempt > 1:
-            self.redeliveries += 1
+            self.redelivery.counts["resume"] += 1
             if feed.form & ENVELOPE:
                 return event.encode(feed.form, attempt)
         return event.frame(feed.form)
@@ -437,7 +459,7 @@ class Hub:
         for place in feed.places:
             if place.channel.pending:
                 self.flush()
-        if feed.reason:
+        if feed.reason or feed.care is not None:
             return
         feed.live = True
         self.behind -= 1
@@ -450,7 +472,7 @@ class Hub:
         if place.member is not None:
             place.member.live += 1
 
-    def _fall_behind(self, feed: Feed) -> None:
+    def fall_behind(self, feed: Feed) -> None:
         """Out of the live set: from here on the feed reads from the backlog."""
         feed.live = False
         self.behind += 1
@@ -472,12 +494,14 @@ class Hub:
         if feed.live:
             for place in feed.places:
                 self._exit(place)
-        else:
+        elif feed.care is None:
             self.behind -= 1
         now, is_shared = self._store.clock(), bool(feed.patterns) or len(feed.places) > 1
         for place in feed.places:
             if place.member is not None:
                 place.member.seen = now
+                place.member.careful -= feed.care is not None
+            place.channel.careful.pop(feed, None)
             place.channel.feeds -= 1
             place.channel.shared -= is_shared
             if not place.channel.feeds:
@@ -497,22 +521,17 @@ class Hub:
 
     def beat(self, feed: Feed, now: float) -> float:
         """The feed's turn on the wheel: a comment if it was silent for a heartbeat, the end if its socket is stuck."""
-        if feed.stuck_since:
-            unsent = feed.transport.get_write_buffer_size()
-            if unsent < feed.unsent:
-                feed.stuck_since = now  # slow, but not stuck: it took something since we last looked
-            feed.unsent = unsent
-            if now - feed.stuck_since >= self._config.stuck_after:
-                feed.close(SLOW)
-                return 0.0
-            return min(self._config.heartbeat, self._config.stuck_after - (now - feed.stuck_since) + 0.01)
-        silent = now - max((place.channel.written for place in feed.places), default=0.0)
-        silent = min(silent, now - feed.written)
+        again = feed.stuck(now, self._config.stuck_after, self._config.heartbeat)
+        if again is not None:
+            return again
+        silent = now - feed.written
+        if feed.live:
+            silent = min(silent, now - max((place.channel.written for place in feed.places), default=0.0))
         if silent < self._config.heartbeat - 0.01:
             return self._config.heartbeat - silent
         feed.written = now
         frame, feed.greeting = feed.greeting + feed.control(sse.HEARTBEAT), b""
-        self._tell(feed, frame)
+        feed.tell(frame)
         return self._config.heartbeat
 
     def is_used(self, channel: str) -> bool:
@@ -528,15 +547,13 @@ class Hub:
             feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
 
 
-def bye(reason: str, retry: float) -> bytes:
-    """`pere.bye`: why the feed ends, and in how many seconds to come back."""
-    told = orjson.dumps({"reason": reason, "retry": round(retry, 3)})
-    return b"retry: %d\n" % round(retry * 1000) + sse.frame(told, event=b"pere.bye")
-
-
 def _cancel(event: Event) -> bytes:
     """`pere.cancel`: forget this event, if it is not done."""
     return sse.frame(orjson.dumps({"id": format_id(event.id), "channel": event.channel}), event=b"pere.cancel")
+
+
+def _or_null(number: float) -> bytes:
+    return b"%g" % number if number else b"null"
 
 
 _id, _channel = attrgetter("id"), attrgetter("channel")

@@ -7,12 +7,12 @@ add up to the audience. Nothing here waits, sends or looks at a clock; a store c
 
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pere.audience import Audience, Member
-from pere.errors import BadRequest, NotFound
-from pere.event import Event
+from pere.errors import BadRequest, Gone, NotFound
+from pere.event import Event, format_id
 from pere.names import shown
 from pere.receipt import (
     ABSENT,
@@ -42,6 +42,10 @@ _STATES = bytes(byte & STATE for byte in range(256))
 def unknown_receipt() -> NotFound:
     """One answer for both, so that nobody learns which events there are."""
     return NotFound("unknown_event", "there is no such event, or this device is not in its audience")
+
+
+def gone_event(id: int) -> Gone:
+    return Gone("event_gone", f"event {format_id(id)} is no longer kept")
 
 
 class Entry:
@@ -143,6 +147,18 @@ def needed(need: int | str | None, audience: int) -> int:
     return count
 
 
+def moment_of(event: Event, at: float | None, now: float) -> float | None:
+    """When a device did what it says that it did `at`: not before there was the event, and not later than now."""
+    return at if at is None else min(max(at, event.time), now)
+
+
+# What a device says: of which event, the state, its own word as JSON, and when it did it (seconds since 1970), if it says so.
+Receipt = tuple[int, int, bytes | None, float | None]
+
+# The same once it was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
+Row = tuple[Entry, Member | None, int, int, bytes | None, float | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """What the ledger says of one device and one event; `latency` in seconds (good to 5 %), None before its receipt."""
@@ -168,6 +184,7 @@ class Ledger:
         self.roundtrips = [[0] * 256 for _ in NAMES]
         self.expired = {"ttl": 0, "evicted": 0, "attempts": 0}
         self.cancelled = {"recalled": 0, "removed": 0}
+        self.on_answer: Callable[[str, int], None] = lambda device, id: None  # of devices that are `careful`
         self.on_satisfied: Callable[[Entry], None] = lambda entry: None
         self.on_complete: Callable[[Entry], None] = lambda entry: None
         self.statuses_dropped = 0
@@ -197,7 +214,8 @@ class Ledger:
         if complete:
             self.on_complete(entry)
 
-    def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float) -> tuple[int, int]:
+    def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float,
+               at: float | None = None) -> tuple[int, int]:
         """Enter a receipt and return the state that stands now and the outcome (`receipt.FIRST` and so on).
 
         Raises NotFound where the event is not known (on this channel, if one is given) or the device not in its audience.
@@ -206,7 +224,30 @@ class Ledger:
         if entry is None:
             raise unknown_receipt()
         member, slot = self.find(entry, channel, device)
-        return self.enter(entry, member, slot, new, status, now)
+        return self.enter(entry, member, slot, new, status, now, moment_of(entry.event, at, now))
+
+    def record_many(self, device: str, receipts: Iterable[Receipt], now: float) -> list[tuple[int, int] | None]:
+        """Enter the receipts of a device for events of any channel, each as `record` does; None where it would raise NotFound."""
+        rows: list[Row] = []
+        missing: list[int] = []
+        entries, audience, member, own = self.entries, None, None, -1
+        for place, (id, new, status, at) in enumerate(receipts):
+            entry = entries.get(id)
+            if entry is not None:
+                # As in `find`, but who it is on a channel is looked up once: most are of the same.
+                if entry.audience is not audience:
+                    audience = entry.audience
+                    member = audience.members.get(device)
+                    own = member.slot if member is not None else -1
+                slot = own if entry.slots is None else entry.slots.get(device, -1)
+                if 0 <= slot < len(entry.states) and entry.states[slot] != ABSENT:
+                    rows.append((entry, member, slot, new, status, at if at is None else moment_of(entry.event, at, now)))
+                    continue
+            missing.append(place)
+        answers: list[tuple[int, int] | None] = [*self.enter_many(rows, now)]
+        for place in missing:
+            answers.insert(place, None)
+        return answers
 
     def find(self, entry: Entry, channel: str | None, device: str) -> tuple[Member | None, int]:
         """Who answers, and where in the columns. Raises NotFound where the device is not in the event's audience, or the event
@@ -221,45 +262,62 @@ class Ledger:
             raise unknown_receipt()
         return member, slot
 
-    def enter(self, entry: Entry, member: Member | None, slot: int, new: int, status: bytes | None, now: float) -> tuple[int, int]:
-        """Enter a receipt that was found to be possible: the state that stands now, and the outcome."""
-        event, states = entry.event, entry.states
-        old = states[slot]
-        if member is not None:
-            member.answered = now
-            member.last_id = event.id
-        byte, outcome, closed = entry.rules[new][old]
-        self.receipts[new][outcome] += 1
-        if byte != old:
-            states[slot] = byte
-            counts = entry.counts
-            counts[old & STATE] -= 1
-            counts[new] += 1
-            if closed:
-                self._close(entry, 1)
-            latencies = entry.latencies
-            if latencies is None:
-                latencies = entry.latencies = bytearray(len(states))
-            if not latencies[slot]:
-                # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
-                # which was when it was accepted or, for one that was away, when the device came back.
-                took = latencies[slot] = bucket(now - event.time)
-                if member is not None and member.since > event.time:
-                    took = bucket(now - member.since)
-                self.roundtrips[new][took] += 1
-            if status is not None:
-                code = entry.sayings.get(status)
-                if code is None or entry.said is None:
-                    self._say(entry, slot, status)
+    def enter(self, entry: Entry, member: Member | None, slot: int, new: int, status: bytes | None, now: float,
+              at: float | None = None) -> tuple[int, int]:
+        """Enter a receipt that was found to be possible: the state that stands now, and the outcome. `at` is when the device did it,
+        where it says so."""
+        return self.enter_many(((entry, member, slot, new, status, at),), now)[0]
+
+    def enter_many(self, rows: Iterable[Row], now: float) -> list[tuple[int, int]]:
+        """Enter receipts one after the other, and return for each the state that stands now and the outcome."""
+        answers: list[tuple[int, int]] = []
+        receipts, roundtrips = self.receipts, self.roundtrips
+        for entry, member, slot, new, status, at in rows:
+            event, states = entry.event, entry.states
+            old = states[slot]
+            if member is not None:
+                member.answered = now
+                member.last_id = event.id
+            byte, outcome, closed = entry.rules[new][old]
+            receipts[new][outcome] += 1
+            if byte != old:
+                states[slot] = byte
+                counts = entry.counts
+                counts[old & STATE] -= 1
+                counts[new] += 1
+                if closed:
+                    # As in `_close`.
+                    self.outstanding -= 1
+                    entry.owed -= 1
+                    if not entry.owed:
+                        self._open.pop(event.id, None)
+                latencies = entry.latencies
+                if latencies is None:
+                    latencies = entry.latencies = bytearray(len(states))
+                if not latencies[slot]:
+                    # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
+                    # which was when it was accepted or, for one that was away, when the device came back.
+                    moment = now if at is None else at
+                    took = latencies[slot] = bucket(moment - event.time)
+                    if member is not None and event.time < member.since <= moment:
+                        took = bucket(moment - member.since)
+                    roundtrips[new][took] += 1
+                if status is not None:
+                    code = entry.sayings.get(status)
+                    if code is None or entry.said is None:
+                        self._say(entry, slot, status)
+                    else:
+                        entry.said[slot] = code
+                if counts[PROCESSED] >= entry.goal or not entry.owed:
+                    self.decide(entry)
+                if entry.watchers:
+                    entry.changed()
                 else:
-                    entry.said[slot] = code
-            if counts[PROCESSED] >= entry.goal or not entry.owed:
-                self.decide(entry)
-            if entry.watchers:
-                entry.changed()
-            else:
-                entry.version += 1
-        return byte & STATE, outcome
+                    entry.version += 1
+            if member is not None and member.careful:
+                self.on_answer(member.device, event.id)
+            answers.append((byte & STATE, outcome))
+        return answers
 
     def apply(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, now: float) -> int:
         """Enter a change of any kind, as a log says it: a receipt, a slot that joins (`pending`), an end of one delivery or of ALL that

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 import pere
 from pere.door import Door
+from pere.followers import Followers
 from pere.hub import Hub
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
@@ -67,10 +68,11 @@ class Collector:
     """Reads everybody. `channels` are those that a label may name; `answered` counts what Tornado handlers answered, by route,
     method and status (the door counts the hot ones)."""
 
-    def __init__(self, store: Store, hub: Hub, door: Door, measures: Measures, channels: frozenset[str],
+    def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, measures: Measures, channels: frozenset[str],
                  answered: Counter[tuple[str, str, int]]):
         self._store = store
         self._hub = hub
+        self._followers = followers
         self._door = door
         self._measures = measures
         self._channels = channels
@@ -96,6 +98,13 @@ class Collector:
         for reason, count in hub.closes.items():
             closes.add_metric([reason], count)
         yield closes
+        followers = self._followers
+        yield GaugeMetricFamily("pere_receipt_feeds", "Open feeds of receipts.", followers.count())
+        yield CounterMetricFamily("pere_receipts_written", "Receipts written to feeds of receipts.", followers.written)
+        closes = CounterMetricFamily("pere_receipt_feed_closes", "Feeds of receipts closed, by reason.", labels=["reason"])
+        for reason, count in followers.closes.items():
+            closes.add_metric([reason], count)
+        yield closes
         if self._channels:
             named = GaugeMetricFamily("pere_channel_feeds", "Open feeds of the channels that may be named; all others together.", labels=["channel"])
             counts = Counter({name if name in self._channels else "other": 0 for name in (*self._channels, "other")})
@@ -113,9 +122,10 @@ class Collector:
         yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.deliveries)
         yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replayed)
         redeliveries = CounterMetricFamily("pere_redeliveries", "Events written to a device again, by reason.", labels=["reason"])
-        redeliveries.add_metric(["resume"], hub.redeliveries)
+        for reason, count in hub.redelivery.counts.items():
+            redeliveries.add_metric([reason], count)
         yield redeliveries
-        yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.gaps)
+        yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.gaps + self._followers.gaps)
         yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast.", measures.fanout)
         yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
         yield _histogram("pere_store_commit_seconds", "How long a commit took, the wait for the disk included.", measures.commit)

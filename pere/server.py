@@ -20,12 +20,14 @@ import pere
 from pere.config import KIB, Config, words
 from pere.door import Door, Route
 from pere.errors import ConfigError
+from pere.followers import Followers
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
 from pere.handlers.base import Cors, Elsewhere, NotThere
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import VARYING, Feedback
 from pere.handlers.push import Push
+from pere.handlers.receipts import OpenReceipts
 from pere.http1 import Connection
 from pere.hub import Hub
 from pere.log import set_up
@@ -57,6 +59,9 @@ class Server:
         self.hub = Hub(self.store, self.wheel, config)
         self.store.deliver = self.hub.deliver
         self.store.withdraw = self.hub.withdraw
+        self.followers = Followers(self.store, self.wheel, config)
+        self.hub.others = self.followers.count
+        self.store.ledger.on_answer = self.hub.redelivery.heard
 
         self.measures = Measures()
         self.hub.on_fanout = self.measures.fanout.observe
@@ -67,19 +72,21 @@ class Server:
         cors = Cors(config.origins)
         push = Push(self.store, config, self.measures.publish.observe)
         feed = OpenFeed(self.hub, self.store, config, cors)
+        receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
         feedback = Feedback(self.store, config)
         hot = {
             b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one),
             b"POST /push": Route("/push", config.max_batch_bytes, push.many),
             b"GET /feed/": Route("/feed/{channel}", 0, feed.one),
             b"GET /feed": Route("/feed", 0, feed.many),
+            b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one),
             b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, VARYING),
             b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many),
         }
         self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
                                is_draining=lambda: self.door.draining)
         self.door = Door(self.app, config, hot, cors, self.wheel)
-        self.registry.register(Collector(self.store, self.hub, self.door, self.measures, words(config.metrics_channels), self.answered))
+        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.measures, words(config.metrics_channels), self.answered))
         self._sweeper = Sweeper(self.store, self.hub)
         self._listener: asyncio.Server | None = None
 
@@ -92,6 +99,7 @@ class Server:
             (r"/push(?:/[^/]*)?", Elsewhere, post),
             (r"/feedback(?:/[^/]*)?", Elsewhere, post),
             (r"/feed(?:/([^/]*))?", FeedHead, {}),
+            (r"/receipts/([^/]*)", FeedHead, {}),
             (r"/events/([^/]*)", Events, store),
             (r"/events/([^/]*)/([^/]*)", Status, store),
             (r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
@@ -129,9 +137,10 @@ class Server:
         """Take no more, let every feed go with `pere.bye`, answer what is under way, for at most `drain_seconds`."""
         if self._listener is not None:
             self._listener.close()
-        feeds = len(self.hub.feeds)
+        feeds = len(self.hub.feeds) + self.followers.count()
         self.door.drain()
         self.hub.drain()
+        self.followers.drain()
         deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
         while self.door.connections and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)

@@ -28,7 +28,7 @@ class Wheel:
         self.now = time()  # the time of the newest tick: for whoever can live with a tenth of a second
         self.lag = 0.0
         self.on_turn: Callable[[float], None] = lambda lag: None
-        self._time = time
+        self.time = time
         self._call_later = call_later
         self._tick = tick
         self._slots: list[dict[Item, float]] = [{} for _ in range(slots)]
@@ -37,7 +37,7 @@ class Wheel:
 
     def add(self, item: Item, delay: float) -> None:
         """Let `item.due` be called in `delay` seconds; an item waits in one place only, and who adds it sees to that."""
-        self._put(item, self._time() + delay)
+        self._put(item, self.time() + delay)
 
     def _put(self, item: Item, deadline: float) -> None:
         tick = max(self._last + 1, -int(-deadline // self._tick))
@@ -46,7 +46,7 @@ class Wheel:
         self._slots[tick % len(self._slots)][item] = deadline
 
     def start(self) -> None:
-        self._timer = self._call_later(self._tick, self._turn, self._time() + self._tick)
+        self._timer = self._call_later(self._tick, self._turn, self.time() + self._tick)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -54,11 +54,11 @@ class Wheel:
             self._timer = None
 
     def _turn(self, expected: float) -> None:
-        now = self._time()
+        now = self.time()
         self.lag = max(0.0, now - expected)
         self.on_turn(self.lag)
         self.advance(now)
-        self._timer = self._call_later(self._tick, self._turn, self._time() + self._tick)
+        self._timer = self._call_later(self._tick, self._turn, self.time() + self._tick)
 
     def advance(self, now: float) -> None:
         """Give everything that is due by `now` its turn. After a long sleep (a suspended machine) each slot is visited once."""

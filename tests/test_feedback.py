@@ -1,6 +1,8 @@
 """Receipts: how a device answers for an event, what the ledger makes of it, and all that is no receipt."""
 
 import asyncio
+import time
+from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 import orjson
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from pere.config import Config
 from pere.server import Server
+from pere.storage.memory import MemoryStore
+from pere.storage.sqlite import SqliteStore
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -27,6 +31,19 @@ def sent(listen, push):
         return await push(channel, **query)
 
     return sent
+
+
+@pytest.fixture
+def begin(start, tmp_path):
+    """`server = await begin("sqlite", max_batch=4)`: a server on this kind of store, on the file that the one before it has left."""
+
+    async def begin(store: str, **settings: object) -> Server:
+        while start.servers:
+            await start.servers.pop().stop()
+        config = Config(**settings)
+        return await start(SqliteStore(config, time.time, f"{tmp_path}/pere.db") if store == "sqlite" else MemoryStore(config), **settings)
+
+    return begin
 
 
 # The ways to say it
@@ -288,6 +305,12 @@ async def test_many_receipts_are_given_at_once_and_answered_in_order(sent, ask, 
     ({"event_id": "x"}, (400, "bad_event_id")), ({"event_id": "1-0"}, (404, "unknown_event")),
     ({"event_id": "1-0", "state": "done"}, (400, "bad_state")), ({"event_id": "1-0", "state": []}, (400, "bad_receipt")),
     ({"event_id": "1-0", "status": 100 * "x"}, (400, "large_status")),
+    ({"event_id": "1-0", "status": [100 * "x"]}, (400, "large_status")), ({"event_id": []}, (400, "bad_receipt")), ({"event_id": None}, (400, "bad_receipt")),
+    ({"event_id": "1-0", "state": None}, (400, "bad_receipt")), ({"event_id": "1-0", "state": "pending"}, (400, "bad_state")),
+    ({"event_id": "1-0", "sate": "failed"}, (400, "unknown_field")), ({"event_id": "1-0", "device": "e"}, (400, "unknown_field")),
+    ({"event_id": "1-0", "state": "failed", "status": 1, "at": "2014-12-01T14:28:30Z", "x": 1}, (400, "unknown_field")),
+    ({"id": "1-0"}, (400, "unknown_field")), ({"event_id": "1-0", "at": 1}, (400, "bad_at")), ({"event_id": "1-0", "at": "9000-01-01T00:00:00Z"}, (400, "bad_at")),
+    ("x", (400, "bad_receipt")), (1.5, (400, "bad_receipt")), (True, (400, "bad_receipt")),
 ])
 async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, ask, item, error):
     await start(max_status_bytes=64)
@@ -307,10 +330,19 @@ async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, a
     (b'{"receipts": []}', {"Content-Type": "text/plain"}, (415, "wrong_type")),
     (orjson.dumps({"receipts": [{"event_id": "1-0"}] * 4}), {}, (413, "large_batch")),
     (orjson.dumps({"receipts": ["x" * 2000]}), {}, (413, "large_body")),
-    (b'{"up_to": "1-0"}', {}, (400, "bad_up_to")), (b'{"up_to": 1, "channel": "c"}', {}, (400, "bad_up_to")),
-    (b'{"up_to": null, "channel": "c"}', {}, (400, "bad_up_to")), (b'{"up_to": "1-0", "channel": 1}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "1-0"}', {}, (400, "no_channel")), (b'{"up_to": 1, "channel": "c"}', {}, (400, "bad_event_id")),
+    (b'{"up_to": null, "channel": "c"}', {}, (400, "bad_event_id")), (b'{"up_to": "1-0", "channel": 1}', {}, (400, "no_channel")),
     (b'{"up_to": "x", "channel": "c"}', {}, (400, "bad_event_id")), (b'{"up_to": "1-0", "channel": "a b"}', {}, (400, "bad_channel")),
     (b'{"up_to": "1-0", "channel": "c", "state": "processed"}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "1-0", "channel": "c", "state": "failed"}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "1-0", "channel": "c", "state": null}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "1-0", "channel": "c", "state": "done"}', {}, (400, "bad_state")),
+    (b'{"up_to": "1-0", "channel": "c", "receipts": []}', {}, (400, "receipts_and_up_to")),
+    (b'{"up_to": "1-0", "channel": "c", "status": "x"}', {}, (400, "unknown_field")),
+    (b'{"up_to": "1-0", "channel": "c", "at": "2014-12-01T14:28:30Z"}', {}, (400, "unknown_field")),
+    (b'{"up_to": "9000000000000-0", "channel": "c"}', {}, (400, "bad_event_id")),
+    (b'{"up_to": "8000000000000-0", "channel": "c"}', {}, (400, "future_event_id")),
+    (b'{"up_to": "1-0", "channel": "nosuch"}', {}, (404, "unknown_channel")),
 ])
 async def test_many_receipts_that_are_wrong_as_a_whole_are_refused(start, ask, body, headers, error):
     await start(max_batch=3, max_batch_bytes=1024)
@@ -318,7 +350,7 @@ async def test_many_receipts_that_are_wrong_as_a_whole_are_refused(start, ask, b
     assert (await ask("POST", "/feedback", body, **{name.replace("-", "_"): value for name, value in told.items()})).error == error
 
 
-@pytest.mark.parametrize("body", [{"receipts": []}, {"receipts": [], "device": "d"}, {"up_to": "1-0", "channel": "nosuch"}])
+@pytest.mark.parametrize("body", [{"receipts": []}, {"receipts": [], "device": "d"}])
 async def test_no_receipts_are_answered_with_nothing(ask, body):
     assert (await ask("POST", "/feedback?device=d", body)).json == {"results": []}
 
@@ -332,10 +364,204 @@ async def test_up_to_says_delivered_of_all_that_is_still_owed(sent, ask, feedbac
     assert states == ["delivered", "failed", "delivered", None, "sent"]
 
 
-async def test_up_to_takes_more_than_a_batch_holds(start, sent, push, ask):
+async def test_up_to_answers_for_as_many_as_a_batch_holds_and_says_if_there_is_more(start, sent, push, ask):
     await start(max_batch=2)
     ids = [await sent("d"), *[await push("c") for _ in range(4)]]
-    assert len((await ask("POST", "/feedback", {"up_to": ids[-1], "channel": "c"}, Device="d")).json["results"]) == 5
+    answers = [(await ask("POST", "/feedback", {"up_to": ids[-1], "channel": "c"}, Device="d")).json for _ in range(4)]
+    assert [([result["event_id"] for result in answer["results"]], answer["more"]) for answer in answers] == [
+        (ids[:2], True), (ids[2:4], True), (ids[4:], False), ([], False)]
+
+
+async def test_up_to_the_newest_of_exactly_as_many_as_a_batch_holds_says_that_there_is_no_more(start, sent, push, ask):
+    await start(max_batch=2)
+    ids = [await sent("d"), await push("c"), await push("c")]
+    answer = (await ask("POST", "/feedback", {"up_to": ids[1], "channel": "c"}, Device="d")).json
+    assert (len(answer["results"]), answer["more"]) == (2, False)
+
+
+async def test_up_to_is_a_place_in_the_order_of_all_events(sent, push, ask, listen):
+    # Such an id is in `pere.hello`, and the newest of a feed of many channels may be of another one.
+    ids = [await sent("d"), await push("other"), await push("c"), await push("other")]
+    milliseconds, sequence = ids[2].split("-")
+    never = f"{milliseconds}-{int(sequence) + 999}" if ids[3].split("-")[0] != milliseconds else ids[2]
+
+    async def up_to(id: str) -> list[str]:
+        return [result["event_id"] for result in (await ask("POST", "/feedback", {"up_to": id, "channel": "c"}, Device="d")).json["results"]]
+
+    assert await up_to("1-0") == []
+    assert await up_to(ids[1]) == [ids[0]]
+    assert await up_to(never) == [ids[2]]
+    assert await up_to(ids[3]) == []
+
+
+async def test_up_to_is_for_devices_of_the_channel_and_nobody_learns_which_channels_there_are(sent, ask):
+    id = await sent("d")
+    answers = [await ask("POST", "/feedback", {"up_to": id, "channel": channel}, Device=device) for device, channel in [("e", "c"), ("d", "nosuch")]]
+    assert {answer.error for answer in answers} == {(404, "unknown_channel")}
+    assert len({answer.body for answer in answers}) == 1
+
+
+async def test_up_to_reaches_a_device_that_was_addressed_before_it_was_ever_seen(push, ask):
+    id = await push("c", to="d")
+    answer = await ask("POST", "/feedback", {"up_to": id, "channel": "c"}, Device="d")
+    assert answer.json == {"results": [{"event_id": id, "state": "delivered", "duplicate": False}], "more": False}
+
+
+async def test_up_to_reaches_what_is_only_in_the_file(begin, sent, push, ask, get):
+    server = await begin("sqlite", backlog_events=3, max_batch=4)
+    ids = [await sent("d", "e"), await push("c", to=["a", "d", "z"]), await push("c", to="e"), *[await push("c") for _ in range(7)]]
+    await server.store.settle()
+    owed = [id for id in ids if id != ids[2]]
+    told = []
+    for _ in range(3):
+        answer = (await ask("POST", "/feedback", {"up_to": ids[-1], "channel": "c"}, Device="d")).json
+        told.append(([result["event_id"] for result in answer["results"]], answer["more"]))
+        assert {(result["state"], result["duplicate"]) for result in answer["results"]} == {("delivered", False)}
+    assert told == [(owed[:4], True), (owed[4:8], True), (owed[8:], False)]
+    for id in owed:
+        assert (await get(f"/events/c/{id}/devices?state=delivered"))["devices"][0]["device"] == "d"
+
+
+async def test_up_to_steps_over_what_was_answered_after_a_restart(begin, sent, push, ask, feedback):
+    server = await begin("sqlite", backlog_events=2)
+    ids = [await sent("d"), *[await push("c") for _ in range(5)]]
+    await feedback("c", "d", ids[1])
+    await feedback("c", "d", ids[4], state="delivered")
+    await begin("sqlite", backlog_events=2)
+    answer = (await ask("POST", "/feedback", {"up_to": ids[-1], "channel": "c"}, Device="d")).json
+    assert [result["event_id"] for result in answer["results"]] == [ids[0], ids[2], ids[3], ids[5]]
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_the_same_event_many_times_in_one_batch_is_answered_in_order(begin, sent, ask, store):
+    await begin(store)
+    id, other = await sent("d"), await sent("d", channel="other")
+    answer = await ask("POST", "/feedback", {"receipts": [
+        {"event_id": id, "state": "delivered"}, {"event_id": other}, {"event_id": id}, {"event_id": id, "state": "failed"}, {"event_id": "x"},
+        {"event_id": id, "state": "delivered"}, {"event_id": other, "state": "failed"}, {"event_id": "1-0"},
+    ]}, Device="d")
+    results = answer.json["results"]
+    assert [(result.get("state"), result.get("duplicate"), result.get("error"), result.get("status")) for result in results] == [
+        ("delivered", False, None, None), ("processed", False, None, None), ("processed", False, None, None), (None, None, "conflict", 409),
+        (None, None, "bad_event_id", 400), ("processed", True, None, None), (None, None, "conflict", 409), (None, None, "unknown_event", 404)]
+    assert [result["event_id"] for result in results] == [id, other, id, id, "x", id, other, "1-0"]
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_an_event_that_made_way_is_gone_among_many_too(begin, sent, push, ask, store):
+    server = await begin(store, backlog_events=2, retention_events=2)
+    ids = [await sent("d"), await push("c"), await push("c"), await push("c")]
+    await server.store.settle()
+    await push("c")
+    await server.store.settle()
+    results = (await ask("POST", "/feedback", {"receipts": [{"event_id": ids[0]}, {"event_id": ids[3]}]}, Device="d")).json["results"]
+    assert [(result.get("error"), result.get("state")) for result in results] == [("event_gone", None), (None, "processed")]
+    # Who is not of the channel does not learn what there was.
+    results = (await ask("POST", "/feedback", {"receipts": [{"event_id": ids[0]}, {"event_id": ids[3]}]}, Device="e")).json["results"]
+    assert [result["error"] for result in results] == ["unknown_event", "unknown_event"]
+
+
+async def test_a_thousand_receipts_of_one_batch_are_answered_one_by_one(sent, ask, get):
+    await sent("d")
+    ids = [result["id"] for result in (await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(999)])).json["results"]]
+    answer = await ask("POST", "/feedback", {"receipts": [{"event_id": id, "status": {"n": n}} for n, id in enumerate(ids)]}, Device="d")
+    assert answer.json["results"] == [{"event_id": id, "state": "processed", "duplicate": False} for id in ids]
+    assert (await get(f"/events/c/{ids[500]}/devices"))["devices"][0]["status"] == {"n": 500}
+
+
+# When the device did it
+
+
+def _rfc3339(seconds: float, zone: str = "Z") -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", zone)
+
+
+@pytest.fixture(params=["alone", "recognised", "form", "query", "many"])
+def answer_at(request, ask, connect):
+    """`answer = await answer_at("c", "d", id, at)`: a receipt that says when, by each way in which it can be said."""
+
+    async def answer_at(channel: str, device: str, id: str, at: object) -> wire.Answer:
+        if request.param == "alone":
+            return await ask("POST", f"/feedback/{channel}", {"at": at}, Device=device, Last_Event_ID=id)
+        if request.param == "form":
+            return await ask("POST", f"/feedback/{channel}", urlencode({"at": at}), Device=device, Last_Event_ID=id, Content_Type=FORM)
+        if request.param == "query":
+            return await ask("POST", f"/feedback/{channel}?{urlencode({'at': at})}", Device=device, Last_Event_ID=id)
+        if request.param == "many":
+            answer = await ask("POST", "/feedback", {"receipts": [{"event_id": id, "at": at}]}, Device=device)
+            result, = answer.json["results"]
+            told = {name: value for name, value in result.items() if name in ("error", "message")} or result
+            return wire.Answer(result.get("status", 200), answer.headers, orjson.dumps(told))
+        connection = await connect()
+        for event in ("1-0", id):
+            await connection.send(wire.said("POST", f"/feedback/{channel}", orjson.dumps({"at": at}), {"Device": device, "Last-Event-ID": event, "Content-Type": JSON}))
+            answer = await connection.answer()
+        return answer
+
+    return answer_at
+
+
+@pytest.mark.parametrize("after, latency", [(5, 5), (0.25, 0.25), (-50, 0.0001), (20, 20), (21, 20), (300, 20)])
+async def test_a_receipt_counts_from_when_the_device_did_it(start, sent, answer_at, get, after, latency):
+    server = await start()
+    began = server.store.clock()
+    server.store.clock = lambda: began
+    id = await sent("d")
+    server.store.clock = lambda: began + 20
+    assert (await answer_at("c", "d", id, _rfc3339(began + after))).status == 200
+    line, = (await get(f"/events/c/{id}/devices"))["devices"]
+    # Never before there was the event, never after now.
+    assert line["latency"] == pytest.approx(latency, rel=0.06)
+    assert datetime.fromisoformat(line["receipt_at"]).timestamp() == pytest.approx(began + latency, rel=0, abs=0.06 * latency + 0.01)
+    assert server.store.shelf("c").audience.members["d"].answered == began + 20
+
+
+@pytest.mark.parametrize("at", [
+    "", "x", "2014-12-01", "2014-12-01T14:28:30", "2014-12-01T14:28Z", "20141201T142830Z", "2014-W49-1T14:28:30Z", "2014-13-01T14:28:30Z",
+    "2014-12-01T24:28:30Z", "2014-12-01T14:28:30+24:00", "2014-12-01T14:28:30.Z", "2014-12-01T14:28:30,5Z", " 2014-12-01T14:28:30Z",
+    "2014-12-01T14:28:30Z\n", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59Z", "-2014-12-01T14:28:30Z",
+    "0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-14:00", "٢٠١٤-12-01T14:28:30Z", "1417444110.9",
+])
+async def test_a_time_that_is_none_is_refused(sent, answer_at, get, at):
+    id = await sent("d")
+    if at:  # an empty one in a form or a query says nothing
+        assert (await answer_at("c", "d", id, at)).error == (400, "bad_at")
+        assert (await get(f"/events/c/{id}"))["outstanding"] == 1
+
+
+@pytest.mark.parametrize("at", [0, 1417444110.9, True, None, [], {}, ""])
+async def test_a_time_that_is_no_text_is_refused(sent, ask, at):
+    id = await sent("d")
+    assert (await ask("POST", "/feedback/c", {"at": at}, Device="d", Last_Event_ID=id)).error == (400, "bad_at")
+    result, = (await ask("POST", "/feedback", {"receipts": [{"event_id": id, "at": at}]}, Device="d")).json["results"]
+    assert (result["status"], result["error"]) == (400, "bad_at")
+
+
+@pytest.mark.parametrize("text", ["2014-12-01T14:28:30Z", "2014-12-01t14:28:30z", "2014-12-01T16:28:30+02:00", "2014-12-01T14:28:30.000000000Z",
+                                  "2014-12-01T14:28:30-00:00", "2014-12-01 14:28:30.0Z"])
+async def test_a_time_is_understood_in_all_its_forms(sent, answer_at, text):
+    assert (await answer_at("c", "d", await sent("d"), text)).json["state"] == "processed"
+
+
+async def test_a_clock_may_be_five_minutes_ahead_and_no_more(start, sent, answer_at):
+    server = await start()
+    now = server.store.clock()
+    server.store.clock = lambda: now
+    id = await sent("d")
+    assert (await answer_at("c", "d", id, _rfc3339(now + 301))).error == (400, "bad_at")
+    assert (await answer_at("c", "d", id, _rfc3339(now + 299))).status == 200
+
+
+async def test_a_time_of_a_receipt_outlasts_the_process(begin, sent, ask, get):
+    server = await begin("sqlite")
+    id = await sent("d")
+    now = server.store.clock()
+    server.store.clock = lambda: now + 3600
+    assert (await ask("POST", "/feedback/c", {"at": _rfc3339(now + 600)}, Device="d", Last_Event_ID=id)).status == 200
+    before = await get(f"/events/c/{id}/devices")
+    await begin("sqlite")
+    after = await get(f"/events/c/{id}/devices")
+    assert before["devices"][0]["latency"] == after["devices"][0]["latency"] == pytest.approx(600, rel=0.06)
 
 
 # One connection, many receipts: what is alike is recognised by its shape, and must be answered alike

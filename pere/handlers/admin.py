@@ -81,15 +81,23 @@ class OneDevice(ChannelDevices):
     methods = "GET, HEAD, DELETE, OPTIONS"
     hub: Hub
 
-    def delete(self, name: str) -> None:
+    async def delete(self, name: str) -> None:
         device = self.store.devices.get(device_name(name))
         if device is None:
             raise NotFound("unknown_device", f"no device {name} is registered")
+        self._check_store()
         self.hub.kick(device)
         self.store.remove(name)
+        # Who is told that it is gone does not see it come back.
+        await self.store.settle()
+        self._check_store()
         log.info("device removed", extra={"facts": {"device": name, "channels": len(device.channels)}})
         self.set_status(204)
         self.finish()
+
+    def _check_store(self) -> None:
+        if (trouble := self.store.trouble()) is not None:
+            raise Unavailable("store_failed", trouble, retry_after=5)
 
 
 class Home(Handler):

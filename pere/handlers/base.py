@@ -4,6 +4,7 @@ Hot functions take an Ask and these helpers; RequestHandlers inherit from Handle
 """
 
 import logging
+import re
 from functools import lru_cache
 from http.client import responses
 from typing import Any
@@ -19,6 +20,7 @@ from pere.names import channel_name, device_name, shown
 
 log = logging.getLogger("pere.http")
 
+DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 MAX_QUERY_FIELDS = 1_200  # `to` may stand a thousand times
 
 
@@ -75,6 +77,13 @@ def number(value: str, name: str, low: int, high: int) -> int:
     if value.isascii() and value.isdigit() and len(value) <= 12 and low <= int(value) <= high:
         return int(value)
     raise BadRequest(f"bad_{name}", f"{name} is a whole number from {low} to {high}, not {shown(value)}")
+
+
+def seconds(value: str, name: str, high: float) -> float:
+    """A duration, 0 or from 0.1 s up to a limit; raises BadRequest otherwise."""
+    if DURATION.fullmatch(value) and (float(value) == 0 or 0.1 <= float(value) <= high):
+        return float(value)
+    raise BadRequest(f"bad_{name}", f"{name} is a number of seconds from 0.1 to {high:g}, or 0, not {shown(value)}")
 
 
 def loads(body: bytes, what: str) -> Any:

@@ -1,18 +1,37 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
+from collections.abc import Callable
 
 from pere import sse
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
-from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, text
+from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, number, seconds, text
 from pere.hub import Hub
 from pere.names import channel_name, is_pattern, pattern, shown
 from pere.storage import Store
 
 REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itself is told to stop
+MAX_ACK_WAIT = 3600.0  # seconds
+MAX_WINDOW = 10_000  # events
 HEADERS = (b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n")
+
+
+class Opening:
+    """How the answer begins to who asks for a feed of any kind."""
+
+    def __init__(self, retry: float, cors: Cors):
+        self._cors = cors
+        self._retry = sse.retry(retry)
+        self._retry_chunk = sse.chunk(self._retry)
+
+    def greet(self, ask: Ask) -> tuple[bytes, int]:
+        """The head and `retry:`; and UNCHUNKED if that is how frames are to be written."""
+        cors = self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b""
+        if ask.version == "1.0":
+            return b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry), UNCHUNKED
+        return b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, self._retry_chunk), 0
 
 
 class OpenFeed:
@@ -22,9 +41,7 @@ class OpenFeed:
         self._hub = hub
         self._store = store
         self._config = config
-        self._cors = cors
-        self._retry = sse.retry(config.retry)
-        self._retry_chunk = sse.chunk(self._retry)
+        self._opening = Opening(config.retry, cors)
 
     def one(self, ask: Ask) -> None:
         self._open(ask, Query(ask.query) if ask.query else NO_QUERY, [channel_of(ask.path)], (), RAW)
@@ -45,8 +62,8 @@ class OpenFeed:
 
     def _open(self, ask: Ask, query: Query, channels: list[str], patterns: tuple[str, ...], form: int) -> None:
         device = device_of(ask, query)
-        cursor = _cursor(ask, query)
-        start = _start(query.one("from"))
+        cursor = cursor_of(ask, query, parse_id)
+        start = start_of(query, parse_id)
         wanted = query.one("format")
         if wanted is not None:
             if wanted not in ("raw", "envelope"):
@@ -56,39 +73,39 @@ class OpenFeed:
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
+        ack_wait = seconds(query.one("ack_wait") or "0", "ack_wait", MAX_ACK_WAIT)
+        window = number(query.one("window") or "0", "window", 0, MAX_WINDOW)
+        if (ack_wait or window) and not device:
+            raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
         meant = self._hub.admit(device, channels, patterns)
-        cors = self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b""
-        if ask.version == "1.0":
-            greeting = b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry)
-            form |= UNCHUNKED
-        else:
-            greeting = b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, self._retry_chunk)
-        self._hub.open(ask.detach(), form, device, meant, patterns, start, cursor, greeting)
+        greeting, framing = self._opening.greet(ask)
+        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window)
 
 
-def _cursor(ask: Ask, query: Query) -> int | None:
+def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:
     """What the client has read up to. The header wins: an EventSource moves it, while its URL stays as it was at first."""
     raw = ask.headers.get(b"last-event-id") or ask.headers.get(b"last_event_id")
     named = text(raw, "Last-Event-ID") if raw else query.one("last_event_id")
-    return parse_id(named) if named else None
+    return parse(named) if named else None
 
 
-def _start(word: str | None) -> int | None:
-    """The id after which to begin: 0 is everything that is kept, None is what is new."""
+def start_of(query: Query, parse: Callable[[str], int]) -> int | None:
+    """The id after which to begin, by `?from=`: 0 is everything that is kept, None is what is new."""
+    word = query.one("from")
     if word is None or word == "new":
         return None
-    return 0 if word == "all" else parse_id(word)
+    return 0 if word == "all" else parse(word)
 
 
 class FeedHead(Handler):
-    """`HEAD /feed/...`: what GET would say, without the feed."""
+    """`HEAD /feed/...` and the like: what GET would say, without the feed."""
 
     methods = "GET, HEAD, OPTIONS"
     store: Store
     config: Config
 
-    def head(self, channel: str = "") -> None:
-        if channel:
+    def head(self, channel: str | None = None) -> None:
+        if channel is not None:
             channel_name(channel)
         for line in HEADERS.decode().splitlines():
             name, _, value = line.partition(": ")

@@ -5,7 +5,7 @@ the callbacks: `then` is called once, when the matter is as safe as this store m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pere.backlog import Backlog
 from pere.devices import Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event
-from pere.ledger import Ledger
+from pere.ledger import Ledger, Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,33 @@ class Accepted:
     id: int
     audience: int
     repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A change of the state of an event on a device, as it is kept: what the device said, or that its time ended (`expired`,
+    `cancelled`). Without a device it ended for all that still owed a receipt. `status` is JSON, `at` seconds since 1970; `latency`
+    in seconds is only of what a device said. `late` is as in the delivery status: the device had been given up."""
+
+    number: int
+    event_id: int
+    device: str | None
+    state: int
+    status: bytes | None
+    late: bool
+    at: float
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some records, oldest first, and the number up to which there are no others; whether there are more behind it, and whether
+    something that was before the first of these is no longer kept."""
+
+    records: list[Record]
+    through: int
+    is_more: bool
+    is_lost: bool
 
 
 class Shelf:
@@ -61,7 +88,8 @@ class Store(ABC):
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
-    `bytes` is what the backlogs hold.
+    `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
+    a turn of the loop; None as long as nobody wants to know.
     """
 
     ledger: Ledger
@@ -74,6 +102,7 @@ class Store(ABC):
     deliver: Callable[[Event], None]
     withdraw: Callable[[Event], None]
     on_commit: Callable[[float, int], None]
+    on_receipts: Callable[[str], None] | None
 
     @property
     @abstractmethod
@@ -90,10 +119,16 @@ class Store(ABC):
 
     @abstractmethod
     def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
-               refused: Callable[[Refusal], None]) -> None:
+               refused: Callable[[Refusal], None], at: float | None = None) -> None:
         """Enter a device's receipt for an event (of this channel, if one is given): a state that a device can set, and its own word as
-        JSON. `then` is told the state that stands and the outcome; or `refused`, why it could not be kept. This is called once for
+        JSON. `then` is told the state that stands and the outcome; or `refused`, why it could not be kept. `at` is when the device did
+        it, in seconds since 1970: it counts for the latency, but never as before the event, or as later than now. This is called once for
         every delivery. Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
+
+    @abstractmethod
+    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        """Enter a device's receipts for events of any channel, in this order, all in one piece of work. `then` is told once, for each of
+        them, the state that stands and the outcome; or why it could not be kept, which spoils no other. This raises nothing."""
 
     @abstractmethod
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
@@ -132,6 +167,16 @@ class Store(ABC):
     async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
         """At most `limit` kept events of a channel above this id, oldest first; and whether there are more."""
 
+    @property
+    @abstractmethod
+    def newest_record(self) -> int:
+        """The number of the newest record of any channel that is visible: those to come are above it."""
+
+    @abstractmethod
+    async def records(self, channel: str, after: int, limit: int) -> Page:
+        """At most `limit` records of a channel above this number, every one exactly once and as it will always be told. A number that
+        was never given, or that is older than what can be vouched for, gives a page that says so. Raises Unavailable."""
+
     @abstractmethod
     def register(self, channel: str, device: str) -> Member:
         """Take a device into the audience of a channel. Raises Unavailable where no more devices are taken."""
@@ -157,8 +202,9 @@ class Store(ABC):
         """A kept event. Raises NotFound, or Gone where it made way."""
 
     @abstractmethod
-    def pending(self, channel: str, device: str, last: int) -> list[int]:
-        """The ids, up to `last`, of the kept events of a channel that the device has said nothing of yet."""
+    def pending(self, channel: str, device: str, last: int, limit: int) -> tuple[list[int], bool]:
+        """At most `limit` ids, up to `last`, of the kept events of a channel that the device has said nothing of yet, oldest first; and
+        whether there may be more. Raises Conflict where too many are open before the first of them."""
 
     @abstractmethod
     async def status(self, channel: str, id: int) -> dict[str, Any]:
@@ -174,6 +220,10 @@ class Store(ABC):
     def attempt(self, event: Event, device: str, again: bool) -> int:
         """Before an event that is not new is written to a device, for the first time or `again`: which attempt that is. 0 if it is
         not to be sent: the device has answered, was not in the audience, or has had its attempts, which ends in `expired`."""
+
+    @abstractmethod
+    def owes(self, event: Event, device: str) -> bool:
+        """Whether the device still owes a receipt for the event; one that is on its way to be kept counts as given."""
 
     @abstractmethod
     def oldest_outstanding(self) -> float | None:

@@ -8,7 +8,6 @@ long as its reader likes, so it looks at some rows at a time and holds nothing i
 import os
 import shutil
 import sqlite3
-import struct
 import zlib
 from array import array
 from collections import Counter
@@ -26,7 +25,7 @@ from pere.ledger import ALL, Entry, Ledger
 from pere.names import is_pattern, pattern, shown
 from pere.receipt import ABSENT, CANCELLED, DELIVERED, EXPIRED, NAMES, NONE, PENDING, STATE
 from pere.storage import schema
-from pere.storage.packing import EVENT, MAX_RECORDS, RECORD, SATISFIED, event_of, parted, words
+from pere.storage.packing import EVENT, MAX_RECORDS, RECORD, SATISFIED, Malformed, event_of, parted, words
 
 EVENTS_AT_ONCE = 100  # read and held; one is 64 KiB at most, unless the server was told otherwise
 ROWS_AT_ONCE = 10  # of the log, with up to MAX_RECORDS each
@@ -34,10 +33,6 @@ MAX_EVENTS = 10_000  # whose devices are remembered while the log is read
 MAX_CHANNELS = 100
 ROOM = 1.01  # of the copy: a page in a journal has 8 bytes beside it
 INTERRUPTED = sqlite3.SQLITE_INTERRUPT
-
-# What unpacking says of bytes that are not what they should be.
-Malformed = (zlib.error, struct.error, ValueError, TypeError, LookupError)
-
 
 class Addressed(NamedTuple):
     """What the log does not say of an event: its channel, when it was accepted, and the device in each slot."""
@@ -191,7 +186,7 @@ class Archive:
         for _, records, sayings in rows:
             said = words(sayings)
             for id, slot, state, saying, at in RECORD.iter_unpack(records):
-                if slot == ALL or state in (EXPIRED, CANCELLED) or not after < id <= newest:
+                if slot == ALL or state in (PENDING, EXPIRED, CANCELLED) or not after < id <= newest:
                     continue
                 addressed = self._addressed(id)
                 if addressed is None:

@@ -17,8 +17,8 @@ from pere.audience import Member
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
-from pere.ledger import ALL, Entry, needed
-from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING
+from pere.ledger import ALL, Entry, Row, moment_of, needed
+from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING, STATE, closes, ending
 from pere.storage import Accepted
 from pere.storage.journal import Batch, Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, packed
@@ -30,20 +30,70 @@ log = logging.getLogger("pere.store")
 MAX_SAVED = 500  # columns that are saved in one commit
 SLICE = 500  # events that are pruned in one commit: a few milliseconds, for which those wait who come after
 
+REFUSED = 6  # among what `record` is given, the one who is told that it could not be kept
+
 Told = Callable[[int, int], None]
 Refused = Callable[[Refusal], None]
 Assured = Callable[[Refusal | None], None]
-Change = tuple[Entry, Member | None, int, int, bytes | None, float, Told | None, Refused | None]
+Change = tuple[Row, Told | None, Refused | None]
+
+
+class Together:
+    """The answers to receipts that were said together; `then` is told all of them when the last is there."""
+
+    __slots__ = ("answers", "then", "_left")
+
+    def __init__(self, count: int, then: Callable[[list[Any]], None]):
+        self.answers: list[Any] = [None] * count
+        self.then = then
+        self._left = count
+
+    def answer(self, places: list[int], answers: list[Any]) -> None:
+        for place, answer in zip(places, answers, strict=True):
+            self.answers[place] = answer
+        self._left -= len(places)
+        if not self._left:
+            self.then(self.answers)
+
+    def told(self, place: int, state: int, outcome: int) -> None:
+        self.answer([place], [(state, outcome)])
+
+    def refused(self, place: int, refusal: Refusal) -> None:
+        self.answer([place], [refusal])
+
+
+class Part:
+    """Those of them that are for one channel: they go into one commit, so they are answered in their order, or refused, one after
+    the other. One object for them all, because one for each would cost as much as to enter it."""
+
+    __slots__ = ("places", "_answers", "_together")
+
+    def __init__(self, together: Together):
+        self.places: list[int] = []
+        self._answers: list[Any] = []
+        self._together = together
+
+    def told(self, state: int, outcome: int) -> None:
+        self._answers.append((state, outcome))
+        if len(self._answers) == len(self.places):
+            self._together.answer(self.places, self._answers)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._answers.append(refusal)
+        if len(self._answers) == len(self.places):
+            self._together.answer(self.places, self._answers)
 
 
 class Commit:
     """What is on its way to the disk, and what is to be done when it is there."""
 
     def __init__(self) -> None:
+        self.newest_record = 0
         self.events: list[tuple[DiskShelf, Event, Draft, int, bytes, Callable[[Accepted | Refusal], None]]] = []
         self.changes: list[tuple[int, list[Change]]] = []
         self.shelves: list[DiskShelf] = []
         self.answers: list[Callable[[], None]] = []
+        self.recalls: list[tuple[int, Told, Refused]] = []
         self.saved: dict[Entry, int] = {}
         self.members: dict[Member, DiskShelf] = {}
         self.fresh: dict[str, list[Assured]] = {}
@@ -62,6 +112,8 @@ class Committing(Reading):
         # What was said and is not kept yet.
         self._pushes: list[tuple[Draft, float, Callable[[Accepted | Refusal], None]]] = []
         self._changes: dict[str, list[Change]] = {}  # by channel, each to become a row
+        self._ended: set[Entry] = set()  # of which the server itself ended something: now, and in the commit before
+        self._ended_before: set[Entry] = set()
         self._wishes: list[tuple[str, tuple[str, ...]]] = []
         self._moved: dict[Member, DiskShelf] = {}
         self._fresh: dict[str, list[Assured]] = {}  # devices with new registrations, and who waits for these
@@ -71,20 +123,25 @@ class Committing(Reading):
         self._behind: dict[tuple[int, int], list[tuple[Any, ...]]] = {}  # and what came after them for the same place
         self._asked: dict[tuple[str, str], list[Callable[[Accepted | Refusal], None]]] = {}  # the same, for Idempotency-Keys
         self._answers: list[Callable[[], None]] = []  # that wait for what is said beside them
+        self._recalls: list[tuple[int, Told, Refused]] = []  # of events that ask for no receipts: what they change is in no log
         self._commit: Commit | None = None
         self._is_called = False
         self._waiters: list[asyncio.Future[None]] = []
         self._aged = self._number_before = 0
 
     def _change(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None = None, then: Told | None = None,
-                refused: Refused | None = None) -> None:
+                refused: Refused | None = None, at: float | None = None) -> None:
         if entry not in self._dirty:
             self._dirty[entry] = self._number + 1
+        if state == EXPIRED or state == CANCELLED:
+            self._ended.add(entry)
         channel = entry.event.channel
         changes = self._changes.get(channel)
         if changes is None:
             changes = self._changes[channel] = []
-        changes.append((entry, member, slot, state, status, self.clock(), then, refused))
+        now = self.clock()
+        moment = now if at is None else moment_of(entry.event, at, now)
+        changes.append(((entry, member, slot, state, status, moment), then, refused))
 
     # The queue is committed
 
@@ -104,11 +161,18 @@ class Committing(Reading):
         self._save_columns(commit, batch)
         self._add_events(commit, batch)
         self._add_changes(commit, batch)
+        commit.newest_record = self._number
         self._save_members(commit, batch)
         commit.answers, self._answers = self._answers, []
         commit.wishes, self._wishes = self._wishes, []
         batch.statements += commit.wishes
+        commit.recalls, self._recalls = self._recalls, []
+        batch.statements += [("update events set recalled = 1 where id = ?", (id,)) for id, _, _ in commit.recalls]
         self._add_pruning(commit, batch)
+        # Now nothing is on its way, so the thread of the journal does not mind these looks at the disk.
+        if (missing := self._journal.missing()) is not None:
+            batch.put("meta", ("born", self.born))
+            batch.work.append(lambda connection: self._journal.decline(missing))
         if not batch:
             self._tell_waiters()
             return
@@ -154,16 +218,22 @@ class Committing(Reading):
     def _add_changes(self, commit: Commit, batch: Batch) -> None:
         changes, self._changes = self._changes, {}
         dirty, pack = self._dirty, RECORD.pack
+        suspects, self._ended_before, self._ended = self._ended | self._ended_before, self._ended, set()
+        # What was queued while something ended may change nothing by now. It stands in the log as `pending`, which changes nothing
+        # either, for a slot that is there: who follows the log is told of changes only.
+        expected = {entry: bytearray(entry.states) for entry in suspects}
         for name, found in changes.items():
             shelf = self._shelves[name]
             assert isinstance(shelf, DiskShelf)
             for at in range(0, len(found), MAX_RECORDS):
                 row = found[at : at + MAX_RECORDS]
                 first, sayings, records = self._number + 1, {}, []  # type: int, dict[bytes, int], list[bytes]
-                for entry, _, slot, state, status, moment, _, _ in row:
+                for (entry, _, slot, state, status, moment), _, _ in row:
                     if slot == ALL and state == CANCELLED:
                         batch.statements.append(("update events set recalled = 1 where id = ?", (entry.event.id,)))
                     saying = sayings.setdefault(status, len(sayings) + 1) if status is not None else 0
+                    if suspects and entry in expected and not foresee(expected[entry], entry, slot, state):
+                        state = PENDING
                     records.append(pack(entry.event.id, slot, state, saying, moment))
                     if entry not in dirty:
                         dirty[entry] = first  # its columns are being saved, but without this
@@ -243,17 +313,24 @@ class Committing(Reading):
                 self._kept_channels[shelf.name] = (shelf.first, shelf.gone_id, shelf.sent)
             self._apply_events(commit)
             self._apply_changes(commit)
+            self._newest_record = commit.newest_record
+            if self.on_receipts is not None:
+                for _, row in commit.changes:
+                    self.on_receipts(row[0][0][0].event.channel)
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)
             for answer in commit.answers:
                 answer()
+            for _, recalled, _ in commit.recalls:
+                recalled(CANCELLED, 0)
             for waiting in commit.fresh.values():
                 for assured in waiting:
                     assured(None)
             if commit.is_pruning:
                 self._apply_pruning(*done[-1])
-        if self._pushes or self._changes or (failure is None and (self._wishes or self._left or commit.is_pruning or len(commit.saved) == MAX_SAVED)):
+        is_more = self._wishes or self._left or self._fresh or commit.is_pruning or len(commit.saved) == MAX_SAVED
+        if self._pushes or self._changes or self._recalls or (failure is None and is_more):
             self._hand_over()
         else:
             self._tell_waiters()
@@ -302,29 +379,40 @@ class Committing(Reading):
         return len(self._changes.get(entry.event.channel, ())) > before
 
     def _apply_changes(self, commit: Commit) -> None:
-        enter, leave, behind = self.ledger.enter, self._flying.remove, self._behind
         later: list[tuple[Any, ...]] = []
         for first, row in commit.changes:
-            for number, (entry, member, slot, state, status, at, then, _) in enumerate(row, first):
+            receipts: list[Change] = []
+            for number, change in enumerate(row, first):
+                (entry, member, slot, state, status, at), then, _ = change
                 entry.logged = number
                 if then is None or slot == ALL:
+                    self._enter(receipts, later)
+                    receipts = []
                     count = self.ledger.apply(entry, member, slot, state, status, at)
                     if slot == ALL and state == EXPIRED and count and log.isEnabledFor(logging.INFO):
                         event = entry.event
                         log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": count}})
                     if then is not None:
                         then(state, count)
-                    continue
-                place = (entry.event.id, slot)
-                leave(place)
-                then(*enter(entry, member, slot, state, status, at))
-                if behind and place in behind:
-                    later += behind.pop(place)
+                else:
+                    receipts.append(change)
+            self._enter(receipts, later)
         for said in later:
             try:
                 self.record(*said)
             except Refusal as refusal:
-                said[-1](refusal)
+                said[REFUSED](refusal)
+
+    def _enter(self, changes: list[Change], later: list[tuple[Any, ...]]) -> None:
+        """Receipts in a row; what was said meanwhile of the same event by the same device is for `later`."""
+        leave, behind = self._flying.remove, self._behind
+        answers = self.ledger.enter_many([row for row, _, _ in changes], self.clock())
+        for ((entry, _, slot, *_), then, _), answer in zip(changes, answers, strict=True):
+            place = (entry.event.id, slot)
+            leave(place)
+            then(*answer)  # type: ignore[misc]
+            if behind and place in behind:
+                later += behind.pop(place)
 
     def _apply_pruning(self, oldest: int, used: int, pruned: list[tuple[int, int]], channels: list[tuple[int, int, int]]) -> None:
         self._oldest, self._bytes = oldest, used
@@ -370,17 +458,19 @@ class Committing(Reading):
         self._wishes = commit.wishes + self._wishes
         for _, _, draft, _, _, then in commit.events:
             self._refuse(draft, then, refusal)
+        for _, _, refused in commit.recalls:
+            refused(refusal)
         kept: list[Change] = []
         for _, row in commit.changes:
             for change in row:
-                entry, _, slot, _, _, _, _, refused = change
+                (entry, _, slot, *_), _, refused = change
                 if slot == ALL and refused is not None:
                     refused(refusal)
                 elif refused is not None:
                     self._flying.remove((entry.event.id, slot))
                     refused(refusal)
                     for said in self._behind.pop((entry.event.id, slot), ()):
-                        said[-1](refusal)
+                        said[REFUSED](refusal)
                 elif slot == ALL:
                     entry.event.expired = False  # the next sweep finds it again
                 else:
@@ -394,7 +484,7 @@ class Committing(Reading):
             self._loop.call_later(1.0, self._again, kept, commit.answers)
 
     def _again(self, changes: list[Change], answers: list[Callable[[], None]]) -> None:
-        for entry, member, slot, state, *_ in changes:
+        for (entry, member, slot, state, *_), _, _ in changes:
             self._change(entry, member, slot, state)
         self._answers += answers
         self._soon()
@@ -408,7 +498,7 @@ class Committing(Reading):
                 waiter.set_result(None)
 
     async def settle(self) -> None:
-        if self._is_called or self._commit is not None or self._pushes or self._changes or self._moved or self._left or self._wishes:
+        if self._is_called or self._commit is not None or self._pushes or self._changes or self._recalls or self._moved or self._left or self._wishes:
             await self._pause()
 
     async def _pause(self) -> None:
@@ -417,6 +507,25 @@ class Committing(Reading):
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
+
+
+def foresee(states: bytearray, entry: Entry, slot: int, state: int) -> bool:
+    """Enter a change into a copy of an entry's states, as `Ledger.apply` will; whether it changes anything."""
+    level = entry.event.level
+    if slot == ALL:
+        ended = states.translate(ending(state, level))
+        is_change, states[:] = ended != states, ended
+        return is_change
+    if slot >= len(states):
+        states += bytes((ABSENT,)) * (slot + 1 - len(states))
+    byte = states[slot]
+    if state == PENDING:
+        states[slot] = PENDING if byte == ABSENT else byte
+    elif state in (EXPIRED, CANCELLED):
+        states[slot] = byte if closes(byte & STATE, level) else byte & ~STATE | state
+    else:
+        states[slot] = entry.rules[state][byte][0]
+    return states[slot] != byte
 
 
 def mark(member: Member) -> tuple[int, float]:

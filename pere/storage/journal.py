@@ -17,6 +17,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from pere.storage.schema import Lock
+
 log = logging.getLogger("pere.store")
 
 WAL_PAGES = 2_000  # 16 MB: then it is moved into the file
@@ -53,8 +55,10 @@ Written = Callable[[list[Any], Exception | None, float], None]
 class Journal:
     """Writes batches in the order in which they come; it must be the last of this process to close the file. `delay` (s) is waited before each commit: for the test that must see losses."""
 
-    def __init__(self, path: str, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], delay: float = 0.0):
+    def __init__(self, path: str, lock: Lock, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], delay: float = 0.0):
         self._path = path
+        self._lock = lock
+        self._files = {name: _identity(name) for name in (path, path + "-wal")}
         self._connection = connection
         self._reopen = reopen
         self._delay = delay
@@ -66,6 +70,17 @@ class Journal:
 
     def write(self, batch: Batch, then: Written) -> None:
         self._queue.put((batch, then))
+
+    def missing(self) -> str | None:
+        """The file that somebody has deleted, moved away or replaced while we have it open, if there is one. Nothing fails for that:
+        we would go on, and at our end all would be gone. May be asked while nothing is being written."""
+        for name, ours in self._files.items():
+            if _identity(name) != ours:
+                return name
+        return self._lock.lost()
+
+    def decline(self, missing: str) -> None:
+        raise OSError(f"{missing} was deleted, moved away or replaced while it was in use; put it back, or start again")
 
     async def close(self) -> None:
         """Write what is in the queue, and end."""
@@ -128,6 +143,16 @@ class Journal:
 
     def _recover(self) -> None:
         """After a failure: nothing of the batch may stay. A connection that met an I/O error may be of no more use, so it gets anew."""
+        if self.missing() is not None:
+            # It must not be opened again, for that would be another file. What was answered goes from the log, which we still have,
+            # into the file, which may still be there.
+            try:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+                self._connection.execute("pragma wal_checkpoint(passive)").fetchone()
+            except sqlite3.Error as error:
+                log.warning("the write-ahead log could not be moved into the file", extra={"facts": {"error": str(error)}})
+            return
         try:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
@@ -156,6 +181,14 @@ class Journal:
         except sqlite3.Error as error:
             # What is committed stays in the log, which only gets longer. The next commit will say so if nothing works any more.
             log.warning("the write-ahead log could not be moved into the file", extra={"facts": {"error": str(error)}})
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _insert(table: str, width: int, count: int) -> str:

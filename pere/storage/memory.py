@@ -6,17 +6,21 @@ the event, which makes way when its channel, or all channels together, hold too 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pere.config import Config
-from pere.errors import Gone, NotFound, Refusal
+from pere.errors import NotFound, Refusal
 from pere.event import Draft, Event, format_id
-from pere.receipt import NONE
+from pere.ledger import Entry, Receipt, gone_event, moment_of, unknown_receipt
+from pere.receipt import CANCELLED, EXPIRED, FIRST, LATE, LATE_FIRST, NONE, STATE
 from pere.schedule import Schedule
-from pere.storage import Accepted, Shelf
+from pere.storage import Accepted, Page, Shelf
+from pere.storage.recent import Recent
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
+
+STATE_AND_LATE = STATE | LATE
 
 
 class MemoryStore(WorkingSet):
@@ -25,6 +29,7 @@ class MemoryStore(WorkingSet):
     def __init__(self, config: Config, clock: Callable[[], float] = time.time):
         super().__init__(config, clock)
         self._schedule: Schedule[Event] = Schedule()
+        self._recent = Recent(config.receipts_kept, clock())
 
     def trouble(self) -> str | None:
         return None
@@ -64,22 +69,72 @@ class MemoryStore(WorkingSet):
         return event
 
     def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
-               refused: Callable[[Refusal], None]) -> None:
+               refused: Callable[[Refusal], None], at: float | None = None) -> None:
+        ledger, now = self.ledger, self.clock()
+        # As Ledger.record does it, for the entry is wanted here too.
+        entry = ledger.entries.get(id)
         try:
-            stands, outcome = self.ledger.record(id, channel, device, state, status, self.clock())
+            if entry is None:
+                raise unknown_receipt()
+            member, slot = ledger.find(entry, channel, device)
         except NotFound:
             shelf = self.shelf(channel) if channel is not None else None
             if shelf is not None and id <= shelf.backlog.evicted_id and shelf.backlog.find(id) is None:
-                raise Gone("event_gone", f"event {format_id(id)} is no longer kept") from None
+                raise gone_event(id) from None
             raise
+        if at is not None:
+            at = moment_of(entry.event, at, now)
+        ((stands, outcome),) = ledger.enter_many(((entry, member, slot, state, status, at),), now)
+        if outcome == FIRST or outcome == LATE_FIRST:
+            self._recent.add(entry.event, device, entry.states[slot] & STATE_AND_LATE, status, now if at is None else at)
+            if self.on_receipts is not None:
+                self.on_receipts(entry.event.channel)
         then(stands, outcome)
+
+    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        now = self.clock()
+        answers = self.ledger.record_many(device, receipts, now)
+        for (id, _, status, at), answer in zip(receipts, answers, strict=True):
+            if answer is not None and answer[1] in (FIRST, LATE_FIRST):
+                entry = self.ledger.entries[id]
+                moment = moment_of(entry.event, at, now)
+                # Only what closes an event can be late, so this is so of all that follows too.
+                is_late = entry.states[entry.slot(device)] & LATE
+                self._recent.add(entry.event, device, answer[0] | is_late, status, now if moment is None else moment)
+                if self.on_receipts is not None:
+                    self.on_receipts(entry.event.channel)
+        then(self._told(device, receipts, answers))
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
         event = self.find(channel, id)
         if not event.recalled:
             event.recalled = True
             self.withdraw(event)
-        then(self.ledger.recall(id))
+        count = self.ledger.recall(id)
+        if count:
+            self._note_end(event, None, CANCELLED)
+        then(count)
+
+    # What is followed
+
+    def _note_end(self, event: Event, device: str | None, end: int) -> None:
+        self._recent.add(event, device, end, None, self.clock())
+        if self.on_receipts is not None:
+            self.on_receipts(event.channel)
+
+    def _end(self, entry: Entry, slot: int, end: int) -> None:
+        if self.ledger.is_open(entry, slot):
+            super()._end(entry, slot, end)
+            self._note_end(entry.event, entry.names[slot], end)
+
+    @property
+    def newest_record(self) -> int:
+        return self._recent.newest
+
+    async def records(self, channel: str, after: int, limit: int) -> Page:
+        return self._recent.page(channel, after, limit)
+
+    # Time
 
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
         for event in self._schedule.due(now):
@@ -88,6 +143,7 @@ class MemoryStore(WorkingSet):
                 if event.level != NONE:
                     owed = self.ledger.expire(event.id, "ttl")
                     if owed:
+                        self._note_end(event, None, EXPIRED)
                         log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": owed}})
                 self._schedule.add(event, event.expires + self._config.keep_expired)
                 continue

@@ -4,6 +4,7 @@ Who writes the file and who reads it beside the server must agree on this. This 
 """
 
 import struct
+import zlib
 from typing import Any
 
 import orjson
@@ -15,6 +16,9 @@ from pere.ledger import Entry
 RECORD = struct.Struct("<qIBHd")
 MAX_RECORDS = 10_000  # in a row of the log
 SATISFIED = 4  # in the first byte of an entry's columns
+
+# What unpacking says of bytes that are not what they should be.
+Malformed = (zlib.error, struct.error, ValueError, TypeError, LookupError)
 
 EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled from events "
 

@@ -11,18 +11,18 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from pere.audience import Member
 from pere.config import Config
-from pere.errors import Gone, NotFound, Unavailable
+from pere.errors import Conflict, NotFound, Unavailable
 from pere.event import SEQUENCE_BITS, Event, format_id
-from pere.ledger import Entry
-from pere.receipt import CANCELLED, NONE
-from pere.storage import Shelf, schema
-from pere.storage.packing import EVENT, SATISFIED, event_of, parted, words
+from pere.ledger import ALL, Entry, gone_event
+from pere.receipt import CANCELLED, EXPIRED, LATE, NONE, PENDING, STATE, closes
+from pere.storage import Page, Record, Shelf, schema
+from pere.storage.packing import EVENT, RECORD, SATISFIED, event_of, parted, words
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
@@ -31,6 +31,7 @@ BLOCK = 128  # events that are fetched at once
 MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
 MAX_NAMED = 10_000  # events for named devices that are looked through when a channel is opened
 MAX_VISITED = 1_000  # entries of older events that are kept at hand
+MAX_LOOKED = 32 * BLOCK  # columns of older events that are looked at in one go: about 50 ms of the loop at most
 RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
 
 
@@ -57,6 +58,31 @@ class DiskShelf(Shelf):
         return self._gone_id
 
 
+class Known:
+    """What the file says of an event in the log: when it was accepted, who is meant if only some are, and the states of its
+    entry with the log up to the number `logged` in them."""
+
+    __slots__ = ("level", "logged", "names", "states", "time")
+
+    def __init__(self, time: float, level: int, recipients: str | None, logged: int, columns: bytes):
+        self.time = time
+        self.level = level
+        self.names = sorted(set(orjson.loads(recipients))) if recipients is not None else None
+        self.logged = logged
+        self.states = parted(zlib.decompress(columns))[0]
+
+
+class Piece(NamedTuple):
+    """Of the log: rows of number, event, slot, state, what was said, and when; up to where it reaches, whether what came before is
+    deleted, and the number of the channel of the record before it."""
+
+    rows: list[tuple[Any, ...]]
+    through: int
+    is_lost: bool
+    before: int
+    events: dict[int, Known]
+
+
 class Reading(WorkingSet):
     """A working set with a file behind it, `path`, that is there and of this version."""
 
@@ -81,6 +107,7 @@ class Reading(WorkingSet):
         self._numbers: dict[int, str] = {}
         self._kept_channels: dict[str, tuple[int, int, int]] = {}  # with `first`, `gone` and `sent` as they are there
         self._newest_channel = 0
+        self._newest_record = 0  # in the log, of what is entered in memory
 
     def _one(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
         row = self._reader.execute(sql, values).fetchone()
@@ -184,7 +211,7 @@ class Reading(WorkingSet):
         if event is not None:
             return event
         if shelf is not None and id <= shelf.gone_id:
-            raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
+            raise gone_event(id)
         raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
 
     def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
@@ -243,7 +270,92 @@ class Reading(WorkingSet):
         events = [event for event in events if event.ordinal <= shelf.backlog.last]
         return events, bool(events) and events[-1].ordinal < shelf.backlog.last
 
+    # The log
+
+    @property
+    def newest_record(self) -> int:
+        return self._newest_record
+
+    async def records(self, channel: str, after: int, limit: int) -> Page:
+        newest = self._newest_record
+        if after > newest:
+            return Page([], newest, False, True)
+        number = self._names.get(channel, 0)
+        try:
+            piece = await self._loop.run_in_executor(self._elsewhere, self._piece, number, after, newest, limit)
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+        is_lost = piece.is_lost or piece.before not in (0, number) and piece.before not in self._numbers
+        shelf = self.shelf(channel) if piece.rows else None
+        told: list[Record] = []
+        for row in piece.rows:
+            record = self._record(shelf, piece, *row)
+            if record is not None:
+                told.append(record)
+            elif not told:
+                is_lost = after > 0
+            else:
+                # The next page begins with what is missing here.
+                return Page(told, told[-1].number, True, is_lost)
+        return Page(told, piece.through, piece.through < newest, is_lost)
+
+    def _record(self, shelf: Shelf | None, piece: Piece, number: int, id: int, slot: int, state: int, status: bytes | None, at: float) -> Record | None:
+        """None where the event is no longer kept: then nobody knows any more who had the slot, for it may have been given anew."""
+        known = piece.events.get(id)
+        if shelf is None or known is None or id <= shelf.gone_id:
+            return None
+        if slot == ALL:
+            return Record(number, id, None, state, None, False, at, None)
+        device = known.names[slot] if known.names else shelf.audience.names[slot]
+        if state in (EXPIRED, CANCELLED):
+            return Record(number, id, device, state, None, False, at, None)
+        is_late = False
+        if closes(state, known.level):
+            entry = self.ledger.entries.get(id)
+            if entry is None and known.logged < number:
+                entry = self._find_entry(id)  # its columns were saved while we read
+            is_late = bool((entry.states if entry is not None else known.states)[slot] & LATE)
+        return Record(number, id, device, state, status, is_late, at, max(0.0, at - known.time))
+
+    def _piece(self, channel: int, after: int, newest: int, limit: int) -> Piece:
+        """A piece of the log, and what is needed to understand it, all of one state of the file. In the thread that reads."""
+        ask = self._far.execute
+        ask("begin")
+        try:
+            first = ask("select min(number) from receipts").fetchone()[0] or newest + 1
+            before = ask("select channel from receipts where number <= ? order by number desc limit 1", (after,)).fetchone()
+            # The row that holds the record may begin before it.
+            begin = ask("select max(number) from receipts where channel = ? and number <= ?", (channel, after + 1)).fetchone()[0] or 0
+            found: list[tuple[Any, ...]] = []
+            through = newest
+            cursor = ask("select number, records, sayings from receipts where channel = ? and number >= ? and number <= ? order by number",
+                         (channel, begin, newest))
+            for number, records, sayings in cursor:
+                start = max(0, after + 1 - number)
+                said: list[bytes] | None = None
+                for place, (id, slot, state, saying, at) in enumerate(RECORD.iter_unpack(records[start * RECORD.size :]), number + start):
+                    if place > newest or len(found) == limit:
+                        break
+                    if state != PENDING:
+                        said = words(sayings) if saying and said is None else said
+                        found.append((place, id, slot, state, said[saying - 1] if saying and said is not None else None, at))
+                if len(found) == limit:
+                    through = found[-1][0]
+                    break
+            cursor.close()
+            ids = list({row[1] for row in found})
+            events = ask("select v.id, v.time, v.level, v.recipients, e.logged, e.columns from events v join entries e on e.event = v.id "
+                         f"where v.id in ({', '.join('?' * len(ids))})", ids).fetchall()
+        finally:
+            ask("rollback")
+        return Piece(found, through, 0 < after < first - 1, before[0] if before is not None else 0,
+                     {id: Known(*about) for id, *about in events})
+
     # The ledger, as far as it is not at hand
+
+    def _gone_id(self, channel: str) -> int:
+        kept = self._kept_channels.get(channel)
+        return kept[1] if kept is not None and channel not in self._shelves else super()._gone_id(channel)
 
     def _entry(self, event: Event) -> Entry | None:
         if event.level == NONE:
@@ -312,6 +424,38 @@ class Reading(WorkingSet):
             if ordinal >= shelf.backlog.first or (slot >= 0 and self.ledger.is_open(entry, slot)):
                 return ordinal - 1
         return ordinal
+
+    def _pending_before(self, shelf: Shelf, device: str, settled: int, last: int, limit: int) -> tuple[list[int], bool]:
+        assert isinstance(shelf, DiskShelf)
+        oldest = shelf.backlog.oldest()
+        if settled + 1 >= shelf.backlog.first or oldest is None:
+            return [], True
+        found: list[int] = []
+        member = shelf.audience.members.get(device)
+        after, until = max(self.id_at(shelf, settled), shelf.gone_id), min(last, oldest.id - 1)
+        for _ in range(0, MAX_LOOKED, BLOCK):
+            # What nobody owes is passed over by the index. A column is looked at where it lies: to bring each entry in costs five times as much.
+            rows = self._read("select e.event, e.columns, v.recipients from entries e join events v on v.id = e.event where e.channel = ? "
+                              "and e.owed > 0 and e.event > ? and e.event <= ? order by e.event limit ?", (shelf.number, after, until, BLOCK))
+            for id, columns, recipients in rows:
+                entry = self.ledger.entries.get(id)
+                if entry is not None:
+                    states, slot = entry.states, entry.slot(device)
+                else:
+                    states, _, _ = parted(zlib.decompress(columns))
+                    named = sorted(orjson.loads(recipients)) if recipients is not None else None
+                    slot = named.index(device) if named is not None and device in named else member.slot if named is None and member is not None else -1
+                if 0 <= slot < len(states) and states[slot] & STATE == PENDING:
+                    found.append(id)
+                    if len(found) == limit:
+                        return found, False
+            if len(rows) < BLOCK:
+                return found, True
+            after = rows[-1][0]
+        if not found:
+            raise Conflict("too_many_open", f"more than {MAX_LOOKED} older events are open before the first that this device has said nothing of; "
+                           "it can still answer by event_id")
+        return found, False
 
     def oldest_outstanding(self) -> float | None:
         times = [time for time in (super().oldest_outstanding(),) if time is not None]

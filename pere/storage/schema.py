@@ -23,6 +23,7 @@ from pere.errors import ConfigError
 
 APPLICATION = 0x50455245  # "PERE": SQLite's application_id says whose file it is
 VERSION = 2
+ROOM_BYTES = 64 * 1024  # less is as good as none: the index of the write-ahead log alone takes 32 KiB
 PAGE_BYTES = 8192  # measured: 10 % less to write per commit of many receipts than with 4096, and the same for one
 
 TABLES = """
@@ -131,8 +132,29 @@ class Lock:
             owner = os.pread(self._file, 32, 0).decode(errors="replace").strip()
             os.close(self._file)
             raise ConfigError(f"{path} is in use by another process{f' (pid {owner})' if owner else ''}; one file serves one PERE") from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(self._file)
+            raise ConfigError(f"{path} cannot be used: {error.strerror}: {self._path}") from None
+
+    def lost(self) -> str | None:
+        """The name of the lock, if it is no more ours: another process has the file now. Where it was only deleted it is made anew."""
+        try:
+            found, ours = os.stat(self._path), os.fstat(self._file)
+            return None if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino) else self._path
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return self._path
+        try:
+            anew = Lock(self._path.removesuffix("-lock"))
+        except ConfigError:
+            return self._path
+        os.close(self._file)
+        self._file = anew._file
+        return None
 
     def release(self) -> None:
         # The file stays: were it deleted, two others could each lock one of that name.
@@ -141,6 +163,8 @@ class Lock:
 
 def check(path: str) -> int:
     """The version of a file, 0 if there is none yet. Raises ConfigError where it is not ours, or not to be read: it is left as it is."""
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder, and not a file")
     if not os.path.exists(path) or not os.path.getsize(path):
         folder = Path(path).absolute().parent
         if not folder.is_dir():
@@ -155,8 +179,10 @@ def check(path: str) -> int:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise ConfigError(f"{path} cannot be read as a database of PERE, and is left as it is: {error}") from None
-    if not tables and not version:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise ConfigError(f"{path} cannot be read as a database of PERE, and is left as it is: {error}") from None
+        raise ConfigError(f"{path} cannot be opened: {_why(path, error)}") from None
+    if not tables and not version and not application:
         return 0
     if application != APPLICATION:
         raise ConfigError(f"{path} is a database of some other program, and is left as it is")
@@ -170,11 +196,21 @@ def prepare(path: str, sync: str) -> sqlite3.Connection:
     version = check(path)
     try:
         connection = connect(path, sync=sync)
+        # A file that may only be read is opened all the same, and the first push would be the first to notice.
+        connection.execute("begin immediate")
+        connection.execute(f"pragma user_version = {version}")
+        connection.execute("rollback")
         if version < VERSION:
             migrate(connection, version)
         return connection
     except sqlite3.Error as error:
-        raise ConfigError(f"{path} cannot be opened: {error}") from None
+        raise ConfigError(f"{path} cannot be opened: {_why(path, error)}") from None
+
+
+def _why(path: str, error: sqlite3.Error) -> str:
+    """Where there is no room for the files beside the database, SQLite says no more than "disk I/O error"."""
+    disk = os.statvfs(Path(path).absolute().parent)
+    return f"{error}; the disk is full" if disk.f_bavail * disk.f_frsize < ROOM_BYTES else str(error)
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -188,5 +224,6 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
         connection.execute(f"pragma user_version = {VERSION}")
         connection.execute("commit")
     except BaseException:
-        connection.execute("rollback")
+        if connection.in_transaction:  # SQLite itself rolls back when the disk is full
+            connection.execute("rollback")
         raise

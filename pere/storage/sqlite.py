@@ -10,19 +10,20 @@ the like may be a moment old after a crash: then a device is sent again what it 
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
-from pere.errors import ConfigError, Gone, Refusal, Unavailable
-from pere.event import Draft, Event, format_id
-from pere.ledger import ALL, Entry, needed, unknown_receipt
+from pere.errors import ConfigError, NotFound, Refusal, Unavailable
+from pere.event import Draft, Event
+from pere.ledger import ALL, Entry, Receipt, gone_event, moment_of, needed, unknown_receipt
 from pere.receipt import CANCELLED, EXPIRED, NONE
 from pere.storage import Accepted, Shelf, schema
-from pere.storage.committing import Assured, Committing, Refused, Told, mark, row_of
+from pere.storage.committing import Assured, Change, Committing, Part, Refused, Together, Told, mark, row_of
 from pere.storage.journal import Journal
-from pere.storage.packing import MAX_RECORDS, RECORD, words
+from pere.storage.packing import MAX_RECORDS, RECORD, Malformed, words
 from pere.storage.reading import DiskShelf
 
 log = logging.getLogger("pere.store")
@@ -46,10 +47,13 @@ class SqliteStore(Committing):
         self._searched: dict[DiskShelf, int] = {}  # for what those who left still owe: up to which id
         try:
             self._start()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Refusal) as error:
             self._lock.release()
             raise ConfigError(f"{path} cannot be read: {error}") from None
-        self._journal = Journal(path, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
+        except Malformed as error:
+            self._lock.release()
+            raise ConfigError(f"{path} cannot be read: what is in it does not agree ({error!r}); `pere store check` tells more") from None
+        self._journal = Journal(path, self._lock, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
         # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
         self._aged = self._number_before = self._number
         self._soon()
@@ -86,6 +90,7 @@ class SqliteStore(Committing):
         for channel, key, event, audience, at in self._reader.execute(
                 "select channel, key, event, audience, at from keys where at > ? order by at", (since,)):
             self._keys[channel, key] = at, Accepted(event, audience)
+        self._newest_record = self._number
         self._floor = values.get("floor", 1)
         self._is_new = "born" not in values
         self._replay()
@@ -128,17 +133,18 @@ class SqliteStore(Committing):
         self._pushes.append((draft, now, then))
         self._soon()
 
-    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Told, refused: Refused) -> None:
+    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Told, refused: Refused,
+               at: float | None = None) -> None:
         entry = self.ledger.entries.get(id) or self._find_entry(id)
         if entry is None:
             shelf = self.shelf(channel) if channel is not None else None
             if shelf is not None and id <= shelf.gone_id:
-                raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
+                raise gone_event(id)
             raise unknown_receipt()
         member, slot = self.ledger.find(entry, channel, device)
         place = (id, slot)
         if place in self._flying:
-            self._behind.setdefault(place, []).append((channel, device, id, state, status, then, refused))
+            self._behind.setdefault(place, []).append((channel, device, id, state, status, then, refused, at))
             return
         old = entry.states[slot]
         if entry.rules[state][old][0] == old:
@@ -146,9 +152,53 @@ class SqliteStore(Committing):
             then(*self.ledger.enter(entry, member, slot, state, status, self.clock()))
             return
         self._flying.add(place)
-        self._change(entry, member, slot, state, status, then, refused)
+        self._change(entry, member, slot, state, status, then, refused, at)
         if self._commit is None and not self._is_called:
             self._soon()
+
+    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        together = Together(len(receipts), then)
+        entries, flying, dirty, now, number = self.ledger.entries, self._flying, self._dirty, self.clock(), self._number + 1
+        channel, part = "", Part(together)
+        changes: list[Change] = []
+        parts: dict[str, Part] = {}
+        gone = -1
+        for place, (id, state, status, at) in enumerate(receipts):
+            entry = entries.get(id)
+            try:
+                if entry is None and (entry := self._find_entry(id)) is None:
+                    raise unknown_receipt()
+                member, slot = self.ledger.find(entry, None, device)
+            except NotFound:
+                gone = self._newest_gone(device) if gone < 0 else gone
+                together.refused(place, self._why(device, id, gone))
+                continue
+            except Unavailable as refusal:
+                together.refused(place, refusal)
+                continue
+            flight = (id, slot)
+            if flight in flying:
+                self._behind.setdefault(flight, []).append(
+                    (None, device, id, state, status, partial(together.told, place), partial(together.refused, place), at))
+                continue
+            if entry.rules[state][entry.states[slot]][0] == entry.states[slot]:
+                together.told(place, *self.ledger.enter(entry, member, slot, state, status, now))
+                continue
+            # As in `_change`, with the channel looked up only where it is another than before.
+            if entry.event.channel != channel:
+                channel = entry.event.channel
+                changes = self._changes.setdefault(channel, [])
+                part = parts.setdefault(channel, Part(together))
+            flying.add(flight)
+            part.places.append(place)
+            if entry not in dirty:
+                dirty[entry] = number
+            moment = now if at is None else moment_of(entry.event, at, now)
+            changes.append(((entry, member, slot, state, status, moment), part.told, part.refused))
+        if parts:
+            self._soon()
+        elif not receipts:
+            then([])
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Refused) -> None:
         event = self.find(channel, id)
@@ -167,13 +217,18 @@ class SqliteStore(Committing):
         if entry is not None:
             self._change(entry, None, ALL, CANCELLED, None, recalled, refused)
         else:
-            self._wishes.append(("update events set recalled = 1 where id = ?", (id,)))
-            self._answers.append(lambda: recalled(CANCELLED, 0))
+            self._recalls.append((id, recalled, refused))
         self._soon()
 
     def _end(self, entry: Entry, slot: int, end: int) -> None:
         self._change(entry, None, slot, end)
         self._soon()
+
+    def owes(self, event: Event, device: str) -> bool:
+        if not super().owes(event, device):
+            return False
+        entry = self.ledger.entries[event.id]
+        return (event.id, entry.slot(device)) not in self._flying
 
     def attempt(self, event: Event, device: str, again: bool) -> int:
         attempt = super().attempt(event, device, again)

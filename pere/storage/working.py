@@ -7,7 +7,7 @@ inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it 
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import orjson
@@ -16,9 +16,9 @@ from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device, Devices
-from pere.errors import Gone, NotFound, Unavailable
+from pere.errors import NotFound, Refusal, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import Entry, Ledger
+from pere.ledger import Entry, Ledger, Receipt, gone_event, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NAMES, PENDING, STATE, closes, quantiles
 from pere.storage import Accepted, Shelf, Store
@@ -45,6 +45,7 @@ class WorkingSet(Store):
         self.deliver = lambda event: None
         self.withdraw = lambda event: None
         self.on_commit = lambda seconds, size: None
+        self.on_receipts = None
         self.bytes = 0
         self.events = 0  # accepted since the start
         self.event_bytes = 0
@@ -146,7 +147,7 @@ class WorkingSet(Store):
         if event is not None:
             return event
         if shelf is not None and id <= shelf.backlog.evicted_id:
-            raise Gone("event_gone", f"event {format_id(id)} is no longer kept")
+            raise gone_event(id)
         raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
 
     def shelf(self, channel: str) -> Shelf | None:
@@ -184,14 +185,59 @@ class WorkingSet(Store):
         oldest = self.ledger.oldest_open()
         return oldest.event.time if oldest is not None else None
 
-    def pending(self, channel: str, device: str, last: int) -> list[int]:
+    def _told(self, device: str, receipts: Sequence[Receipt], answers: list[tuple[int, int] | None]) -> list[tuple[int, int] | Refusal]:
+        """The answers, with a refusal where there is None. `receipts` need not name their channel, so an event is taken to be gone if
+        it may have been on one of the device's."""
+        if None not in answers:
+            return answers  # type: ignore[return-value]
+        gone = self._newest_gone(device)
+        return [answer or self._why(device, id, gone) for answer, (id, *_) in zip(answers, receipts, strict=True)]
+
+    def _why(self, device: str, id: int, gone: int) -> Refusal:
+        """Why a device cannot answer for an event of whatever channel."""
+        known, entry = self.devices.get(device), self.ledger.entries.get(id)
+        if id > gone or (entry is not None and known is not None and entry.event.channel in known.channels):
+            return unknown_receipt()
+        return gone_event(id)
+
+    def _newest_gone(self, device: str) -> int:
+        """The newest id on any channel of a device that is no longer kept."""
+        known = self.devices.get(device)
+        return max(map(self._gone_id, known.channels), default=0) if known is not None else 0
+
+    def _gone_id(self, channel: str) -> int:
+        """The newest id of a channel that is no longer kept."""
         shelf = self._shelves.get(channel)
-        found = []
-        for event in shelf.backlog if shelf is not None else ():
-            entry = self._entry(event) if event.id <= last else None
+        return shelf.gone_id if shelf is not None else 0
+
+    def pending(self, channel: str, device: str, last: int, limit: int) -> tuple[list[int], bool]:
+        shelf = self.shelf(channel)
+        if shelf is None:
+            return [], False
+        settled = self._settled_of(shelf, device)
+        found, is_all = self._pending_before(shelf, device, settled, last, limit + 1)
+        if not is_all:
+            return found[:limit], True
+        backlog = shelf.backlog
+        for ordinal in range(max(settled + 1, backlog.first), backlog.last + 1):
+            event = backlog.at(ordinal)
+            if event is None or event.id > last or len(found) > limit:
+                break
+            entry = self._entry(event)
             if entry is not None and (slot := entry.slot(device)) >= 0 and entry.states[slot] & STATE == PENDING:
                 found.append(event.id)
-        return found
+        return found[:limit], len(found) > limit
+
+    def _settled_of(self, shelf: Shelf, device: str) -> int:
+        """The ordinal up to which a device owes nothing, whether it has been seen on the channel or not."""
+        member = shelf.audience.members.get(device)
+        if member is not None:
+            return self.settled(shelf, member)
+        return shelf.waiting.get(device, shelf.backlog.last + 1) - 1
+
+    def _pending_before(self, shelf: Shelf, device: str, settled: int, last: int, limit: int) -> tuple[list[int], bool]:
+        """The same for what is older than the backlog; and whether that was all of it."""
+        return [], True
 
     async def status(self, channel: str, id: int) -> dict[str, Any]:
         event = self.find(channel, id)
@@ -271,6 +317,11 @@ class WorkingSet(Store):
         if not attempt:
             self._end(entry, slot, EXPIRED)
         return attempt
+
+    def owes(self, event: Event, device: str) -> bool:
+        entry = self._entry(event)
+        slot = entry.slot(device) if entry is not None else -1
+        return entry is not None and slot >= 0 and self.ledger.is_open(entry, slot)
 
     def settled(self, shelf: Shelf, member: Member) -> int:
         backlog = shelf.backlog

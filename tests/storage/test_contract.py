@@ -509,9 +509,50 @@ async def test_what_a_device_has_said_nothing_of_is_pending(open_desk):
     desk.store.register("c", "d1")
     first, second, third, fourth = [await desk.push() for _ in range(4)]
     await desk.receipt("d1", second, "delivered")
-    assert desk.store.pending("c", "d1", fourth) == [first, third, fourth]
-    assert desk.store.pending("c", "d1", third) == [first, third]
-    assert desk.store.pending("c", "d2", fourth) == desk.store.pending("nowhere", "d1", fourth) == []
+    assert desk.store.pending("c", "d1", fourth, 3) == ([first, third, fourth], False)
+    assert desk.store.pending("c", "d1", fourth, 2) == ([first, third], True)
+    assert desk.store.pending("c", "d1", third, 9) == ([first, third], False)
+    assert desk.store.pending("c", "d2", fourth, 9) == desk.store.pending("nowhere", "d1", fourth, 9) == ([], False)
+
+
+async def _together(desk: Desk, device: str, *receipts: tuple[int, str, float | None]) -> list[object]:
+    told: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    desk.store.record_many(device, [(id, state_code(state), None, at) for id, state, at in receipts], told.set_result)
+    return [answer.code if isinstance(answer, Refusal) else (NAMES[answer[0]], OUTCOMES[answer[1]]) for answer in await told]
+
+
+async def test_receipts_that_are_given_together_are_answered_as_they_would_be_alone(open_desk):
+    desk = await open_desk()
+    for channel in ("c", "other"):
+        desk.store.register(channel, "d1")
+    first, other, named, foreign = await desk.push(), await desk.push("other"), await desk.push(to=("d1", "a")), await desk.push("far")
+    assert await _together(desk, "d1") == []
+    assert await _together(desk, "d1", (first, "delivered", None), (other, "failed", None), (foreign, "processed", None), (named, "processed", None),
+                           (first, "processed", None), (other, "processed", None), (1, "processed", None), (named, "delivered", None)) == [
+        ("delivered", "accepted"), ("failed", "accepted"), "unknown_event", ("processed", "accepted"),
+        ("processed", "accepted"), ("failed", "conflict"), "unknown_event", ("processed", "duplicate")]
+    assert await desk.counts(first) == {"processed": 1}
+    assert await _together(desk, "stranger", (first, "processed", None)) == ["unknown_event"]
+
+
+async def test_receipts_that_are_given_together_meet_those_that_are_on_their_way(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    ids = [await desk.push() for _ in range(3)]
+    answers = await asyncio.gather(*(_together(desk, "d1", *[(id, state, None) for id in ids]) for state in ("processed", "processed", "failed")),
+                                   desk.receipt("d1", ids[0]))
+    assert answers == [[("processed", "accepted")] * 3, [("processed", "duplicate")] * 3, [("processed", "conflict")] * 3, ("processed", "duplicate")]
+
+
+@pytest.mark.parametrize("at, latency", [(NOW + 30, 30), (NOW - 30, 0.0001), (NOW + 90, 60), (None, 60)])
+async def test_a_receipt_may_say_when_the_device_did_it(open_desk, at, latency):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    id = await desk.push()
+    desk.clock.now += 60
+    assert await _together(desk, "d1", (id, "processed", at)) == [("processed", "accepted")]
+    (line,), _ = await desk.store.lines("c", id, None, 0, 1)
+    assert line["latency"] == pytest.approx(latency, rel=0.06)
 
 
 # Resuming
@@ -674,7 +715,7 @@ async def test_who_comes_back_owes_only_what_comes_from_then_on(open_desk):
     between = await desk.push()
     assert desk.store.register("c", "d1").position == 2
     after = await desk.push()
-    assert desk.store.pending("c", "d1", after) == [after]
+    assert desk.store.pending("c", "d1", after, 9) == ([after], False)
     assert await desk.devices(before) == ["d1"]
     assert await desk.devices(between) == []
     assert await desk.receipt("d1", after) == ("processed", "accepted")
@@ -870,3 +911,92 @@ async def test_the_counts_of_many_add_up_to_their_audiences_all_along(open_desk)
             assert status["outstanding"] == len(await desk.devices(kept, "outstanding"))
             outstanding += status["outstanding"]
         assert outstanding == desk.store.ledger.outstanding
+
+
+# What is followed
+
+
+async def followed(desk: Desk, channel: str = "c", after: int = 0, limit: int = 100) -> list[tuple[int, str | None, str]]:
+    """Event, device and state of each record, page after page."""
+    found = []
+    while True:
+        page = await desk.store.records(channel, after, limit)
+        assert len(page.records) <= limit
+        numbers = [record.number for record in page.records]
+        assert numbers == sorted({number for number in numbers if after < number <= page.through})
+        found += [(record.event_id, record.device, NAMES[record.state]) for record in page.records]
+        assert page.through > after or not page.is_more
+        after = page.through
+        if not page.is_more:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+async def test_every_change_of_a_state_is_a_record(open_desk, limit):
+    desk = await open_desk()
+    for device in ("d1", "d2", "d3"):
+        desk.store.register("c", device)
+    first, short, named = await desk.push(), await desk.push(ttl=60), await desk.push(to=("d2", "unseen"))
+    for device, id, state in (("d1", first, "delivered"), ("d1", first, "delivered"), ("d1", first, "processed"), ("d1", first, "failed"),
+                              ("unseen", named, "failed"), ("d1", short, "processed")):
+        await desk.receipt(device, id, state)
+    await desk.sweep(later=100)
+    await desk.receipt("d2", short)
+    desk.store.unregister("c", "d2")
+    await desk.store.settle()
+    assert await desk.recall(first) == 1
+    assert await desk.recall(first) == 0
+    records = await followed(desk, limit=limit)
+    assert records[:6] == [(first, "d1", "delivered"), (first, "d1", "processed"), (named, "unseen", "failed"), (short, "d1", "processed"),
+                           (short, None, "expired"), (short, "d2", "processed")]
+    assert sorted(records[6:8]) == [(first, "d2", "cancelled"), (named, "d2", "cancelled")]
+    assert records[8:] == [(first, None, "cancelled")]
+    assert await followed(desk, "other") == []
+
+
+async def test_a_record_says_what_was_said_when_and_how_late(open_desk):
+    desk = await open_desk()
+    for device in ("d1", "d2"):
+        desk.store.register("c", device)
+    id = await desk.push(ttl=60)
+    desk.clock.now += 1.5
+    await desk.receipt("d1", id, status={"n": 1})
+    await desk.sweep(later=100)
+    await desk.receipt("d2", id)
+    records = (await desk.store.records("c", 0, 10)).records
+    assert [(record.device, record.status, record.late, record.at - NOW, record.latency) for record in records] == [
+        ("d1", b'{"n":1}', False, pytest.approx(1.5), pytest.approx(1.5)), (None, None, False, pytest.approx(101.5), None),
+        ("d2", None, True, pytest.approx(101.5), pytest.approx(101.5))]
+
+
+async def test_whoever_follows_is_told_when_there_is_more_and_nothing_before(open_desk):
+    desk = await open_desk()
+    for channel in ("c", "other"):
+        desk.store.register(channel, "d1")
+    ids = [await desk.push("c"), await desk.push("other")]
+    before = desk.store.newest_record
+    assert desk.store.on_receipts is None
+    told: list[tuple[str, bool]] = []
+    desk.store.on_receipts = lambda channel: told.append((channel, desk.store.newest_record > before))
+    await desk.receipt("d1", ids[0])
+    await desk.store.settle()
+    assert set(told) == {("c", True)}
+    before = desk.store.newest_record
+    await desk.receipt("d1", ids[0])
+    assert desk.store.newest_record == before
+    await desk.receipt("d1", ids[1], channel="other")
+    await desk.store.settle()
+    assert set(told) == {("c", True), ("other", True)}
+    assert await followed(desk, "c", before) == []
+    assert await followed(desk, "other", before) == [(ids[1], "d1", "processed")]
+
+
+async def test_a_number_that_nobody_can_vouch_for_says_so(open_desk):
+    desk = await open_desk()
+    desk.store.register("c", "d1")
+    await desk.receipt("d1", await desk.push())
+    newest = desk.store.newest_record
+    page = await desk.store.records("c", newest + 1, 10)
+    assert (page.records, page.through, page.is_more, page.is_lost) == ([], newest, False, True)
+    for after in (0, newest):
+        assert not (await desk.store.records("c", after, 10)).is_lost

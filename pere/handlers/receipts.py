@@ -1,0 +1,39 @@
+"""`GET /receipts/{channel}`: a connection becomes a feed of receipts."""
+
+import re
+from collections.abc import Callable
+
+from pere.config import Config
+from pere.door import Ask
+from pere.errors import BadRequest
+from pere.followers import Followers
+from pere.handlers.base import NO_QUERY, Cors, Query, channel_of
+from pere.handlers.feed import Opening, cursor_of, start_of
+from pere.names import shown
+
+NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # fits 63 bits
+
+
+def parse_number(text: str) -> int:
+    """The id of a receipt; raises BadRequest if it is none."""
+    if NUMBER.fullmatch(text):
+        return int(text)
+    raise BadRequest("bad_receipt_id", f"the id of a receipt is a whole number, as `id:` told it, not {shown(text)}")
+
+
+class OpenReceipts:
+    """Checks what a follower asks for, then hands it the connection. `check_room` raises Unavailable where there are too many."""
+
+    def __init__(self, followers: Followers, check_room: Callable[[], None], config: Config, cors: Cors):
+        self._followers = followers
+        self._check_room = check_room
+        self._opening = Opening(config.retry, cors)
+
+    def one(self, ask: Ask) -> None:
+        channel = channel_of(ask.path)
+        query = Query(ask.query) if ask.query else NO_QUERY
+        cursor = cursor_of(ask, query, parse_number)
+        start = start_of(query, parse_number)
+        self._check_room()
+        greeting, form = self._opening.greet(ask)
+        self._followers.open(ask.detach(), form, channel, cursor if cursor is not None else start, greeting)

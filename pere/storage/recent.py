@@ -1,0 +1,78 @@
+"""The newest changes of states, in memory, for those who follow them: a log for each channel, bounded over all.
+
+A number counts the changes of the whole store, so a channel's numbers have holes. They begin at the microsecond in which the store
+was born: who comes back with a number from an earlier life is below all that are given now, and is told that something is missing.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from operator import itemgetter
+
+from pere.event import Event
+from pere.receipt import CANCELLED, EXPIRED, LATE, STATE
+from pere.storage import Page, Record
+
+# Number, event, when that was accepted, device (None: all that were open), state and whether it was late, what was said, and when.
+Row = tuple[int, int, float, str | None, int, bytes | None, float]
+
+_number = itemgetter(0)
+
+
+class Log(deque[Row]):
+    """The changes of one channel, oldest first; `gone` is the newest number that may have been here and is not any more."""
+
+    __slots__ = ("gone",)
+
+
+class Recent:
+    """The newest `most` changes over all channels. Numbers have no holes over all, so what is too old is known by its number; it is
+    cleared away now and then, so that to add one costs little. `born` is seconds since 1970."""
+
+    def __init__(self, most: int, born: float):
+        self.newest = int(born * 1_000_000)
+        self._most = most
+        self._gone = self.newest  # for channels of which nothing is here
+        self._logs: dict[str, Log] = {}
+        self._full_at = self.newest + most
+
+    def add(self, event: Event, device: str | None, byte: int, status: bytes | None, at: float) -> None:
+        """A change to the state in `byte`, which may have LATE beside it. This runs once for every receipt."""
+        self.newest = number = self.newest + 1
+        log = self._logs.get(event.channel)
+        if log is None:
+            log = self._logs[event.channel] = Log()
+            log.gone = self._gone
+        log.append((number, event.id, event.time, device, byte, status, at))
+        if number > self._full_at:
+            self._clear()
+
+    def _clear(self) -> None:
+        for channel, log in tuple(self._logs.items()):
+            self._trim(log)
+            if not log:
+                del self._logs[channel]
+                self._gone = max(self._gone, log.gone)
+        self._full_at = self.newest + self._most // 4
+
+    def _trim(self, log: Log) -> None:
+        first = self.newest - self._most + 1
+        while log and log[0][0] < first:
+            log.gone = log.popleft()[0]
+
+    def page(self, channel: str, after: int, limit: int) -> Page:
+        log = self._logs.get(channel)
+        if log is not None:
+            self._trim(log)
+        gone = log.gone if log is not None else self._gone
+        is_lost = after != 0 and not gone <= after <= self.newest
+        after = min(after, self.newest)
+        if log is None:
+            return Page([], self.newest, False, is_lost)
+        start = bisect_right(log, after, key=_number)
+        rows = [log[place] for place in range(start, min(start + limit, len(log)))]
+        is_more = start + limit < len(log)
+        records = [
+            Record(number, id, device, byte & STATE, status, bool(byte & LATE), at, max(0.0, at - time) if byte not in (EXPIRED, CANCELLED) else None)
+            for number, id, time, device, byte, status, at in rows
+        ]
+        return Page(records, records[-1].number if is_more else self.newest, is_more, is_lost)
