@@ -8,15 +8,17 @@ from typing import Any
 
 
 class Device:
-    """A device that is registered somewhere. `feeds` are in the order of their opening."""
+    """A device that is registered somewhere. `feeds` are in the order of their opening. `seen` is when one of them last opened or
+    closed, as far as the device wants patterns."""
 
-    __slots__ = ("channels", "feeds", "name", "patterns")
+    __slots__ = ("channels", "feeds", "name", "patterns", "seen")
 
     def __init__(self, name: str):
         self.name = name
         self.channels: tuple[str, ...] = ()
         self.patterns: tuple[str, ...] = ()
         self.feeds: tuple[Any, ...] = ()
+        self.seen = 0.0
 
 
 class Devices:

@@ -7,6 +7,7 @@ the hub's business.
 
 import asyncio
 import os
+import sys
 from typing import Any, Protocol
 
 import orjson
@@ -29,9 +30,9 @@ def bye(reason: str, retry: float) -> bytes:
 class Place:
     """A feed's place on one channel, by ordinals of its events: `ordinal` is the last one it was given, as long as it is not live
     (`id` is that event's id, 0 if it is not known). What came before it connected, up to `known`, is given only as far as the
-    device still owes a receipt, and counts as a further attempt up to `sent`; what asks for no receipt is given above `read`."""
+    device still owes a receipt, and counts as a further attempt up to `sent`; what asks for no receipt is given above `read`, and above `wanted` everything."""
 
-    __slots__ = ("channel", "feed", "id", "known", "member", "ordinal", "read", "sent")
+    __slots__ = ("channel", "feed", "id", "known", "member", "ordinal", "read", "sent", "wanted")
 
     def __init__(self, feed: "Feed", channel: Any, member: Member | None, ordinal: int):
         self.feed = feed
@@ -42,6 +43,7 @@ class Place:
         self.known = 0
         self.sent = 0
         self.read = 0
+        self.wanted = sys.maxsize
 
 
 class Owner(Protocol):

@@ -336,7 +336,8 @@ class Hub:
                 place.feed.greeting += self._gap(place, None)
             if member is not None:
                 # What came before that is still owed, if it was not answered.
-                place.known = place.read = place.ordinal
+                place.wanted = place.read = place.ordinal
+                place.known = backlog.last
                 place.sent = backlog.last if member.live else member.position
                 place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
             return
@@ -427,8 +428,10 @@ class Hub:
         if event.ordinal <= place.known:
             if event.level == NONE:
                 attempt = int(event.ordinal > place.read)
-            else:
+            elif self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
                 attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
+            else:
+                attempt = int(event.ordinal > place.wanted)
             if not attempt:
                 return b""
         if feed.care is not None and event.level != NONE and self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
@@ -511,6 +514,7 @@ class Hub:
             if not self._wildcards[pattern]:
                 del self._wildcards[pattern]
         if feed.device is not None:
+            feed.device.seen = now
             self._store.devices.close(feed.device, feed)
         del self.feeds[feed.fd]
         self.closes[feed.reason] += 1

@@ -5,7 +5,8 @@ the callbacks: `then` is called once, when the matter is as safe as this store m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Page:
 
 class Shelf:
     """What is at hand of one channel: its newest events and its devices. `waiting` are devices that were addressed by `to` before
-    they were ever seen here, with the ordinal of the first such event. `past` are older events that were fetched, by ordinal."""
+    they were ever seen here, with the ordinals of these events. `past` are older events that were fetched, by ordinal."""
 
     __slots__ = ("audience", "backlog", "name", "past", "touched", "waiting")
 
@@ -63,9 +64,18 @@ class Shelf:
         self.name = name
         self.backlog = backlog
         self.audience = Audience()
-        self.waiting: dict[str, int] = {}
+        self.waiting: dict[str, deque[int]] = {}
         self.touched = now
         self.past: dict[int, Event] = {}
+
+    def let_go(self, devices: Iterable[str]) -> None:
+        """What these devices wait for is no longer kept, as far as it is older than `first`."""
+        for device in devices:
+            ordinals = self.waiting.get(device)
+            while ordinals and ordinals[0] < self.first:
+                ordinals.popleft()
+            if ordinals is not None and not ordinals:
+                del self.waiting[device]
 
     @property
     def first(self) -> int:

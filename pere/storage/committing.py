@@ -424,7 +424,7 @@ class Committing(Reading):
             if shelf is not None:
                 assert isinstance(shelf, DiskShelf)
                 shelf._first, shelf._gone_id = first, gone
-                shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= first}
+                shelf.let_go(tuple(shelf.waiting))
                 while (old := shelf.backlog.oldest()) is not None and old.id <= gone:
                     self._evict(shelf)
         for id, owed in pruned:
@@ -528,9 +528,11 @@ def foresee(states: bytearray, entry: Entry, slot: int, state: int) -> bool:
     return states[slot] != byte
 
 
-def mark(member: Member) -> tuple[int, float]:
-    """What tells that a member must be saved again; how far it has come does not, while it has an open feed."""
-    return (-1, member.since) if member.live else (member.position, member.seen)
+def mark(member: Member) -> tuple[int, float, float]:
+    """What tells that a member must be saved again; how far it has come does not, while it has an open feed. When it last answered
+    matters only to those who look for devices that are gone, so that is told by the hour."""
+    hour = member.answered // 3600
+    return (-1, member.since, hour) if member.live else (member.position, member.seen, hour)
 
 
 def row_of(shelf: DiskShelf, member: Member, gone: int | None) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sqlite3
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -162,7 +162,8 @@ class Reading(WorkingSet):
             self._keep(shelf, event)
         now = self.clock()
         for slot, device, position, settled, since, seen, answered, last_id, gone in members:
-            member = Member(device, slot, shelf.sent if position is None else position, seen)
+            # With an open feed it had been written to as all of them had; unless it joined after we last looked.
+            member = Member(device, slot, max(shelf.sent, settled) if position is None else position, seen)
             # Who had an open feed when we last looked was seen until the end.
             member.seen = now if position is None else seen
             member.settled, member.since, member.answered, member.last_id = settled, since, answered, last_id
@@ -171,7 +172,7 @@ class Reading(WorkingSet):
         for ordinal, recipients in named:
             for device in orjson.loads(recipients):
                 if device not in shelf.audience.members:
-                    shelf.waiting[device] = ordinal
+                    shelf.waiting.setdefault(device, deque()).appendleft(ordinal)
         return True
 
     def seek(self, shelf: Shelf, id: int) -> int:
@@ -463,7 +464,8 @@ class Reading(WorkingSet):
             id = self._one("select min(event) from entries indexed by entries_oldest where owed > 0")
         except sqlite3.Error:
             id = None
-        if id is not None and id not in self.ledger.entries:
+        known = self.ledger.entries.get(id) if id is not None else None
+        if id is not None and (known is None or known.owed):
             times.append((id >> SEQUENCE_BITS) / 1000)
         return min(times, default=None)
 

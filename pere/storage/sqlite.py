@@ -85,7 +85,7 @@ class SqliteStore(Committing):
         for device, number in self._reader.execute("select device, channel from members where gone is null"):
             self.devices.register(device, names[number])
         for device, pattern in self._reader.execute("select device, pattern from wishes"):
-            self.devices.want(device, pattern)
+            self.devices.want(device, pattern).seen = self.clock()
         since = self.clock() - self._config.idempotency_window
         for channel, key, event, audience, at in self._reader.execute(
                 "select channel, key, event, audience, at from keys where at > ? order by at", (since,)):
@@ -271,6 +271,11 @@ class SqliteStore(Committing):
             self._wishes.append(("insert or replace into wishes values (?, ?)", (device, pattern)))
             self._fresh.setdefault(device, [])
         super().want(device, pattern)
+
+    def unregister(self, channel: str, device: str) -> None:
+        super().unregister(channel, device)
+        if device not in self.devices.known:
+            self._wishes.append(("delete from wishes where device = ?", (device,)))
 
     def remove(self, device: str) -> Device | None:
         if device in self.devices.known:

@@ -83,7 +83,7 @@ class WorkingSet(Store):
         self._keep(shelf, event)
         for device in draft.to:
             if device not in shelf.audience.members:
-                shelf.waiting.setdefault(device, event.ordinal)
+                shelf.waiting.setdefault(device, deque()).append(event.ordinal)
         accepted = Accepted(event.id, audience)
         if draft.key:
             self._keys[draft.channel, draft.key] = event.time, accepted
@@ -111,8 +111,8 @@ class WorkingSet(Store):
         """Out of memory with the oldest event of a channel."""
         event = shelf.backlog.evict()
         self.bytes -= event.size
-        if shelf.waiting:
-            shelf.waiting = {device: ordinal for device, ordinal in shelf.waiting.items() if ordinal >= shelf.first}
+        if shelf.waiting and event.to is not None:
+            shelf.let_go(event.to)
         if not len(shelf.backlog):
             del self._pushed[shelf.name]
         return event
@@ -135,11 +135,14 @@ class WorkingSet(Store):
     def _begin(self, shelf: Shelf) -> None:
         """A channel is born, and with it those devices join who wanted all such channels."""
         channel = shelf.name
+        now = self.clock()
         for wanted, names in self.devices.patterns.items():
             if compiled(wanted)(channel):
                 for name in names:
-                    # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
-                    self._join(shelf, name)
+                    device = self.devices.known[name]
+                    if device.feeds or device.seen >= now - self._config.device_ttl:
+                        # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
+                        self._join(shelf, name).seen = now if device.feeds else device.seen
 
     def find(self, channel: str, id: int) -> Event:
         shelf = self._shelves.get(channel)
@@ -233,7 +236,7 @@ class WorkingSet(Store):
         member = shelf.audience.members.get(device)
         if member is not None:
             return self.settled(shelf, member)
-        return shelf.waiting.get(device, shelf.backlog.last + 1) - 1
+        return shelf.waiting.get(device, (shelf.backlog.last + 1,))[0] - 1
 
     def _pending_before(self, shelf: Shelf, device: str, settled: int, last: int, limit: int) -> tuple[list[int], bool]:
         """The same for what is older than the backlog; and whether that was all of it."""
@@ -266,7 +269,7 @@ class WorkingSet(Store):
     def _unsent(self, event: Event, entry: Entry) -> int:
         """How many of the pending devices the event was never written to: only those who are away can be among them."""
         if entry.slots is not None:
-            return sum(byte & STATE == PENDING and not self._is_sent(event, entry.names[slot]) for slot, byte in enumerate(entry.states))
+            return sum(byte & STATE == PENDING and not self._is_sent(event, entry.names[slot], -1) for slot, byte in enumerate(entry.states))
         states, size, ordinal = entry.states, len(entry.states), event.ordinal
         return sum(
             member.position < ordinal
@@ -274,9 +277,11 @@ class WorkingSet(Store):
             if not member.live and member.slot < size and states[member.slot] & STATE == PENDING
         )
 
-    def _is_sent(self, event: Event, device: str) -> bool:
+    def _is_sent(self, event: Event, device: str, slot: int) -> bool:
+        """`slot` is where the device stands in the columns by its registration; -1 where the event names its devices."""
         member = self._shelves[event.channel].audience.members.get(device)
-        return member is not None and (member.live > 0 or member.position >= event.ordinal)
+        # Who left and came back has another slot, and was sent nothing of what is from before.
+        return member is not None and slot in (member.slot, -1) and (member.live > 0 or member.position >= event.ordinal)
 
     async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         event = self.find(channel, id)
@@ -284,7 +289,7 @@ class WorkingSet(Store):
         found: list[dict[str, Any]] = []
         for line in self.ledger.lines(entry, start) if entry is not None else ():
             is_open = not closes(line.state, event.level)
-            is_sent = self._is_sent(event, line.device)
+            is_sent = self._is_sent(event, line.device, line.slot if entry.slots is None else -1)  # type: ignore[union-attr]
             name = "sent" if line.state == PENDING and is_sent else NAMES[line.state]
             if state is not None and state != name and not (state == "outstanding" and is_open):
                 continue
@@ -358,14 +363,14 @@ class WorkingSet(Store):
         backlog = shelf.backlog
         member = shelf.audience.join(device, backlog.last, shelf.first, self.clock())
         self.devices.register(device, shelf.name)
-        first = shelf.waiting.pop(device, None)
-        if first is not None:
+        ordinals = shelf.waiting.pop(device, None)
+        if ordinals:
             # What was addressed to it before it was ever seen here is still owed, and was never sent.
-            member.settled = member.position = first - 1
+            member.settled = member.position = ordinals[0] - 1
         return member
 
     def want(self, device: str, pattern: str) -> None:
-        self.devices.want(device, pattern)
+        self.devices.want(device, pattern).seen = self.clock()
         meant = compiled(pattern)
         for channel in [name for name in self._shelves if meant(name)]:
             self.register(channel, device)
