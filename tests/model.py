@@ -145,6 +145,7 @@ class Model:
                 if any(means(pattern, name) for pattern in patterns) and not is_quiet:
                     member = self.join(channel, device)
                     member.seen = self.now if self.is_online(device) else self.seen[device]
+                    member.safe = (member.safe[0], member.seen)
             for feed in self.feeds:
                 if any(means(pattern, name) for pattern in feed.patterns):
                     feed.at[name] = 0

@@ -47,7 +47,7 @@ from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 
 FINDS_ALL_PENDING = True
-KNOWS_OLDEST = False  # the gauge of a file lags behind what is in memory by one commit
+KNOWS_OLDEST = False  # a file is known to differ here, and why is not yet known
 
 START = 1_417_444_080  # 2014-12-01T14:28:00Z: whole minutes, at which devices are looked for that were not seen for long
 PATIENCE = 20.0  # real seconds after which what was waited for will never come
