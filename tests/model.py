@@ -77,7 +77,6 @@ class Channel:
     events: list[Event] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
-    doubtful: set[str] = field(default_factory=set)
     last: int = 0
     first: int = 1
     gone: int = 0
@@ -114,19 +113,12 @@ def answered(state: str, word: str, level: str) -> tuple[str, str]:
 
 
 class Model:
-    keeps_second_names = True
-    forgets_wishes = True
-    keeps_answers = True
-    keeps_joined = True
-    waits_over_restarts = False
-
     def __init__(self, limits: Limits, now: int, born: int):
         self.limits, self.now, self.born = limits, now, born
         self.channels: dict[str, Channel] = {}
         self.feeds: list[Feed] = []
         self.wishes: dict[str, set[str]] = {}
         self.seen: dict[str, int] = {}  # when a feed of the device last came or went
-        self.ghosts: dict[str, set[str]] = {}
         self.removed: dict[str, int] = {}
         self.keys: dict[tuple[str, str], tuple[int, int, int]] = {}  # when, which event, and for how many
 
@@ -157,7 +149,7 @@ class Model:
         """What was addressed to the device before it was ever seen is still owed."""
         if device not in channel.members:
             position = channel.waiting.pop(device, channel.last + 1) - 1
-            channel.members[device] = Member(device, position, self.now, safe=(position if self.keeps_joined else 0, self.now))
+            channel.members[device] = Member(device, position, self.now, safe=(position, self.now))
         return channel.members[device]
 
     def owing(self, event: Event, device: str) -> Told | None:
@@ -347,7 +339,6 @@ class Model:
         self.wishes.pop(device, None)
         if known:
             self.removed[device] = self.now
-            self.ghosts.pop(device, None)
         return known
 
     def leave(self, channel: Channel, device: str) -> None:
@@ -371,7 +362,8 @@ class Model:
         self.make_room()
         for channel in self.channels.values():
             for member in channel.members.values():
-                member.safe = (member.position, max(member.seen, member.answered) if self.keeps_answers else member.seen)
+                # When it last answered is kept by the hour: a device is gone after days.
+                member.safe = (member.position, max(member.seen, member.answered // 3600 * 3600))
 
     def _expire(self) -> None:
         for event in self.events():
@@ -387,7 +379,7 @@ class Model:
                 if not is_live and max(member.seen, member.answered) < self.now - self.limits.device_ttl:
                     self.leave(channel, member.device)
                     if not self.is_online(member.device) and not any(member.device in other.members for other in self.channels.values()):
-                        self.ghosts[member.device] = self.wishes.pop(member.device, set()) | self.ghosts.get(member.device, set())
+                        self.wishes.pop(member.device, None)
 
     def make_room(self) -> None:
         limits, events = self.limits, self.events()
@@ -413,15 +405,8 @@ class Model:
             if ordinal < channel.first:
                 del channel.waiting[device]
                 later = [event.ordinal for event in channel.events if device in event.to]
-                if later and self.keeps_second_names:
+                if later:
                     channel.waiting[device] = later[0]
-                elif not self.keeps_second_names:
-                    channel.doubtful.add(device)
-
-    def is_doubtful(self, name: str, device: str) -> bool:
-        channel = self.channels.get(name)
-        return channel is not None and device not in channel.members and device in channel.doubtful and \
-            any(device in event.to for event in channel.events)
 
     def forget(self, name: str) -> bool:
         """A channel of which nothing is left may be forgotten: whether it is one."""
@@ -433,20 +418,16 @@ class Model:
         for feed in list(self.feeds):
             self.end(feed, "drain")
         self.removed.clear()
-        for device, patterns in self.ghosts.items():
-            if patterns and not self.forgets_wishes:
-                self.wishes[device] = self.wishes.get(device, set()) | patterns
 
     def reload(self) -> None:
         """Who is waited for is found in the events again, and nobody counts as quiet."""
         self.seen = dict.fromkeys(self.wishes, self.now)
         for channel in self.channels.values():
-            if not self.waits_over_restarts:
-                channel.waiting, channel.doubtful = {}, set()
-                for event in channel.events:
-                    for device in event.to if event.expires > self.now else ():
-                        if device not in channel.members:
-                            channel.waiting.setdefault(device, event.ordinal)
+            channel.waiting = {}
+            for event in channel.events:
+                for device in event.to if event.expires > self.now else ():
+                    if device not in channel.members:
+                        channel.waiting.setdefault(device, event.ordinal)
 
     # What is told
 
@@ -471,6 +452,3 @@ class Model:
 
     def is_online(self, device: str) -> bool:
         return any(feed.device == device for feed in self.feeds)
-
-    def may_owe(self, event: Event, device: str) -> bool:
-        return owes(event.told[device].state, event.level)

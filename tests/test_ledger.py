@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made import NOW
+from model import answered, owes
 
 from pere.audience import Audience
 from pere.errors import BadRequest, NotFound
@@ -16,21 +17,6 @@ from pere.event import LEVELS
 from pere.ledger import Ledger, needed
 from pere.receipt import (CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS,
                           state_code)
-
-RANKS = {"pending": 0, "delivered": 2, "expired": 3, "cancelled": 3, "processed": 4, "failed": 4}
-
-
-def owes(state: str, level: str) -> bool:
-    return state == "pending" or (state == "delivered" and level == "processed")
-
-
-def answered(state: str, word: str, level: str) -> tuple[str, str]:
-    """The state after a receipt, and what became of the receipt, in the words of the protocol."""
-    if state in ("expired", "cancelled"):
-        return (state, "duplicate") if owes(word, level) else (word, "late")
-    if RANKS[word] > RANKS[state]:
-        return word, "accepted"
-    return state, "conflict" if RANKS[word] == RANKS[state] and word != state else "duplicate"
 
 
 def cancel(ledger, id, device):

@@ -461,11 +461,14 @@ class Reading(WorkingSet):
     def oldest_outstanding(self) -> float | None:
         times = [time for time in (super().oldest_outstanding(),) if time is not None]
         try:
-            id = self._one("select min(event) from entries indexed by entries_oldest where owed > 0")
+            # What is at hand counts as it stands in memory: the file may not have heard of its last receipts yet.
+            rows = self._reader.execute("select event from entries indexed by entries_oldest where owed > 0 order by event")
+            entries = self.ledger.entries
+            id = next((id for id, in rows if id not in entries or entries[id].owed), None)
+            rows.close()
         except sqlite3.Error:
             id = None
-        known = self.ledger.entries.get(id) if id is not None else None
-        if id is not None and (known is None or known.owed):
+        if id is not None:
             times.append((id >> SEQUENCE_BITS) / 1000)
         return min(times, default=None)
 
