@@ -118,7 +118,7 @@ class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
     Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
 
-    __slots__ = ("body", "connection", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("body", "connection", "gone", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
                  headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
@@ -132,6 +132,7 @@ class Ask:
         self.fields = fields
         self.route = route
         self.body = b""
+        self.gone: Callable[[], None] | None = None  # who is told when the client goes away before it is answered
         self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
 
     def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
@@ -143,6 +144,12 @@ class Ask:
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
         more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
         self.connection.answer(self, refusal.status, refusal.body(), more)
+
+    def on_gone(self, then: Callable[[], None]) -> None:
+        """Call `then` if the client goes away before it is answered; it may have gone already."""
+        self.gone = then
+        if not self.connection.is_asked(self):
+            then()
 
     def detach(self) -> Any:
         """The transport, which is the caller's from now on; this connection forgets it."""

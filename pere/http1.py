@@ -226,6 +226,8 @@ class Connection(asyncio.Protocol):
         self._wake(StreamClosedError(real_error=error))
         if isinstance(busy, Exchange):
             busy.connection_lost()
+        elif isinstance(busy, Ask) and busy.gone is not None:
+            busy.gone()
 
     def pause_writing(self) -> None:
         self._stuck = True
@@ -426,6 +428,10 @@ class Connection(asyncio.Protocol):
             more += b"Content-Length: %d\r\n" % length
         self.transport.write(b"%b%b\r\n%b" % (door.head(status), more, body))
         self.answered(ask)
+
+    def is_asked(self, ask: Ask) -> bool:
+        """Whether this request is the one that is being answered."""
+        return self._busy is ask
 
     def answered(self, ask: Ask) -> None:
         """The request is done with: on to the next, or the end."""

@@ -93,11 +93,16 @@ class Entry:
             self.goal = self.size + 1
         return is_news
 
-    def watch(self, then: Callable[[], None]) -> None:
-        """Call `then` after every change that can be seen from outside, until it is taken out of `watchers` again."""
+    def watch(self, then: Callable[[], None]) -> set[Callable[[], None]]:
+        """Call `then` after every change that can be seen from outside, until it is taken out of what is returned."""
         if self.watchers is None:
             self.watchers = set()
         self.watchers.add(then)
+        return self.watchers
+
+    def is_decided(self) -> bool:
+        """It is satisfied, or can never be: too few are left who could answer."""
+        return self.is_satisfied or self.good_count() + self.owed < self.need
 
     def changed(self) -> None:
         self.version += 1
@@ -441,7 +446,9 @@ class Ledger:
     def drop(self, event_id: int) -> int:
         """Forget an event that is no longer kept; how many devices still owed a receipt."""
         count = self.expire(event_id, "evicted")
-        self.entries.pop(event_id, None)
+        entry = self.entries.pop(event_id, None)
+        if entry is not None and entry.watchers:
+            entry.changed()  # there is nothing more to wait for
         return count
 
     def oldest_open(self) -> Entry | None:

@@ -35,6 +35,7 @@ from pere.metrics import Collector, Measures, registry
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
+from pere.waiting import Waits
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere")
@@ -70,7 +71,8 @@ class Server:
         self.answered: Counter[tuple[str, str, int]] = Counter()
 
         cors = Cors(config.origins)
-        push = Push(self.store, config, self.measures.publish.observe)
+        self.waits = Waits(self.store)
+        push = Push(self.store, self.waits, config, self.measures.publish.observe)
         feed = OpenFeed(self.hub, self.store, config, cors)
         receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
         feedback = Feedback(self.store, config)
@@ -101,7 +103,7 @@ class Server:
             (r"/feed(?:/([^/]*))?", FeedHead, {}),
             (r"/receipts/([^/]*)", FeedHead, {}),
             (r"/events/([^/]*)", Events, store),
-            (r"/events/([^/]*)/([^/]*)", Status, store),
+            (r"/events/([^/]*)/([^/]*)", Status, store | {"waits": self.waits, "config": self.config}),
             (r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
             (r"/admin/connections", Connections, hub),
             (r"/admin/events/([^/]*)", AdminEvents, store),
@@ -141,6 +143,7 @@ class Server:
         self.door.drain()
         self.hub.drain()
         self.followers.drain()
+        self.waits.drain()
         deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
         while self.door.connections and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)

@@ -1,13 +1,16 @@
 """`GET /events/...`: what is kept, and who has it."""
 
 import asyncio
+from typing import Any
 
+from pere.config import Config
 from pere.errors import BadRequest
 from pere.event import format_id, parse_id
-from pere.handlers.base import Handler, number
+from pere.handlers.base import Handler, number, seconds
 from pere.names import shown
 from pere.receipt import NAMES, SENT
 from pere.storage import Store
+from pere.waiting import Wait, Waits
 
 PAGE = 100  # items of a page, where nothing is said
 MAX_PAGE = 1_000
@@ -33,15 +36,25 @@ class Events(Handler):
 
 
 class Status(Handler):
-    """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little.
-    `DELETE` recalls the event."""
+    """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little; `?wait=N` waits
+    for the next change, with `If-None-Match` for one that is not known yet. `DELETE` recalls the event."""
 
     methods = "GET, HEAD, DELETE, OPTIONS"
     store: Store
+    waits: Waits
+    config: Config
+    _wait: Wait | None = None  # what it waits for, if it has begun
 
     async def get(self, channel: str, id: str) -> None:
-        status = await self.store.status(self.channel(channel), parse_id(id))
-        self.set_header("ETag", '"{}-{}"'.format(*status.pop("version")))
+        most = seconds(self.query.one("wait") or "0", "wait", self.config.max_wait)
+        with self.waits.on(self.channel(channel), parse_id(id)) as self._wait:
+            status = await self._status(channel, id)
+            # Who says what it knows waits as long as that is so, and who says nothing waits for something new.
+            if most and ("If-None-Match" not in self.request.headers or self.check_etag_header()):
+                await self._wait.changed(most)
+                if self._wait.is_over:
+                    return
+                status = await self._status(channel, id)
         # A status is never stale by time, only by change.
         self.set_header("Cache-Control", "no-cache")
         if self.check_etag_header():  # which Tornado leaves to who sets the ETag
@@ -50,6 +63,14 @@ class Status(Handler):
         else:
             self.answer(status)
 
+    async def _status(self, channel: str, id: str) -> dict[str, Any]:
+        status = await self.store.status(channel, parse_id(id))
+        self.set_header("ETag", '"{}-{}"'.format(*status.pop("version")))
+        return status
+
+    def on_connection_close(self) -> None:
+        if self._wait is not None:
+            self._wait.hang_up()
 
     async def delete(self, channel: str, id: str) -> None:
         """Recall: whoever lacks the event will not get it, whoever has it is told to forget it."""

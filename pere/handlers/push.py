@@ -1,5 +1,6 @@
 """`POST /push/{channel}` and `POST /push`: a publisher pushes an event, or many."""
 
+import asyncio
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, loads, me
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
+from pere.waiting import Waits
 
 JSON_TYPES = frozenset(("application/json", "text/json", "application/cloudevents+json"))
 # What curl -d says when nothing is said; such a body is taken if it is JSON.
@@ -23,8 +25,10 @@ UNSAID = frozenset(("", "application/x-www-form-urlencoded"))
 class Push:
     """The two ways to publish. Both make Drafts and hand them to the store."""
 
-    def __init__(self, store: Store, config: Config, on_publish: Callable[[float], None]):
+    def __init__(self, store: Store, waits: Waits, config: Config, on_publish: Callable[[float], None]):
         self._store = store
+        self._waits = waits
+        self._waiting: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._config = config
         self._on_publish = on_publish
 
@@ -36,15 +40,36 @@ class Push:
         draft = self._draft(
             channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
             query.one("receipt"), query.one("need"), _key(ask))
+        wait = _preferred_wait(ask.headers[b"prefer"], self._config.max_wait) if b"prefer" in ask.headers else None
 
         def then(result: Accepted | Refusal) -> None:
             if isinstance(result, Accepted):
                 self._on_publish(perf_counter() - started)
+                if wait is not None:
+                    task = asyncio.ensure_future(self._wait(ask, result, channel, wait))
+                    self._waiting.add(task)
+                    task.add_done_callback(self._waiting.discard)
+                    return
                 ask.answer(201, orjson.dumps(_told(result, channel)))
             else:
                 ask.refuse(result)
 
         self._store.append(draft, then)
+
+    async def _wait(self, ask: Ask, accepted: Accepted, channel: str, seconds: int) -> None:
+        """The answer to a push that waits (RFC 7240, 4.3): once enough devices have answered, with the delivery status."""
+        told = _told(accepted, channel)
+        try:
+            with self._waits.on(channel, accepted.id) as wait:
+                ask.on_gone(wait.hang_up)
+                await wait.decided(seconds)
+                if wait.is_over:
+                    return
+                told = await self._store.status(channel, accepted.id)
+                del told["version"]
+        except Refusal:
+            pass  # it was published, and has made way by now
+        ask.answer(201, orjson.dumps(told), b"Preference-Applied: wait=%d\r\n" % seconds)
 
     def many(self, ask: Ask) -> None:
         items = _items(ask)
@@ -128,6 +153,19 @@ class Push:
 
 def _told(accepted: Accepted, channel: str) -> dict[str, object]:
     return {"id": format_id(accepted.id), "channel": channel, "audience": accepted.audience}
+
+
+def _preferred_wait(prefer: bytes, most: int) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), at most those that are allowed; None if nothing is said of it. Other preferences are
+    none of ours. Raises BadRequest where N is no number."""
+    for preference in prefer.decode("latin-1").split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            value = value.strip().strip('"')
+            if not (value.isascii() and value.isdigit() and len(value) <= 9):
+                raise BadRequest("bad_wait", f"Prefer: wait is a whole number of seconds, not {shown(value)}")
+            return min(int(value), most)
+    return None
 
 
 def _key(ask: Ask) -> str:

@@ -222,6 +222,11 @@ class Store(ABC):
         Raises as `find` does."""
 
     @abstractmethod
+    def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
+        """Call `then` after every change of an event's delivery status, with whether it is decided: satisfied, or never to be. Returns
+        whether it is so already, and what ends this. Raises as `find` does."""
+
+    @abstractmethod
     async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         """At most `limit` devices of an event's audience in this state (`outstanding` is all that owe a receipt), from a slot on, and
         the slot to go on from, or None at the end. The order never changes, so paging misses none while receipts come in."""

@@ -406,6 +406,17 @@ class Reading(WorkingSet):
         if not is_needed:
             self.ledger.unload(entry.event.id)
 
+    def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
+        is_decided, stop = super().watch(channel, id, then)
+
+        def end() -> None:
+            stop()
+            entry = self.ledger.entries.get(id)
+            if entry is not None:
+                self._unload(entry)  # which it may only have been kept for
+
+        return is_decided, end
+
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)
         entry = self.ledger.entries.get(event.id)

@@ -289,6 +289,8 @@ class SqliteStore(Committing):
 
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
         self._sweep_channels(now, is_used)
+        # Before anything expires: who left before an event's time was over did not let it pass.
+        self._search()
         self._aged, self._number_before = self._number_before, self._number + 1
         try:
             self._bytes = self._one("select page_count - freelist_count from pragma_page_count, pragma_freelist_count") * schema.PAGE_BYTES
@@ -302,7 +304,6 @@ class SqliteStore(Committing):
                 self._wishes.append(("delete from keys where at < ?", (now - self._config.idempotency_window,)))
         except (Unavailable, sqlite3.Error):
             pass  # said already; the next commit finds out whether it goes on
-        self._search()
         if int(now) % QUIET_EVERY == 0:
             self._elsewhere.submit(self._find_quiet, now - self._config.device_ttl)
         self._hand_over()

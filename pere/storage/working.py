@@ -266,6 +266,13 @@ class WorkingSet(Store):
             "version": (entry.version if entry is not None else 0, sent),
         }
 
+    def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
+        entry = self._entry(self.find(channel, id))
+        if entry is None:
+            return True, lambda: None  # nobody is asked for anything
+        watchers = entry.watch(watcher := lambda: then(entry.is_decided()))
+        return entry.is_decided(), lambda: watchers.discard(watcher)
+
     def _unsent(self, event: Event, entry: Entry) -> int:
         """How many of the pending devices the event was never written to: only those who are away can be among them."""
         if entry.slots is not None:
