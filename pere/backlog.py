@@ -4,7 +4,7 @@ Feeds read from it what they missed, so it is the only buffer there is between a
 in the order of their ordinals, which have no holes: an index is an ordinal less the first one.
 """
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from itertools import islice
 from operator import attrgetter
@@ -17,13 +17,14 @@ _id = attrgetter("id")
 class Backlog:
     """A ring of events. `first` is the ordinal of the oldest that is kept, `last` that of the newest (0 if there never was one)."""
 
-    __slots__ = ("bytes", "evicted_id", "first", "last", "_events", "_head", "_max_bytes", "_max_events")
+    __slots__ = ("bytes", "evicted_id", "first", "last", "recalled", "_events", "_head", "_max_bytes", "_max_events")
 
     def __init__(self, max_events: int, max_bytes: int):
         self.first = 1
         self.last = 0
         self.bytes = 0
         self.evicted_id = 0  # the newest id that has made way: what is not above it may have existed
+        self.recalled: list[int] = []  # the ordinals of those that were
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._events: list[Event | None] = []
@@ -46,6 +47,16 @@ class Backlog:
         self._events.append(event)
         self.last = event.ordinal
         self.bytes += event.size
+        if event.recalled:
+            self.recalled.append(event.ordinal)
+
+    def recall(self, event: Event) -> None:
+        """An event was taken back, whether it is here or not."""
+        known = self.at(event.ordinal)
+        if known is not None and not known.recalled:
+            known.recalled = True
+            insort(self.recalled, event.ordinal)
+        event.recalled = True
 
     def is_over(self) -> bool:
         """Whether it holds more than it may; one event always has its place."""
@@ -60,6 +71,8 @@ class Backlog:
         self.first += 1
         self.bytes -= event.size
         self.evicted_id = event.id
+        if event.recalled:
+            del self.recalled[0]
         # Deleting from the front of a list moves the rest, so do it once the dead half outgrows the living.
         if self._head > 32 and self._head * 2 > len(self._events):
             del self._events[: self._head]

@@ -23,11 +23,11 @@ from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal, Unavailable
-from pere.event import ENVELOPE, Event, format_id
+from pere.event import Event, format_id
 from pere.feed import DRAIN, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
 from pere.names import pattern as compiled
-from pere.receipt import NONE
 from pere.redelivery import Care, Redelivery
+from pere.replay import Replay, cancel, mark
 from pere.storage import Shelf, Store
 from pere.wheel import Wheel
 
@@ -67,9 +67,8 @@ class Hub:
         self.opens = 0
         self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER), 0)
         self.deliveries = 0
-        self.replayed = 0
-        self.gaps = 0
         self.redelivery = Redelivery(store, wheel)
+        self.replay = Replay(store, self.redelivery)
         self.on_fanout: Callable[[float], None] = lambda seconds: None
         self.others: Callable[[], int] = lambda: 0  # how many feeds are open that are not of events
         self._store = store
@@ -200,7 +199,7 @@ class Hub:
         for place in places:
             feed = place.feed
             if event.to is None or (feed.device is not None and feed.device.name in event.to):
-                feed.tell(feed.control(_cancel(event)))
+                feed.tell(feed.control(cancel(event)))
             if feed.care is not None and feed.care.end(event.id):
                 self.catch_up(feed)
 
@@ -246,7 +245,7 @@ class Hub:
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         for name, member in meant.items():
-            self._begin(self._place(feed, name, member), start, cursor)
+            self.replay.begin(self._place(feed, name, member), start, cursor)
         for pattern in patterns:
             if device:
                 store.want(device, pattern)
@@ -317,42 +316,6 @@ class Hub:
                 member.careful += 1
         return place
 
-    def _begin(self, place: Place, start: int | None, cursor: int | None) -> None:
-        """Where on a channel a feed begins that has just connected."""
-        shelf, member = place.channel.shelf, place.member
-        backlog, now = shelf.backlog, self._store.clock()
-        is_new = member is None or (not member.since and member.position == backlog.last)
-        if member is not None:
-            member.since = member.seen = now
-            member.last_id = cursor or member.last_id
-        wanted = cursor if cursor is not None else start
-        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
-        if is_new or (cursor is None and start is not None):
-            if wanted is None:
-                return
-            place.ordinal = self._store.seek(shelf, wanted)
-            if 0 < wanted < max(shelf.gone_id, self._store.born):
-                # How many there were is not known: those who could have counted them have gone.
-                place.feed.greeting += self._gap(place, None)
-            if member is not None:
-                # What came before that is still owed, if it was not answered.
-                place.wanted = place.read = place.ordinal
-                place.known = backlog.last
-                place.sent = backlog.last if member.live else member.position
-                place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
-            return
-        assert member is not None
-        place.known = backlog.last
-        place.sent = backlog.last if member.live else member.position
-        place.read = self._store.seek(shelf, cursor) if cursor is not None else place.sent
-        place.ordinal = min(place.read, self._store.settled(shelf, member))
-        if place.sent < shelf.first - 1:
-            place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
-        elif cursor is not None and 0 < cursor < shelf.gone_id:
-            place.feed.greeting += self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
-        if cursor is None:
-            place.id = self._store.id_at(shelf, place.ordinal)
-
     # A feed reads
 
     def catch_up(self, feed: Feed) -> None:
@@ -364,11 +327,11 @@ class Hub:
         size, now = 0, self._store.clock()
         is_up_to_date = False
         while size < BATCH_BYTES and len(frames) <= BATCH_EVENTS:
-            next_place = self._next(feed)
+            next_place = self.replay.next(feed)
             if next_place is None:
                 is_up_to_date = not feed.is_waiting
                 break
-            frame = self._read(feed, next_place, now)
+            frame = self.replay.read(feed, next_place, now)
             if frame:
                 frames.append(frame)
                 size += len(frame)
@@ -377,84 +340,13 @@ class Hub:
             feed.written = self._wheel.now
             is_room = feed.write(data)
         for place in feed.places:
-            _mark(place)
+            mark(place)
         if not is_room:
             return  # it calls back when its socket has drained, or has been closed
         if is_up_to_date:
             self._join(feed)
         elif not feed.is_waiting:
             asyncio.get_running_loop().call_soon(self.catch_up, feed)
-
-    def _next(self, feed: Feed) -> Place | None:
-        """The place whose next event is the oldest. None if there is no next event anywhere, it has to be fetched first, or too much is
-        under way already."""
-        if feed.care is not None and feed.care.is_full():
-            return None
-        behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
-        for place in behind:
-            shelf = place.channel.shelf
-            if shelf.first <= place.ordinal + 1 < shelf.backlog.first and place.ordinal + 1 not in shelf.past:
-                self._fetch(feed, place)
-        if feed.is_waiting or not behind:
-            return None
-        if len(behind) == 1:
-            return behind[0]
-        # Ids order events across channels. What was evicted counts as older than everything.
-        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.at(place.ordinal + 1)) else 0)
-
-    def _fetch(self, feed: Feed, place: Place) -> None:
-        def fetched() -> None:
-            feed.is_waiting = False
-            self.catch_up(feed)
-
-        feed.is_waiting = True
-        self._store.fetch(place.channel.shelf, place.ordinal + 1, fetched)
-
-    def _read(self, feed: Feed, place: Place, now: float) -> bytes:
-        """The next frame for this place, which steps on; empty if the next event is not for this feed."""
-        shelf = place.channel.shelf
-        if place.ordinal + 1 < shelf.first:
-            lost = shelf.first - 1 - place.ordinal
-            place.ordinal = shelf.first - 1
-            return self._gap(place, lost)
-        event = shelf.at(place.ordinal + 1)
-        assert event is not None, "what is kept has no holes"
-        place.ordinal = event.ordinal
-        if event.recalled and event.ordinal <= place.sent:
-            return place.feed.control(_cancel(event))
-        if event.recalled or event.expires <= now or (event.to is not None and (feed.device is None or feed.device.name not in event.to)):
-            return b""
-        attempt = 1
-        if event.ordinal <= place.known:
-            if event.level == NONE:
-                attempt = int(event.ordinal > place.read)
-            elif self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
-                attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
-            else:
-                attempt = int(event.ordinal > place.wanted)
-            if not attempt:
-                return b""
-        if feed.care is not None and event.level != NONE and self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
-            feed.care.begin(event)
-        place.id = event.id
-        self.replayed += 1
-        if attempt > 1:
-            self.redelivery.counts["resume"] += 1
-            if feed.form & ENVELOPE:
-                return event.encode(feed.form, attempt)
-        return event.frame(feed.form)
-
-    def _gap(self, place: Place, lost: int | None) -> bytes:
-        """`pere.gap`: between these two ids so many events of the channel (null: nobody knows how many) will never come."""
-        self.gaps += 1
-        shelf = place.channel.shelf
-        oldest = self._store.id_at(shelf, shelf.first)
-        return place.feed.control(sse.frame(orjson.dumps({
-            "channel": place.channel.name,
-            "from": format_id(place.id) if place.id else None,
-            "to": format_id(oldest) if oldest else None,
-            "lost": lost,
-        }), event=b"pere.gap"))
 
     def _join(self, feed: Feed) -> None:
         """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
@@ -489,7 +381,7 @@ class Hub:
         place.id = self._store.id_at(channel.shelf, channel.flushed) or place.id
         if place.member is not None:
             place.member.live -= 1
-            _mark(place)
+            mark(place)
 
     # A feed goes, or is silent
 
@@ -551,11 +443,6 @@ class Hub:
             feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
 
 
-def _cancel(event: Event) -> bytes:
-    """`pere.cancel`: forget this event, if it is not done."""
-    return sse.frame(orjson.dumps({"id": format_id(event.id), "channel": event.channel}), event=b"pere.cancel")
-
-
 def _or_null(number: float) -> bytes:
     return b"%g" % number if number else b"null"
 
@@ -565,9 +452,3 @@ _id, _channel = attrgetter("id"), attrgetter("channel")
 
 def _is_addressed(event: Event) -> bool:
     return event.to is not None
-
-
-def _mark(place: Place) -> None:
-    """The device was written to up to here. It only moves on: a second feed that reads what is old takes nothing back."""
-    if place.member is not None and place.ordinal > place.member.position:
-        place.member.position = place.ordinal

@@ -120,12 +120,12 @@ class Collector:
         yield CounterMetricFamily("pere_event_bytes", "Bytes of their payloads.", store.event_bytes)
         yield GaugeMetricFamily("pere_backlog_bytes", "Bytes of events that are kept in memory.", store.bytes)
         yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.deliveries)
-        yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replayed)
+        yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replay.events)
         redeliveries = CounterMetricFamily("pere_redeliveries", "Events written to a device again, by reason.", labels=["reason"])
         for reason, count in hub.redelivery.counts.items():
             redeliveries.add_metric([reason], count)
         yield redeliveries
-        yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.gaps + self._followers.gaps)
+        yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.replay.gaps + self._followers.gaps)
         yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast.", measures.fanout)
         yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
         yield _histogram("pere_store_commit_seconds", "How long a commit took, the wait for the disk included.", measures.commit)

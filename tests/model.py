@@ -24,6 +24,7 @@ class Limits:
     key_window: int = 50
     device_ttl: int = 1000
     stuck_after: float = 59.5
+    at_hand: int = 10**9  # events of a channel
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Event:
     who: dict[str, Member | None]
     need: int
     is_satisfied: bool = False  # or was once
+    recalled: bool = False
     is_noticed: bool = False  # as one whose time in memory is over
 
 
@@ -196,9 +198,23 @@ class Model:
     def _broadcast(self, feed: Feed, event: Event) -> None:
         if feed.full_since is not None:
             return
-        if not event.to or feed.device in event.to:
+        if self._is_for(event, feed):
             self._give(feed, event, 1)
         self._wrote(feed, event.channel, event.ordinal)
+
+    def recall(self, event: Event) -> int:
+        """How many owe nothing for it any more. Who has it is told."""
+        owed = [told for told in event.told.values() if owes(told.state, event.level)]
+        for told in owed:
+            told.state = "cancelled"
+        for feed in self.feeds if not event.recalled else ():
+            if feed.at.get(event.channel, 0) >= event.ordinal and self._is_for(event, feed):
+                feed.given.append(("cancel", event.id, True))
+        event.recalled = True
+        return len(owed)
+
+    def _is_for(self, event: Event, feed: Feed) -> bool:
+        return not event.to or feed.device in event.to
 
     def _give(self, feed: Feed, event: Event, attempt: int) -> None:
         feed.given.append((event.id, event.data, attempt if feed.is_envelope else None))
@@ -255,7 +271,13 @@ class Model:
         if after and (after < max(channel.gone, self.born) if asks or not is_known else after < channel.gone and not has_missed):
             gaps.append(("gap", channel.name, after, to, None))
         for event in channel.events:
-            if event.expires <= self.now or (event.to and feed.device not in event.to):
+            if event.expires <= self.now or not self._is_for(event, feed):
+                continue
+            if event.recalled:
+                # Where the client begins to read there is only what the file has at hand.
+                has = event.ordinal <= member.position if is_known else cursor is not None and event.id <= cursor
+                if has:
+                    feed.given.append(("cancel", event.id, event.ordinal > channel.last - self.limits.at_hand))
                 continue
             told = self.owing(event, feed.device) if member is not None else None
             is_after = after is not None and event.id > after
@@ -291,7 +313,7 @@ class Model:
             if at + 1 < channel.first:
                 feed.given.append(("gap", name, Ellipsis, channel.events[0].id if channel.events else None, channel.first - 1 - at))
             found += [event for event in channel.events if event.ordinal > at and event.expires > self.now
-                      and (not event.to or feed.device in event.to)]
+                      and not event.recalled and self._is_for(event, feed)]
             self._wrote(feed, name, channel.last)
         for event in sorted(found, key=lambda event: event.id):
             self._give(feed, event, 1)
@@ -438,6 +460,7 @@ class Model:
             "audience": len(states),
             "outstanding": sum(owes(told.state, event.level) for told in event.told.values()),
             "need": event.need,
+            "recalled": event.recalled,
             "satisfied": event.is_satisfied,
             "complete": self.good(event) + states.count("failed") == len(states),
         }

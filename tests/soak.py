@@ -53,7 +53,7 @@ PATIENCE = 20.0  # real seconds after which what was waited for will never come
 LIMITS = [(pere.hub, "BATCH_EVENTS", 3), (pere.storage.reading, "MAX_VISITED", 3), (pere.storage.reading, "BLOCK", 2),
           (pere.storage.reading, "MAX_PAST", 4), (pere.storage.committing, "MAX_SAVED", 2)]
 MEMORY = Limits(per_channel=8, keep_expired=40, attempts=2)
-FILE = Limits(per_channel=None, overall=18, age=600, attempts=2)
+FILE = Limits(per_channel=None, overall=18, age=600, attempts=2, at_hand=3)
 CONFIG: dict[str, Any] = {
     "port": 0, "max_attempts": 2, "max_feeds_per_device": 2, "idempotency_window": 50, "device_ttl": 1000, "stuck_after": 59.5,
     "keep_expired": 40, "retention_events": 18, "retention_age": 600, "sync": "normal",
@@ -144,6 +144,8 @@ class Listener(Wire):
                     self.position = parse_id(data["position"])
                 case "pere.gap":
                     found.append(("gap", data["channel"], *(parse_id(data[name]) if data[name] else None for name in ("from", "to")), data["lost"]))
+                case "pere.cancel":
+                    found.append(("cancel", parse_id(data["id"])))
                 case "pere.bye":
                     found.append(("bye", data["reason"]))
                 case _:
@@ -470,9 +472,25 @@ class Against(RuleBasedStateMachine):
 
     def same(self, listener: Listener, found: list[tuple[Any, ...]]) -> None:
         given, listener.feed.given = listener.feed.given, []
+        # That an event was recalled is told at once to who has it, and before anything else to who returns.
+        told = sorted(each[1] for each in found if each[0] == "cancel")
+        due = {is_due: [each[1] for each in given if each[0] == "cancel" and each[2] is is_due] for is_due in (True, False)}
+        assert sorted(due[True]) == [id for id in told if id not in due[False]], f"{told}, not {due}"
+        given, found = ([each for each in some if each[0] != "cancel"] for some in (given, found))
         given = [(*each[:2], found[place][2], *each[3:]) if each[0] == "gap" and each[2] is Ellipsis and place < len(found) else each
                  for place, each in enumerate(given)]
         assert _tidy(found) == _tidy(given), f"it was given {found}, not {given}"
+
+    @precondition(lambda self: self.model.events())
+    @rule(which=ANY)
+    def recall(self, which: int) -> None:
+        id = self.some_id(which)
+        event = self.model.event(id)
+        status, told = self.ask("DELETE", f"/events/{event.channel if event is not None else 'a'}/{format_id(id)}")
+        if event is None:
+            assert (status, told["error"]) in ((404, "unknown_event"), (410, "event_gone"))
+        else:
+            assert (status, told["cancelled"]) == (200, self.model.recall(event))
 
     # A device answers
 

@@ -101,3 +101,49 @@ async def test_what_has_made_way_cannot_be_recalled(start, push, ask):
     id = await push("c")
     await push("c")
     assert (await ask("DELETE", f"/events/c/{id}")).error == (410, "event_gone")
+
+
+async def test_who_has_answered_all_before_and_was_away_is_told_too(listen, push, ask, feedback):
+    feed = await listen("c", device="d")
+    first, id = await push("c", 1), await push("c", 2)
+    await feed.events(2)
+    await feedback("c", "d", first)
+    feed.close()
+    await recall(ask, "c", id)
+    last = await push("c", 3)
+    feed = await listen("c", device="d")
+    assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
+    assert (await feed.event()).id == last
+
+
+async def test_an_anonymous_client_that_says_it_has_read_it_is_told_when_it_returns(listen, push, ask):
+    id = await push("c", 1)
+    await recall(ask, "c", id)
+    last = await push("c", 2)
+    assert await (await listen("c", last=id)).control("pere.cancel") == {"id": id, "channel": "c"}
+    # Who begins with the oldest has not got it.
+    assert (await (await listen("c", from_="all")).next()).id == last
+
+
+async def test_who_was_not_meant_hears_nothing_of_it(listen, push, ask, feedback):
+    meant, other = await listen("c", device="meant"), await listen("c", device="other")
+    id = await push("c", 1, to="meant")
+    await meant.event()
+    other.close()
+    await recall(ask, "c", id)
+    last = await push("c", 2)
+    other = await listen("c", device="other")
+    assert (await other.next()).id == last
+    assert (await feedback("c", "other", id)).error == (404, "unknown_event")
+
+
+async def test_what_was_recalled_is_forgotten_with_the_event(start, listen, push, ask):
+    server = await start(backlog_events=2)
+    feed = await listen("c", device="d")
+    for _ in range(5):
+        await recall(ask, "c", await push("c"))
+    assert server.store.open("c").backlog.recalled == [4, 5]
+    for _ in range(2):
+        await push("c")
+    assert server.store.open("c").backlog.recalled == []
+    feed.close()

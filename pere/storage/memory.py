@@ -108,7 +108,7 @@ class MemoryStore(WorkingSet):
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
         event = self.find(channel, id)
         if not event.recalled:
-            event.recalled = True
+            self._shelves[channel].backlog.recall(event)
             self.withdraw(event)
         count = self.ledger.recall(id)
         if count:

@@ -207,7 +207,8 @@ class SqliteStore(Committing):
         def recalled(state: int, count: int) -> None:
             shelf = self.open(channel)
             is_news = not event.recalled
-            for known in (event, shelf.at(event.ordinal), entry.event if entry is not None else None):
+            shelf.backlog.recall(event)
+            for known in (shelf.past.get(event.ordinal), entry.event if entry is not None else None):
                 if known is not None:
                     known.recalled = True
             if is_news:

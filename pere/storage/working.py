@@ -263,7 +263,7 @@ class WorkingSet(Store):
             "satisfied": entry is None or entry.is_satisfied,
             "complete": entry is None or entry.is_complete,
             "latency": quantiles(entry.latencies) if entry is not None and entry.latencies is not None else {},
-            "version": (entry.version if entry is not None else 0, sent),
+            "version": (entry.version if entry is not None else int(event.recalled), sent),
         }
 
     def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:

@@ -1,0 +1,159 @@
+"""What a feed reads that is not live: where it begins, what comes next, and what it is told of events that will not come.
+
+A feed that has just connected, or that fell behind, reads from the backlog event by event until it is up to date. A known device
+begins with the first event that it still owes a receipt for, whatever it says that it has read.
+"""
+
+import orjson
+
+from pere import sse
+from pere.event import ENVELOPE, Event, format_id
+from pere.feed import Feed, Place
+from pere.receipt import NONE
+from pere.redelivery import Redelivery
+from pere.storage import Store
+
+
+class Replay:
+    """`events` is how many were written, `gaps` how many were told of."""
+
+    def __init__(self, store: Store, redelivery: Redelivery):
+        self.events = 0
+        self.gaps = 0
+        self._store = store
+        self._redelivery = redelivery
+
+    def begin(self, place: Place, start: int | None, cursor: int | None) -> None:
+        """Find where a feed that has just connected begins on a channel. `start` is the id after which it wants to, `cursor` what its
+        client has read up to."""
+        self._find_begin(place, start, cursor)
+        backlog, now = place.channel.shelf.backlog, self._store.clock()
+        has = place.sent or (place.ordinal if cursor is not None else 0)
+        for ordinal in backlog.recalled:
+            if ordinal > min(has, place.ordinal):
+                break  # the rest is read, or was never sent
+            event = backlog.at(ordinal)
+            if event.expires > now and _is_for(event, place.feed):
+                place.feed.greeting += place.feed.control(cancel(event))
+
+    def _find_begin(self, place: Place, start: int | None, cursor: int | None) -> None:
+        shelf, member = place.channel.shelf, place.member
+        backlog, now = shelf.backlog, self._store.clock()
+        is_new = member is None or (not member.since and member.position == backlog.last)
+        if member is not None:
+            member.since = member.seen = now
+            member.last_id = cursor or member.last_id
+        wanted = cursor if cursor is not None else start
+        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
+        if is_new or (cursor is None and start is not None):
+            if wanted is None:
+                return
+            place.ordinal = self._store.seek(shelf, wanted)
+            if 0 < wanted < max(shelf.gone_id, self._store.born):
+                # How many there were is not known: those who could have counted them have gone.
+                place.feed.greeting += self._gap(place, None)
+            if member is not None:
+                # What came before that is still owed, if it was not answered.
+                place.wanted = place.read = place.ordinal
+                place.known = backlog.last
+                if not is_new:
+                    place.sent = backlog.last if member.live else member.position
+                place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
+            return
+        assert member is not None
+        place.known = backlog.last
+        place.sent = backlog.last if member.live else member.position
+        place.read = self._store.seek(shelf, cursor) if cursor is not None else place.sent
+        place.ordinal = min(place.read, self._store.settled(shelf, member))
+        if place.sent < shelf.first - 1:
+            place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
+        elif cursor is not None and 0 < cursor < shelf.gone_id:
+            place.feed.greeting += self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
+        if cursor is None:
+            place.id = self._store.id_at(shelf, place.ordinal)
+
+    def next(self, feed: Feed) -> Place | None:
+        """The place whose next event is the oldest. None if there is no next event anywhere, it has to be fetched first, or too much is
+        under way already."""
+        if feed.care is not None and feed.care.is_full():
+            return None
+        behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
+        for place in behind:
+            shelf = place.channel.shelf
+            if shelf.first <= place.ordinal + 1 < shelf.backlog.first and place.ordinal + 1 not in shelf.past:
+                self._fetch(feed, place)
+        if feed.is_waiting or not behind:
+            return None
+        if len(behind) == 1:
+            return behind[0]
+        # Ids order events across channels. What was evicted counts as older than everything.
+        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.at(place.ordinal + 1)) else 0)
+
+    def _fetch(self, feed: Feed, place: Place) -> None:
+        def fetched() -> None:
+            feed.is_waiting = False
+            feed.owner.catch_up(feed)
+
+        feed.is_waiting = True
+        self._store.fetch(place.channel.shelf, place.ordinal + 1, fetched)
+
+    def read(self, feed: Feed, place: Place, now: float) -> bytes:
+        """The next frame for this place, which steps on; empty if the next event is not for this feed."""
+        shelf = place.channel.shelf
+        if place.ordinal + 1 < shelf.first:
+            lost = shelf.first - 1 - place.ordinal
+            place.ordinal = shelf.first - 1
+            return self._gap(place, lost)
+        event = shelf.at(place.ordinal + 1)
+        assert event is not None, "what is kept has no holes"
+        place.ordinal = event.ordinal
+        if event.expires <= now or not _is_for(event, feed):
+            return b""
+        if event.recalled:
+            return feed.control(cancel(event)) if event.ordinal <= place.sent else b""
+        attempt = 1
+        if event.ordinal <= place.known:
+            if event.level == NONE:
+                attempt = int(event.ordinal > place.read)
+            elif self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
+                attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
+            else:
+                attempt = int(event.ordinal > place.wanted)
+            if not attempt:
+                return b""
+        if feed.care is not None and event.level != NONE and self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
+            feed.care.begin(event)
+        place.id = event.id
+        self.events += 1
+        if attempt > 1:
+            self._redelivery.counts["resume"] += 1
+            if feed.form & ENVELOPE:
+                return event.encode(feed.form, attempt)
+        return event.frame(feed.form)
+
+    def _gap(self, place: Place, lost: int | None) -> bytes:
+        """`pere.gap`: between these two ids so many events of the channel (null: nobody knows how many) will never come."""
+        self.gaps += 1
+        shelf = place.channel.shelf
+        oldest = self._store.id_at(shelf, shelf.first)
+        return place.feed.control(sse.frame(orjson.dumps({
+            "channel": place.channel.name,
+            "from": format_id(place.id) if place.id else None,
+            "to": format_id(oldest) if oldest else None,
+            "lost": lost,
+        }), event=b"pere.gap"))
+
+
+def _is_for(event: Event, feed: Feed) -> bool:
+    return event.to is None or (feed.device is not None and feed.device.name in event.to)
+
+
+def cancel(event: Event) -> bytes:
+    """`pere.cancel`: forget this event, if it is not done."""
+    return sse.frame(orjson.dumps({"id": format_id(event.id), "channel": event.channel}), event=b"pere.cancel")
+
+
+def mark(place: Place) -> None:
+    """The device was written to up to here. It only moves on: a second feed that reads what is old takes nothing back."""
+    if place.member is not None and place.ordinal > place.member.position:
+        place.member.position = place.ordinal
