@@ -579,6 +579,10 @@ class Against(RuleBasedStateMachine):
             seconds -= int(self.loop.now) % 60
         self.do(self.real.wait(seconds))
         self.model.wait(seconds)
+        self.forget()
+
+    def forget(self) -> None:
+        """Of a channel that is not known any more there was nothing left."""
         for name in list(self.model.channels):
             if name not in self.real.store.channels():
                 assert self.model.forget(name)
@@ -617,6 +621,7 @@ class Against(RuleBasedStateMachine):
             self.model.now += 1
             self.model.born = self.real.store.born
             self.model.reload()
+            self.forget()
             if not is_orderly:
                 self.do(self.find_positions())
                 self.seen = {}
