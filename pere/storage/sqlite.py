@@ -54,6 +54,7 @@ class SqliteStore(Committing):
             self._lock.release()
             raise ConfigError(f"{path} cannot be read: what is in it does not agree ({error!r}); `pere store check` tells more") from None
         self._journal = Journal(path, self._lock, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
+        self._is_closed = False
         # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
         self._aged = self._number_before = self._number
         self._soon()
@@ -110,7 +111,8 @@ class SqliteStore(Committing):
                 entry.logged = number
         # What is counted is what this process did.
         fresh = type(self.ledger)()
-        self.ledger.receipts, self.ledger.roundtrips, self.ledger.expired = fresh.receipts, fresh.roundtrips, fresh.expired
+        self.ledger.receipts, self.ledger.roundtrips = fresh.receipts, fresh.roundtrips
+        self.ledger.expired, self.ledger.cancelled = fresh.expired, fresh.cancelled
 
     # What is said is queued
 
@@ -366,6 +368,9 @@ class SqliteStore(Committing):
             self._wishes.append(("insert or replace into meta values ('channel', ?)", (self._newest_channel,)))
 
     async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         await self.settle()
         for shelf in self._shelves.values():
             assert isinstance(shelf, DiskShelf)

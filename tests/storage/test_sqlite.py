@@ -131,6 +131,12 @@ async def test_what_each_device_was_named_for_survives(files, restart):
     assert desk.store.settled(desk.store.open("c"), member) == 0  # it is owed what came before it
 
 
+async def test_who_closes_it_twice_does_not_wait_for_ever(files):
+    desk = await files.open()
+    await desk.store.close()
+    await desk.store.close()
+
+
 async def test_a_recall_survives(files, restart):
     desk = await files.open(backlog_events=3)
     for device in ("d1", "d2"):
