@@ -145,12 +145,19 @@ class Collector:
                     counts[bisect_left(SLOW, SECONDS[bucket])] += count
                 total = sum(count * SECONDS[bucket] for bucket, count in enumerate(ledger.roundtrips[code]))
                 trips.add_metric([name], _cumulative(SLOW, counts), total)
+        for word, counts in self._hub.redelivery.asked.items():
+            for outcome, count in zip(("accepted", "duplicate"), counts, strict=True):
+                receipts.add_metric([word, outcome], count)
         yield receipts
         yield trips
         expired = CounterMetricFamily("pere_expired", "Deliveries that ended without a receipt, by reason.", labels=["reason"])
         for reason, count in ledger.expired.items():
             expired.add_metric([reason], count)
         yield expired
+        cancelled = CounterMetricFamily("pere_cancelled", "Deliveries that were called off, by reason.", labels=["reason"])
+        for reason, count in ledger.cancelled.items():
+            cancelled.add_metric([reason], count)
+        yield cancelled
         yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", ledger.outstanding)
         oldest = self._store.oldest_outstanding()
         age = max(0.0, self._store.clock() - oldest) if oldest is not None else 0.0

@@ -26,15 +26,21 @@ STATE, LATE, RESENT = 0x07, 0x08, 0x10
 ABSENT = 0x07  # a slot that is not in the audience: the device had left before the event came
 MAX_RESENDS = 15
 
-# The words of a receipt's `state`. `working` and `retry` say how it goes and change no state.
+# The words of a receipt's `state`.
 WORDS = {"delivered": DELIVERED, "processed": PROCESSED, "failed": FAILED}
+
+# And those that only say how it goes: they change no state, so nothing keeps them.
+WORKING, RETRY = 6, 7
+GOINGS = {"working": WORKING, "retry": RETRY}
 
 
 def state_code(word: str) -> int:
-    """The state that a receipt's word sets; raises BadRequest for a word that sets none."""
+    """The state that a receipt's word sets, or how it goes; raises BadRequest for a word that is neither."""
     code = WORDS.get(word)
     if code is None:
-        raise BadRequest("bad_state", f"a receipt's state is delivered, processed or failed, not {shown(word)}")
+        code = GOINGS.get(word)
+    if code is None:
+        raise BadRequest("bad_state", f"a receipt's state is delivered, processed, failed, working or retry, not {shown(word)}")
     return code
 
 

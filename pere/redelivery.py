@@ -1,58 +1,86 @@
 """Sending again: what was not answered in time (`?ack_wait`), what a device asks for again (`retry`), and not too much at once (`?window`).
 
 A feed with Care is never live: its events are read from the backlog one by one, as far as its window goes, and each one is
-under way until it is answered. All deadlines are on the wheel, one item per feed and one per `retry`; the live loop knows
-nothing of this. In the stream a second attempt has no `id:`, which would move the client's cursor back, so only an envelope
-feed gets it there: a raw one is closed, and is sent what it owes when it returns.
+under way until it is answered. The deadlines are on the wheel, one item per feed and one for every `retry`; what is due then
+waits in a line of which each turn of the loop takes a piece, so that nobody's silence holds up the others. In the stream a second
+attempt has no `id:`, which would move the client's cursor back, so only an envelope feed gets it there: a raw one is closed, and is
+sent what it owes when it returns.
+
+No event is held on to here, only ids: what makes way in the store is gone here too. A `retry` that is waited for does not
+outlast the process, but what is owed does.
 """
 
+import asyncio
 import heapq
+import logging
 import math
 import random
-from collections.abc import Callable
+from collections import deque
+from itertools import islice
+from typing import NamedTuple
 
 from pere.devices import Device
+from pere.errors import Gone, NotFound, Refusal, TooMany, Unavailable
 from pere.event import ENVELOPE, Event
 from pere.feed import REDELIVER, Feed, bye
+from pere.receipt import closes
 from pere.storage import Store
 from pere.wheel import Wheel
 
-MAX_TURN = 100  # events that one feed is sent again in one turn of the wheel: nobody's silence is to hold up the others
+log = logging.getLogger("pere.feed")
+
+MAX_TURN = 100  # events that are sent again in one turn of the loop: about a millisecond
+MAX_UNDER_WAY = 10_000  # events under way on a feed without a window: some 2 MB for a device that never answers
+MAX_DEVICE_RETRIES = 1_000  # events that one device may wait for by `retry`
+MAX_RETRIES = 100_000  # and all devices: about 40 MB
 LOOK = 1.0  # seconds after which a full window is looked through for what has ended without a receipt
+MAX_LOOK = 10  # events in it of which the store is asked each time: it may have to read them from the disk
 SOON = 0.5  # seconds within which a raw feed is asked to return
 
 
+class Sent(NamedTuple):
+    """What is known of an event that is under way. It is due again at `deadline` (the loop's time), and over at `expires` (the store's)."""
+
+    deadline: float
+    channel: str
+    expires: float
+
+
 class Care:
-    """What one feed has under way, with the moment (the loop's time) at which each is due again; infinite without `ack_wait`.
+    """What one feed has under way, by event id, with the moment at which each is due again; infinite without `ack_wait`.
     `ack_wait` in seconds, `window` in events; 0 is without."""
 
-    __slots__ = ("ack_wait", "window", "under_way", "_all", "_deadlines", "_feed", "_is_on_wheel")
+    __slots__ = ("ack_wait", "window", "under_way", "_all", "_deadlines", "_feed", "_is_awaited", "_most")
 
     def __init__(self, all: "Redelivery", feed: Feed, ack_wait: float, window: int):
         self.ack_wait = ack_wait
         self.window = window
-        self.under_way: dict[int, tuple[float, Event]] = {}
+        self.under_way: dict[int, Sent] = {}
         self._all = all
         self._feed = feed
+        self._most = window or MAX_UNDER_WAY
         self._deadlines: list[tuple[float, int]] = []
-        self._is_on_wheel = False
+        self._is_awaited = False  # on the wheel, or in the line
 
     def is_full(self) -> bool:
-        return bool(self.window) and len(self.under_way) >= self.window
+        return len(self.under_way) >= self._most
 
     def begin(self, event: Event, wait: float = 0.0) -> None:
         """The event was written, or is put off: it is due again after `ack_wait`, and after another `wait` before that."""
+        self._await(event.id, event.channel, event.expires, wait + self.ack_wait)
+
+    def _await(self, id: int, channel: str, expires: float, seconds: float) -> None:
         deadline = math.inf
         if self.ack_wait:
-            deadline = self._all.wheel.time() + wait + self.ack_wait
-            heapq.heappush(self._deadlines, (deadline, event.id))
+            deadline = self._all.wheel.time() + seconds
+            heapq.heappush(self._deadlines, (deadline, id))
             if len(self._deadlines) > 2 * len(self.under_way) + 64:
-                # What was put off again and again has left its former deadlines behind.
-                self._deadlines = [(at, id) for id, (at, _) in self.under_way.items() if id != event.id] + [(deadline, event.id)]
+                # What was answered, or put off again and again, has left its former deadlines behind.
+                self._deadlines = [(sent.deadline, other) for other, sent in self.under_way.items() if other != id] + [(deadline, id)]
                 heapq.heapify(self._deadlines)
-        self.under_way[event.id] = deadline, event
-        if not self._is_on_wheel and (self.ack_wait or self.is_full()):
-            self._is_on_wheel = True
+        self.under_way[id] = Sent(deadline, channel, expires)
+        if not self._is_awaited and (self.ack_wait or self.is_full()):
+            self._is_awaited = True
             self._all.wheel.add(self, min(LOOK, self.ack_wait or LOOK))
 
     def end(self, id: int) -> bool:
@@ -61,141 +89,290 @@ class Care:
         return self.under_way.pop(id, None) is not None and was_full
 
     def due(self, now: float) -> float:
-        feed, found = self._feed, 0
-        if feed.reason:
-            return 0.0
-        was_full = self.is_full()
-        while self._deadlines and self._deadlines[0][0] <= now and found < MAX_TURN:
-            deadline, id = heapq.heappop(self._deadlines)
-            known = self.under_way.get(id)
-            if known is not None and known[0] == deadline:
-                found += 1
-                self._all.overdue(feed, known[1])
-                if feed.reason:
-                    return 0.0
-        if was_full:
-            for id, (_, event) in tuple(self.under_way.items()):
-                if not self._all.is_owed(feed, event):
-                    del self.under_way[id]
-        if was_full and not self.is_full():
-            feed.owner.catch_up(feed)
-        self._is_on_wheel = bool(self.under_way) and not feed.reason
-        if not self._is_on_wheel:
-            return 0.0
-        return min(LOOK, max(0.01, self._deadlines[0][0] - now)) if self._deadlines else LOOK
-
-
-class Retry:
-    """A device asked for an event again, at this moment of the loop's time. Asked once more before that, it is only put off."""
-
-    __slots__ = ("deadline", "_then")
-
-    def __init__(self, deadline: float, then: Callable[[], None]):
-        self.deadline = deadline
-        self._then = then
-
-    def due(self, now: float) -> float:
-        if now < self.deadline:
-            return self.deadline - now
-        self._then()
+        if not self._feed.reason:
+            self._all.queue(self)
         return 0.0
+
+    def work(self, most: int, now: float) -> int:
+        """See to at most so many events that are overdue, and to a full window; how many there were."""
+        feed, count = self._feed, 0
+        was_full = self.is_full()
+        while count < most and self.is_late(now):
+            deadline, id = heapq.heappop(self._deadlines)
+            sent = self.under_way.get(id)
+            if sent is None or sent.deadline != deadline:
+                continue
+            count += 1
+            try:
+                self._all.overdue(feed, id, sent.channel, now)
+            except Refusal:
+                # The disk is in trouble, which is said elsewhere.
+                self._await(id, sent.channel, sent.expires, LOOK)
+        if was_full and not feed.reason:
+            self._look()
+            if not self.is_full():
+                feed.owner.catch_up(feed)
+        return count
+
+    def is_late(self, now: float) -> bool:
+        return not self._feed.reason and bool(self._deadlines) and self._deadlines[0][0] <= now
+
+    def wait(self, now: float) -> None:
+        """Back on the wheel, until the next moment at which there may be something to do."""
+        self._is_awaited = not self._feed.reason and bool(self.under_way) and (bool(self.ack_wait) or self.is_full())
+        if self._is_awaited:
+            first = max(0.01, self._deadlines[0][0] - now) if self._deadlines else LOOK
+            self._all.wheel.add(self, min(LOOK, self.ack_wait or LOOK, first))
+
+    def _look(self) -> None:
+        """Let go of what has ended without a receipt."""
+        assert self._feed.device is not None
+        device = self._feed.device.name
+        gone = {channel: self._all.gone(channel) for channel in {sent.channel for sent in self.under_way.values()}}
+        now = self._all.clock()
+        for id, sent in tuple(self.under_way.items()):
+            if sent.expires <= now or id <= gone[sent.channel]:
+                del self.under_way[id]
+        # What ends in other ways is rare: of some of them the store is asked, of others the next time.
+        for id, sent in tuple(islice(self.under_way.items(), MAX_LOOK)):
+            event = self._all.open(device, sent.channel, id)
+            del self.under_way[id]
+            if event is not None:
+                self.under_way[id] = sent
+
+
+class Retry(NamedTuple):
+    """A device asked for an event again at `deadline` (the loop's time); it did so at `asked` (the store's)."""
+
+    deadline: float
+    channel: str
+    asked: float
 
 
 class Redelivery:
-    """All that is sent again. `counts` by reason is for metrics: `resume` is what was sent again to a feed that had returned."""
+    """All that is sent again. `counts` by reason, and `asked` by what the device said (accepted, duplicate), are for metrics; `resume` is what was
+    sent again to a feed that had returned."""
 
     def __init__(self, store: Store, wheel: Wheel):
         self.wheel = wheel
         self.counts = {"resume": 0, "ack_wait": 0, "retry": 0}
-        self.asked = {"working": 0, "retry": 0}
+        self.asked = {"working": [0, 0], "retry": [0, 0]}
         self._store = store
-        self._retries: dict[tuple[str, int], Retry] = {}
+        self._line: deque[Care] = deque()
+        self._is_called = False
+        self._retries: dict[str, dict[int, Retry]] = {}  # by device and event
+        self._deadlines: list[tuple[float, str, int]] = []
+        self._waiting = 0  # retries
+        self._is_on_wheel = False
 
-    def is_owed(self, feed: Feed, event: Event) -> bool:
-        assert feed.device is not None
-        return not event.recalled and event.expires > self._store.clock() and self._store.owes(event, feed.device.name)
+    # What is asked of the store
 
-    def overdue(self, feed: Feed, event: Event) -> None:
-        """The device of this feed has not answered in time."""
-        assert feed.care is not None and feed.device is not None
-        if not self.is_owed(feed, event):
-            feed.care.end(event.id)
-        elif feed.stuck_since or feed.is_waiting:
-            feed.care.begin(event)  # it cannot have got it yet
-        elif feed.form & ENVELOPE:
-            self._send(feed.device, [feed], event, "ack_wait")
-        else:
-            self._recycle(feed)
+    def clock(self) -> float:
+        return self._store.clock()
+
+    def gone(self, channel: str) -> int:
+        """The newest id of the channel that is no longer kept."""
+        shelf = self._store.shelf(channel)
+        return shelf.gone_id if shelf is not None else self._store.newest
+
+    def open(self, device: str, channel: str, id: int) -> Event | None:
+        """The event, if it is still open on the device; a receipt may be on its way."""
+        try:
+            event, state = self._store.standing(channel, device, id)
+        except (NotFound, Gone):
+            return None
+        return None if event.recalled or event.expires <= self._store.clock() or closes(state, event.level) else event
+
+    def _is_owed(self, device: str, event: Event) -> bool:
+        return not event.recalled and event.expires > self._store.clock() and self._store.owes(event, device)
+
+    # What a device says
 
     def heard(self, device: str, id: int) -> None:
         """A receipt came from a device that has feeds with Care. One that closes nothing tells that it goes on."""
+        # Not `owes`: this receipt may still count as being on its way.
+        event, state = self._store.standing(None, device, id)
+        is_closed = closes(state, event.level)
         for feed in self._feeds(device):
-            known = feed.care.under_way.get(id) if feed.care is not None else None
-            if known is None:
+            if feed.care is None:
                 continue
-            if self._store.owes(known[1], device):
-                feed.care.begin(known[1])
+            if not is_closed:
+                # What was read while this was on its way is not under way yet.
+                if id in feed.care.under_way or _has(feed, event):
+                    feed.care.begin(event)
             elif feed.care.end(id):
                 feed.owner.catch_up(feed)
 
-    def working(self, device: str, event: Event) -> None:
-        """The device has it in hand: what is due again is put off by another `ack_wait`."""
-        self.asked["working"] += 1
-        for feed in self._feeds(device):
+    def working(self, device: str, event: Event) -> bool:
+        """The device has it in hand: what is due again is put off by another `ack_wait`. False where it owes nothing any more."""
+        is_owed = self._is_owed(device, event)
+        self.asked["working"][not is_owed] += 1
+        for feed in self._feeds(device) if is_owed else ():
             if feed.care is not None and event.id in feed.care.under_way:
                 feed.care.begin(event)
+        return is_owed
 
-    def retry(self, device: str, event: Event, delay: float) -> None:
-        """The device wants it again, in `delay` seconds."""
-        self.asked["retry"] += 1
-        deadline = self.wheel.time() + delay
+    def retry(self, device: str, event: Event, delay: float) -> bool:
+        """The device wants it again in `delay` seconds, whatever it said before. False where it owes nothing any more. Raises TooMany or
+        Unavailable where too much is waited for already."""
+        if not self._is_owed(device, event):
+            self.asked["retry"][1] += 1
+            return False
+        known = self._retries.get(device, {})
+        if event.id not in known:
+            if len(known) >= MAX_DEVICE_RETRIES:
+                raise TooMany("too_many_retries", f"a device can wait for {MAX_DEVICE_RETRIES} events by retry", retry_after=60)
+            if self._waiting >= MAX_RETRIES:
+                raise Unavailable("too_many_retries", f"no more than {MAX_RETRIES} events are waited for by retry", retry_after=60)
+        self.asked["retry"][0] += 1
         for feed in self._feeds(device):
             if feed.care is not None and event.id in feed.care.under_way:
                 feed.care.begin(event, delay)
-        known = self._retries.get((device, event.id))
-        if known is not None:
-            known.deadline = deadline
-            return
-        self._retries[device, event.id] = item = Retry(deadline, lambda: self._retry(device, event))
-        self.wheel.add(item, delay)
+        self._put_off(device, event.id, Retry(self.wheel.time() + delay, event.channel, self._store.clock()))
+        return True
 
-    def _retry(self, name: str, event: Event) -> None:
-        del self._retries[name, event.id]
+    def _put_off(self, device: str, id: int, retry: Retry) -> None:
+        known = self._retries.setdefault(device, {})
+        self._waiting += id not in known
+        known[id] = retry
+        heapq.heappush(self._deadlines, (retry.deadline, device, id))
+        if len(self._deadlines) > 2 * self._waiting + 64:
+            self._deadlines = [(retry.deadline, name, id) for name, waiting in self._retries.items() for id, retry in waiting.items()]
+            heapq.heapify(self._deadlines)
+        if not self._is_on_wheel:
+            self._is_on_wheel = True
+            self.wheel.add(self, 0)
+
+    # What is due
+
+    def due(self, now: float) -> float:
+        """Once a tick as long as a retry is waited for: the next one may be asked for sooner than all others."""
+        if self._is_late(now):
+            self._call()
+        self._is_on_wheel = bool(self._deadlines)
+        return 0.01 if self._is_on_wheel else 0.0
+
+    def _is_late(self, now: float) -> bool:
+        return bool(self._deadlines) and self._deadlines[0][0] <= now
+
+    def queue(self, care: Care) -> None:
+        self._line.append(care)
+        self._call()
+
+    def _call(self) -> None:
+        if not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._work)
+
+    def _work(self) -> None:
+        """A piece of what is due, retries and feeds in equal parts; the rest comes in the next turn of the loop."""
+        self._is_called = False
+        now, left = self.wheel.time(), MAX_TURN
+        while self._is_late(now) and left > MAX_TURN // 2:
+            left -= 1
+            self._next_retry()
+        while self._line and left > 0:
+            care = self._line.popleft()
+            try:
+                left -= 1 + care.work(left, now)
+            except Refusal:
+                pass  # the disk is in trouble: it comes again
+            except Exception:
+                # One feed's mistake must not stop all others.
+                log.exception("a deadline could not be met")
+            if care.is_late(now):
+                self._line.append(care)
+            else:
+                care.wait(now)
+        if self._line or self._is_late(now):
+            self._call()
+
+    def _next_retry(self) -> None:
+        deadline, name, id = heapq.heappop(self._deadlines)
+        known = self._retries.get(name, {})
+        retry = known.get(id)
+        if retry is None or retry.deadline != deadline:
+            return  # it was asked for once more since
+        del known[id]
+        self._waiting -= 1
+        if not known:
+            del self._retries[name]
+        try:
+            is_done = self._retry(name, id, retry)
+        except Refusal:
+            is_done = False  # the disk is in trouble
+        if not is_done:
+            self._put_off(name, id, retry._replace(deadline=self.wheel.time() + LOOK))
+
+    def _retry(self, name: str, id: int, retry: Retry) -> bool:
+        """Send it again, if it is still owed; False if not now."""
         device = self._store.devices.get(name)
-        if device is None:
-            return
+        event = self.open(name, retry.channel, id)
+        shelf = self._store.shelf(retry.channel)
+        if device is None or event is None or shelf is None:
+            return True
+        member = shelf.audience.members.get(name)
+        if member is not None and member.since > retry.asked:
+            return True  # it has returned since, and so was sent what it owes
         # A feed that has not come so far yet will send it by itself.
-        feeds = [feed for feed in device.feeds if not feed.stuck_since and not feed.is_waiting and _has(feed, event)]
-        if not feeds or not self.is_owed(feeds[0], event):
-            return
-        able = [feed for feed in feeds if feed.form & ENVELOPE]
+        feeds = [feed for feed in device.feeds if _has(feed, event)]
+        ready = [feed for feed in feeds if _is_ready(feed)]
+        if not ready or not self._store.owes(event, name):
+            return not feeds
+        able = [feed for feed in ready if feed.form & ENVELOPE]
         if able:
             self._send(device, able, event, "retry")
         else:
-            for feed in feeds:
+            for feed in ready:
                 self._recycle(feed)
+        return True
 
-    def _feeds(self, device: str) -> tuple[Feed, ...]:
-        known = self._store.devices.get(device)
-        return known.feeds if known is not None else ()
+    def overdue(self, feed: Feed, id: int, channel: str, now: float) -> None:
+        """The device of this feed has not answered in time. Raises Unavailable where the store cannot tell."""
+        assert feed.care is not None and feed.device is not None
+        event = self.open(feed.device.name, channel, id)
+        if event is None:
+            feed.care.end(id)
+        elif not _is_ready(feed) or not self._store.owes(event, feed.device.name):
+            feed.care.begin(event)  # it cannot have got it yet, or it is just being answered
+        elif feed.form & ENVELOPE:
+            # Two feeds of a device that have waited for as long get it as one attempt.
+            late = [other for other in feed.device.feeds if other is feed or _is_overdue(other, id, now)]
+            self._send(feed.device, late, event, "ack_wait")
+        else:
+            self._recycle(feed)
 
     def _send(self, device: Device, feeds: list[Feed], event: Event, reason: str) -> None:
         attempt = self._store.attempt(event, device.name, True)
-        for feed in feeds:
-            if not attempt:
+        if not attempt:
+            for feed in device.feeds:
                 if feed.care is not None and feed.care.end(event.id):
                     feed.owner.catch_up(feed)
-                continue
+            return
+        self.counts[reason] += 1
+        for feed in feeds:
             if feed.care is not None:
                 feed.care.begin(event)
             feed.tell(event.encode(feed.form, attempt, is_repeated=True))
-        self.counts[reason] += bool(attempt)
 
     def _recycle(self, feed: Feed) -> None:
         # Not all at the same moment: who waits for the same receipt is often many.
         feed.close(REDELIVER, bye(REDELIVER, SOON * (0.2 + 0.8 * random.random())))
 
+    def _feeds(self, device: str) -> tuple[Feed, ...]:
+        known = self._store.devices.get(device)
+        return known.feeds if known is not None else ()
+
 
 def _has(feed: Feed, event: Event) -> bool:
     """Whether the feed has been written this event."""
     return any(place.channel.name == event.channel and (feed.live or place.ordinal >= event.ordinal) for place in feed.places)
+
+
+def _is_ready(feed: Feed) -> bool:
+    return not feed.stuck_since and not feed.is_waiting and not feed.reason
+
+
+def _is_overdue(feed: Feed, id: int, now: float) -> bool:
+    sent = feed.care.under_way.get(id) if feed.care is not None else None
+    return sent is not None and sent.deadline <= now and bool(feed.form & ENVELOPE) and _is_ready(feed)

@@ -75,7 +75,7 @@ class Server:
         push = Push(self.store, self.waits, config, self.measures.publish.observe)
         feed = OpenFeed(self.hub, self.store, config, cors)
         receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
-        feedback = Feedback(self.store, config)
+        feedback = Feedback(self.store, self.hub.redelivery, config)
         hot = {
             b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one),
             b"POST /push": Route("/push", config.max_batch_bytes, push.many),

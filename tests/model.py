@@ -267,7 +267,8 @@ class Model:
         to = channel.events[0].id if channel.events else None
         has_missed = is_known and member.position < channel.first - 1
         if has_missed:
-            gaps.append(("gap", channel.name, after or None, to, channel.first - 1 - member.position))
+            # The id of what it was last written is told where it happens to be known still.
+            gaps.append(("gap", channel.name, after or Ellipsis, to, channel.first - 1 - member.position))
         if after and (after < max(channel.gone, self.born) if asks or not is_known else after < channel.gone and not has_missed):
             gaps.append(("gap", channel.name, after, to, None))
         for event in channel.events:

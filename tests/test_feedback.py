@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pere.config import Config
+from pere.event import parse_id
+from pere.receipt import PROCESSED
 from pere.server import Server
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
@@ -204,6 +206,173 @@ async def test_a_receipt_measures_the_time_since_the_push_and_since_the_sending(
     assert metrics["pere_receipt_roundtrip_seconds_count", "processed"] == 1
 
 
+# How it goes, which is no receipt and changes no state
+
+
+@pytest.fixture
+def asked(start):
+    """`asked()`: with what the redelivery was called since it was last asked for, as `("retry", device, delay)`."""
+
+    def asked() -> list[tuple[object, ...]]:
+        calls, asked.calls = asked.calls, []
+        return calls
+
+    asked.calls = []
+    return asked
+
+
+@pytest.fixture
+def watched(begin, asked):
+    """`server = await watched("sqlite")`: as `begin`, and `asked` hears of what the redelivery is asked."""
+
+    async def watched(store: str, **settings: object) -> Server:
+        server = await begin(store, **settings)
+        redelivery = server.hub.redelivery
+        redelivery.working, working = lambda device, event: asked.calls.append(("working", device)) or working(device, event), redelivery.working
+        redelivery.retry, retry = lambda device, event, delay: asked.calls.append(("retry", device, delay)) or retry(device, event, delay), redelivery.retry
+        return server
+
+    return watched
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("query, headers, body, call", [
+    ("?state=working", {}, b"", ("working", "d")),
+    ("?state=retry", {}, b"", ("retry", "d", 0)),
+    ("?state=retry&delay=2.5", {}, b"", ("retry", "d", 2.5)),
+    ("?state=retry&delay=", {}, b"", ("retry", "d", 0)),
+    ("", {"Content-Type": FORM}, b"state=working", ("working", "d")),
+    ("", {"Content-Type": FORM}, b"state=retry&delay=3600", ("retry", "d", 3600)),
+    ("", {"Content-Type": FORM}, b"state=retry&delay=0", ("retry", "d", 0)),
+    ("", {"Content-Type": JSON}, b'{"state": "working"}', ("working", "d")),
+    ("", {"Content-Type": JSON}, b'{"state": "retry", "delay": 3600}', ("retry", "d", 3600)),
+    ("", {"Content-Type": JSON}, b'{"state": "retry", "delay": 0.05}', ("retry", "d", 0.05)),
+    ("?state=retry", {"Content-Type": JSON}, b'{"delay": 7}', ("retry", "d", 7)),
+    ("?delay=7", {"Content-Type": JSON}, b'{"state": "retry"}', ("retry", "d", 7)),
+    ("?delay=8&state=failed", {"Content-Type": JSON}, b'{"state": "retry", "delay": 7}', ("retry", "d", 7)),
+])
+async def test_how_it_goes_can_be_said_in_many_ways(watched, sent, ask, asked, get, store, query, headers, body, call):
+    server = await watched(store)
+    id = await sent("d")
+    fields = {name.replace("-", "_"): value for name, value in headers.items()}
+    for state in ("pending", "delivered"):
+        answer = await ask("POST", f"/feedback/c{query}", body, Device="d", Last_Event_ID=id, **fields)
+        assert (answer.status, answer.json) == (200, {"state": state, "duplicate": False})
+        assert asked() == [call]
+        assert sum((await get(f"/events/c/{id}"))["counts"].values()) == server.store.ledger.outstanding == 1
+        await ask("POST", "/feedback/c?state=delivered", Device="d", Last_Event_ID=id)
+    assert (await get(f"/events/c/{id}"))["latency"] != {}  # which is of the receipt, and not of what was no receipt
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("word", ["working", "retry"])
+async def test_how_it_goes_is_a_duplicate_where_nothing_is_owed_any_more(begin, sent, feedback, ask, store, word, measured):
+    server = await begin(store)
+    done, low, recalled, short = await sent("d"), await sent(receipt="delivered"), await sent(), await sent(ttl=10)
+    await feedback("c", "d", done, state="failed")
+    await feedback("c", "d", low, state="delivered")
+    await ask("DELETE", f"/events/c/{recalled}")
+    now = server.store.clock()
+    server.store.clock = lambda: now + 20
+    server.store.sweep(now + 20, server.hub.is_used)
+    await server.store.settle()
+    for id, state in ((done, "failed"), (low, "delivered"), (recalled, "cancelled"), (short, "expired")):
+        assert (await feedback("c", "d", id, state=word)).json == {"state": state, "duplicate": True}
+    last = await sent()
+    await feedback("c", "d", last, state=word)
+    metrics = await measured()
+    counted = {labels[1:]: count for labels, count in metrics.items() if labels[0] == "pere_receipts_total" and labels[2] == word}
+    assert counted == {("accepted", word): 1, ("duplicate", word): 4}
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("word", ["working", "retry", "processed"])
+async def test_how_it_goes_is_refused_as_a_receipt_would_be(begin, sent, push, ask, store, word):
+    server = await begin(store, backlog_events=2, **{"retention_events": 2} if store == "sqlite" else {})
+    gone, other = await sent("d"), await sent("e", channel="other")
+    for _ in range(6):  # in a file, what is old goes with one of the next commits
+        kept = await push("c")
+        await server.store.settle()
+    say = [(device, id) for device, id in (("stranger", kept), ("d", "1-0"), ("d", other), ("e", kept))]
+    answers = [await ask("POST", f"/feedback/c?state={word}", Device=device, Last_Event_ID=id) for device, id in say]
+    assert {answer.error for answer in answers} <= {(404, "unknown_event"), (410, "event_gone")}
+    assert answers[0].error == answers[3].error == (404, "unknown_event")
+    assert (await ask("POST", f"/feedback/c?state={word}", Device="d", Last_Event_ID=gone)).error == (410, "event_gone")
+    results = (await ask("POST", "/feedback", {"receipts": [{"event_id": gone, "state": word}]}, Device="d")).json["results"]
+    assert [(result["status"], result["error"]) for result in results] == [(410, "event_gone")]
+
+
+async def test_an_event_that_asks_for_no_receipts_has_none_to_be_put_off(sent, feedback):
+    id = await sent("d", receipt="none")
+    for word in ("working", "retry", "processed"):
+        assert (await feedback("c", "d", id, state=word)).error == (404, "unknown_event")
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_how_it_goes_with_many_is_told_in_order_and_counts_after_what_is_said_beside_it(watched, sent, ask, asked, store):
+    await watched(store)
+    ids = [await sent("d") for _ in range(4)]
+    answer = await ask("POST", "/feedback", {"receipts": [
+        {"event_id": ids[0], "state": "retry", "delay": 9},
+        {"event_id": ids[1]},
+        {"event_id": "x", "state": "working"},
+        {"event_id": ids[2], "state": "working"},
+        {"event_id": ids[2], "state": "delivered"},
+        {"event_id": ids[1], "state": "retry"},
+        {"event_id": ids[3], "state": "failed"},
+    ]}, Device="d")
+    results = answer.json["results"]
+    assert [result.get("event_id") for result in results] == [ids[0], ids[1], "x", ids[2], ids[2], ids[1], ids[3]]
+    assert [(result.get("state"), result.get("duplicate")) for result in results] == [
+        ("pending", False), ("processed", False), (None, None), ("delivered", False), ("delivered", False), ("processed", True), ("failed", False)]
+    assert asked() == [("retry", "d", 9), ("working", "d"), ("retry", "d", 0)]
+    answer = await ask("POST", "/feedback", {"receipts": [{"event_id": ids[0], "state": "working"}]}, Device="d")
+    assert answer.json == {"results": [{"event_id": ids[0], "state": "pending", "duplicate": False}]}
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_how_it_goes_is_recognised_on_a_connection_like_any_receipt(watched, sent, connect, push, asked, store):
+    await watched(store)
+    await sent("a", "b")
+    ids, connection = [await push("c") for _ in range(3)], await connect()
+
+    async def say(device: str, id: str, body: bytes) -> object:
+        await connection.send(wire.said("POST", "/feedback/c", body, {"Device": device, "Last-Event-ID": id, "Content-Type": JSON}))
+        answer = await connection.answer()
+        return answer.json if answer.status == 200 else answer.error
+
+    first, again = {"state": "pending", "duplicate": False}, {"state": "processed", "duplicate": True}
+    for _ in range(2):
+        for id in ids:
+            assert await say("a", id, b'{"state":"working"}') == first
+            assert await say("b", id, b'{"state":"retry","delay":5}') == first
+    assert len(asked()) == 12
+    assert await say("a", ids[0], b'{"state":"processed"}') == {"state": "processed", "duplicate": False}
+    assert await say("a", ids[0], b'{"state":"working"}') == again
+    assert await say("a", ids[1], b'{"state":"working","delay":5}') == (400, "delay_without_retry")
+    assert await say("a", ids[1], b'{"state":"retry","status":5}') == (400, "status_without_receipt")
+    assert await say("a", "1-0", b'{"state":"retry"}') == (404, "unknown_event")
+    assert await say("nobody", ids[1], b'{"state":"retry"}') == (404, "unknown_event")
+    assert await say("a", ids[1], b'{"state":"processed","delay":5}') == (400, "delay_without_retry")
+    assert await say("a", ids[1], b'{"state":"failed"}') == {"state": "failed", "duplicate": False}
+
+
+async def test_a_receipt_on_its_way_to_the_disk_counts_as_given(begin, sent, asked):
+    server = await begin("sqlite")
+    id = await sent("d")
+    event, told = server.store.shelf("c").backlog.find(parse_id(id)), []
+    server.store.record("c", "d", event.id, PROCESSED, None, lambda *answer: told.append(answer), told.append)
+    assert not server.hub.redelivery.working("d", event)
+    assert not server.hub.redelivery.retry("d", event, 5)
+    await server.store.settle()
+    assert told == [(PROCESSED, 0)]
+
+
+async def test_a_word_that_is_none_is_answered_with_those_that_are(ask):
+    answer = await ask("POST", "/feedback/c?state=done", Device="d", Last_Event_ID="1-0")
+    assert all(word in answer.json["message"] for word in ("delivered", "processed", "failed", "working", "retry", "'done'"))
+
+
 # What is no receipt
 
 
@@ -234,6 +403,19 @@ async def test_a_receipt_measures_the_time_since_the_push_and_since_the_sending(
     ("/feedback/c?state=pending", {}, b"", (400, "bad_state")),
     ("/feedback/c?state=expired", {}, b"", (400, "bad_state")),
     ("/feedback/c?state=Processed", {}, b"", (400, "bad_state")),
+    ("/feedback/c?state=working&status=x", {}, b"", (400, "status_without_receipt")),
+    ("/feedback/c?state=retry", {"Content-Type": JSON}, b'{"status": "x"}', (400, "status_without_receipt")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"state": "retry", "at": "2014-12-01T14:28:30Z"}', (400, "at_without_receipt")),
+    ("/feedback/c?state=working&delay=0", {}, b"", (400, "delay_without_retry")),
+    ("/feedback/c?delay=1", {}, b"", (400, "delay_without_retry")),
+    ("/feedback/c?delay=1", {"Content-Type": JSON}, b'{"state": "failed"}', (400, "delay_without_retry")),
+    ("/feedback/c", {"Content-Type": FORM}, b"state=delivered&delay=1", (400, "delay_without_retry")),
+    *((f"/feedback/c?state=retry&delay={bad}", {}, b"", (400, "bad_delay")) for bad in ("-1", "nan", "inf", "3600.1", "1e3", "x", "+1", "1,5", "%D9%A1", "9" * 30)),
+    *(("/feedback/c", {"Content-Type": JSON}, b'{"state": "retry", "delay": ' + bad + b"}", (400, "bad_delay"))
+      for bad in (b"-1", b"-0.1", b"3600.1", b"1e300", b'"1"', b'""', b"null", b"true", b"[]", b"{}", b"18446744073709551615")),
+    ("/feedback/c", {"Content-Type": JSON}, b'{"state": "retry", "delay": NaN}', (400, "bad_json")),
+    ("/feedback/c?state=working", {}, b"", (404, "unknown_event")),
+    ("/feedback/c?state=retry", {"Device": "a b"}, b"", (400, "bad_device")),
     ("/feedback/c?status=%FF", {}, b"", (400, "bad_query")),
     ("/feedback/c?status=" + 100 * "x", {}, b"", (400, "large_status")),
     ("/feedback/c", {"Content-Type": FORM}, b"state=done", (400, "bad_state")),
@@ -310,6 +492,11 @@ async def test_many_receipts_are_given_at_once_and_answered_in_order(sent, ask, 
     ({"event_id": "1-0", "sate": "failed"}, (400, "unknown_field")), ({"event_id": "1-0", "device": "e"}, (400, "unknown_field")),
     ({"event_id": "1-0", "state": "failed", "status": 1, "at": "2014-12-01T14:28:30Z", "x": 1}, (400, "unknown_field")),
     ({"id": "1-0"}, (400, "unknown_field")), ({"event_id": "1-0", "at": 1}, (400, "bad_at")), ({"event_id": "1-0", "at": "9000-01-01T00:00:00Z"}, (400, "bad_at")),
+    ({"event_id": "1-0", "state": "working"}, (404, "unknown_event")), ({"event_id": "1-0", "state": "retry", "delay": 1}, (404, "unknown_event")),
+    ({"event_id": "1-0", "state": "retry", "delay": 3601}, (400, "bad_delay")), ({"event_id": "1-0", "delay": 1}, (400, "delay_without_retry")),
+    ({"event_id": "1-0", "state": "working", "status": "x"}, (400, "status_without_receipt")),
+    ({"event_id": "1-0", "state": "retry", "at": "2014-12-01T14:28:30Z"}, (400, "at_without_receipt")),
+    ({"event_id": "1-0", "state": "failed", "delay": None}, (400, "bad_delay")), ({"event_id": "x", "state": "retry"}, (400, "bad_event_id")),
     ("x", (400, "bad_receipt")), (1.5, (400, "bad_receipt")), (True, (400, "bad_receipt")),
 ])
 async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, ask, item, error):
@@ -340,6 +527,8 @@ async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, a
     (b'{"up_to": "1-0", "channel": "c", "receipts": []}', {}, (400, "receipts_and_up_to")),
     (b'{"up_to": "1-0", "channel": "c", "status": "x"}', {}, (400, "unknown_field")),
     (b'{"up_to": "1-0", "channel": "c", "at": "2014-12-01T14:28:30Z"}', {}, (400, "unknown_field")),
+    (b'{"up_to": "1-0", "channel": "c", "state": "working"}', {}, (400, "bad_up_to")),
+    (b'{"up_to": "1-0", "channel": "c", "delay": 1}', {}, (400, "unknown_field")),
     (b'{"up_to": "9000000000000-0", "channel": "c"}', {}, (400, "bad_event_id")),
     (b'{"up_to": "8000000000000-0", "channel": "c"}', {}, (400, "future_event_id")),
     (b'{"up_to": "1-0", "channel": "nosuch"}', {}, (404, "unknown_channel")),

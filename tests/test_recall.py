@@ -137,6 +137,16 @@ async def test_who_was_not_meant_hears_nothing_of_it(listen, push, ask, feedback
     assert (await feedback("c", "other", id)).error == (404, "unknown_event")
 
 
+async def test_what_was_called_off_is_counted_by_reason(listen, push, ask, measured):
+    await listen("c", device="a")
+    await listen("c", device="b")
+    await recall(ask, "c", await push("c"))
+    await push("c")
+    await ask("DELETE", "/admin/devices/b")
+    told = await measured()
+    assert (told["pere_cancelled_total", "recalled"], told["pere_cancelled_total", "removed"]) == (2, 1)
+
+
 async def test_what_was_recalled_is_forgotten_with_the_event(start, listen, push, ask):
     server = await start(backlog_events=2)
     feed = await listen("c", device="d")

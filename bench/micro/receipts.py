@@ -7,6 +7,7 @@ than the same receipt of many devices for one event, whose columns are at hand (
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from pere.config import Config
 from pere.door import Ask, Route
 from pere.event import Draft, format_id
 from pere.handlers.feedback import Feedback
+from pere.redelivery import Redelivery
 from pere.storage.memory import MemoryStore
+from pere.wheel import Wheel
 
 EVENTS = 1_000
 ROUTE = Route("/feedback", 1 << 22)
@@ -39,7 +42,7 @@ def ask(path: bytes, device: bytes, body: bytes, **headers: bytes) -> Ask:
 
 def operations() -> dict[str, tuple[Callable[[], object], int]]:
     store = MemoryStore(Config(backlog_events=EVENTS))
-    feedback = Feedback(store, Config())
+    feedback = Feedback(store, Redelivery(store, Wheel(time.monotonic, lambda *told: None)), Config())
     store.register("c", "other")
     numbers = itertools.count()
     ids: list[str] = []

@@ -13,10 +13,11 @@ from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
 from pere.event import format_id, parse_id, parse_time
-from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, event_id, loads, media_type
+from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, event_id, loads, media_type
 from pere.ledger import Receipt
 from pere.names import channel_name, device_name, shown
-from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, WORDS, state_code
+from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, RETRY, WORDS, WORKING, state_code
+from pere.redelivery import Redelivery
 from pere.shape import Again
 from pere.storage import Store
 
@@ -31,34 +32,51 @@ TOLD: list[list[dict[str, object]]] = [
 ]
 ANSWERS = [[orjson.dumps(told) for told in row] for row in TOLD]
 
-ITEM = frozenset(("event_id", "state", "status", "at"))
+ITEM = frozenset(("event_id", "state", "status", "at", "delay"))
 MAX_AHEAD = 300.0  # seconds by which a device's clock may be ahead of ours
+MAX_DELAY = 3600.0  # seconds
 
 # The id of an item: devices mostly answer for the same events, and a hit costs a tenth of reading it. About 3 MB when full.
 item_id = lru_cache(maxsize=16_384)(parse_id)
 
 
 class Said:
-    """What a body or a query says: each part is None where it says nothing."""
+    """What a body or a query says: each part is None where it says nothing. `is_receipt` is false of what only says how it goes, and
+    of what has a delay, which nothing else may have."""
 
-    __slots__ = ("at", "device", "event_id", "state", "status")
+    __slots__ = ("at", "delay", "device", "event_id", "is_receipt", "state", "status")
 
-    def __init__(self, device: str | None, event_id: int | None, state: int | None, status: bytes | None, at: float | None = None):
+    def __init__(self, device: str | None, event_id: int | None, state: int | None, status: bytes | None, at: float | None = None,
+                 delay: float | None = None):
         self.device = device
         self.event_id = event_id
         self.state = state
         self.status = status
         self.at = at
+        self.delay = delay
+        self.is_receipt = state not in (WORKING, RETRY) and delay is None
+
+    def check(self) -> None:
+        """Raises BadRequest where a part has nothing to say beside another."""
+        if self.delay is not None and self.state != RETRY:
+            raise BadRequest("delay_without_retry", '"delay" is how long to wait before an event is sent again: only state=retry has it')
+        if self.state not in (WORKING, RETRY):
+            return
+        if self.status is not None:
+            raise BadRequest("status_without_receipt", '"status" is kept with a receipt, and "working" and "retry" are none')
+        if self.at is not None:
+            raise BadRequest("at_without_receipt", '"at" is kept with a receipt, and "working" and "retry" are none')
 
 
 NOTHING = Said(None, None, None, None)
 
 
 class Feedback:
-    """The two ways to give receipts. Both make Receipts and hand them to the store."""
+    """The two ways to give receipts. Both make Receipts and hand them to the store; what only says how it goes is for the redelivery."""
 
-    def __init__(self, store: Store, config: Config):
+    def __init__(self, store: Store, redelivery: Redelivery, config: Config):
         self._store = store
+        self._redelivery = redelivery
         self._config = config
         # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
         self._remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
@@ -73,7 +91,7 @@ class Feedback:
         raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
         id = event_id(raw) if raw else said.event_id
         device = headers.get(b"device", b"").decode("latin-1") or said.device
-        state, status, at = said.state, said.status, said.at
+        state, status, at, is_receipt = said.state, said.status, said.at, said.is_receipt
         if ask.query:
             asked = self._fields(Query(ask.query))
             id = id if id is not None else asked.event_id
@@ -81,6 +99,8 @@ class Feedback:
             state = state if state is not None else asked.state
             status = status if status is not None else asked.status
             at = at if at is not None else asked.at
+            said = Said(None, None, state, status, at, said.delay if said.delay is not None else asked.delay)
+            is_receipt = said.is_receipt
         if not device:
             raise BadRequest("no_device", "say who you are: a Device header, or ?device=")
         if id is None:
@@ -93,6 +113,10 @@ class Feedback:
                 ask.answer(200, ANSWERS[state][outcome])
 
         try:
+            if not is_receipt:
+                said.check()
+                ask.answer(200, ANSWERS[(answer := self._go_on(channel, device, id, said))[0]][answer[1]])
+                return
             self._store.record(channel, device, id, PROCESSED if state is None else state, status, then, ask.refuse, self._at(at))
         except NotFound:
             # Only now does it matter whether that could be a device at all: one that is known has been checked.
@@ -113,6 +137,11 @@ class Feedback:
         def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None], refused: Callable[[Refusal], None]) -> None:
             device, id, _, body = values
             said = remembered(body, kind) if body else NOTHING
+            if not said.is_receipt:
+                said.check()
+                stands, outcome = self._go_on(channel, device.decode(), event_id(id), said)
+                then(200, ANSWERS[stands][outcome])
+                return
 
             def recorded(state: int, outcome: int) -> None:
                 if outcome == CONFLICT:
@@ -124,6 +153,16 @@ class Feedback:
                    refused, self._at(said.at))
 
         return answer
+
+    def _go_on(self, channel: str | None, device: str, id: int, said: Said) -> tuple[int, int]:
+        """The device says how it goes. Returns the state that stands, and DUPLICATE where the device owes nothing any more; raises as
+        `Store.record` does."""
+        event, state = self._store.standing(channel, device, id)
+        if said.state == WORKING:
+            is_taken = self._redelivery.working(device, event)
+        else:
+            is_taken = self._redelivery.retry(device, event, said.delay or 0.0)
+        return state, FIRST if is_taken else DUPLICATE
 
     def _read(self, body: bytes, kind: bytes) -> Said:
         """What a body of this Content-Type says."""
@@ -140,7 +179,8 @@ class Feedback:
     def _fields(self, fields: Query) -> Said:
         id, state, status = fields.one("event_id"), fields.one("state"), fields.one("status")
         return Said(fields.one("device"), parse_id(id) if id else None, state_code(state) if state else None,
-                    self._status(status) if status else None, _time(at) if (at := fields.one("at")) else None)
+                    self._status(status) if status else None, _time(at) if (at := fields.one("at")) else None,
+                    _delay(float(delay) if DURATION.fullmatch(delay) else delay) if (delay := fields.one("delay")) else None)
 
     def _object(self, fields: dict[str, Any]) -> Said:
         for name in ("device", "event_id", "state"):
@@ -148,7 +188,8 @@ class Feedback:
                 raise BadRequest("bad_receipt", f'"{name}" is a string')
         id, state, status = fields.get("event_id"), fields.get("state"), fields.get("status")
         return Said(fields.get("device"), parse_id(id) if id else None, state_code(state) if state else None,
-                    self._status(status) if status is not None else None, _time(fields["at"]) if "at" in fields else None)
+                    self._status(status) if status is not None else None, _time(fields["at"]) if "at" in fields else None,
+                    _delay(fields["delay"]) if "delay" in fields else None)
 
     def _at(self, at: float | None) -> float | None:
         return at if at is None else _not_ahead(at, self._store.clock())
@@ -177,7 +218,7 @@ class Feedback:
             return
         items = fields.get("receipts")
         if not isinstance(items, list):
-            raise BadRequest("bad_receipts", '"receipts" is a list of {"event_id", "state"?, "status"?, "at"?}')
+            raise BadRequest("bad_receipts", '"receipts" is a list of {"event_id", "state"?, "status"?, "at"?, "delay"?}')
         if len(items) > self._config.max_batch:
             raise TooLarge("large_batch", f"a batch has at most {self._config.max_batch} receipts, not {len(items)}")
         self._answer(ask, device, items)
@@ -189,7 +230,7 @@ class Feedback:
         now = self._store.clock()
         receipts: list[Receipt] = []
         texts: list[str] = []
-        spoiled: list[tuple[int, str]] = []
+        apart: list[tuple[int, str, Said | None]] = []  # what was refused; and what only says how it goes, with its event
         words: dict[str, bytes] = {}
         for place, item in enumerate(items):
             try:
@@ -211,47 +252,60 @@ class Feedback:
                     at = _not_ahead(_time(when), now)
                     more -= 1
                 if more:
-                    id, state, status, at = self._item(item, now)
+                    raise KeyError
                 receipts.append((id, state, status, at))
                 texts.append(text)
             except (BadRequest, TypeError, KeyError):
                 try:
-                    receipts.append(self._item(item, now))
+                    said, id = self._item(item)
+                    if not said.is_receipt:
+                        apart.append((place, item["event_id"], said))
+                        continue
+                    receipts.append((id, PROCESSED if said.state is None else said.state, said.status, _not_ahead(said.at, now)))
                     texts.append(item["event_id"])
                 except BadRequest as refusal:
                     named = item.get("event_id") if isinstance(item, dict) else None
-                    spoiled.append((place, _spoilt(named if isinstance(named, str) else None, refusal)))
+                    apart.append((place, _spoilt(named if isinstance(named, str) else None, refusal), None))
 
         def then(answers: list[tuple[int, int] | Refusal]) -> None:
             results = [
                 f'{{"event_id":"{text}"{RESULTS[answer]}' if answer.__class__ is tuple else _spoilt(text, answer)  # type: ignore[index, arg-type]
                 for text, answer in zip(texts, answers, strict=True)
             ]
-            for place, result in spoiled:
-                results.insert(place, result)
+            # How it goes counts after what was said beside it.
+            for place, text, said in apart:
+                results.insert(place, text if said is None else self._told(device, text, said))
             ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
 
         self._store.record_many(device, receipts, then)
 
-    def _item(self, item: Any, now: float) -> Receipt:
-        """A receipt among many. Raises BadRequest where it is none."""
+    def _told(self, device: str, text: str, said: Said) -> str:
+        """The result of an item that only says how it goes with the event of this id."""
+        try:
+            return f'{{"event_id":"{text}"{RESULTS[self._go_on(None, device, item_id(text), said)]}'
+        except Refusal as refusal:
+            return _spoilt(text, refusal)
+
+    def _item(self, item: Any) -> tuple[Said, int]:
+        """What an item among many says, and of which event. Raises BadRequest where it says nothing."""
         if not isinstance(item, dict):
             raise BadRequest("bad_receipt", 'a receipt is an object with "event_id"')
         unknown = item.keys() - ITEM
         if unknown:
             # What is left out has a default, so a slip of the pen would turn a failure into a success.
-            raise BadRequest("unknown_field", f'a receipt among many has "event_id", "state", "status" and "at", and no {shown(min(unknown))}')
+            raise BadRequest("unknown_field", f'a receipt among many has "event_id", "state", "status", "at" and "delay", and no {shown(min(unknown))}')
         said = self._object(item)
         if said.event_id is None:
             raise BadRequest("no_event_id", 'a receipt names its "event_id"')
-        return said.event_id, PROCESSED if said.state is None else said.state, said.status, _not_ahead(said.at, now)
+        said.check()
+        return said, said.event_id
 
     def _up_to(self, ask: Ask, device: str, fields: dict[str, Any]) -> None:
         """Everything up to an id that the device still owes, as `delivered`: it has it, but nobody can have worked on all that. The id is
         a place in the order of all events, such as `pere.hello` tells it, so it may be of another channel, or of an event long gone."""
         if "receipts" in fields:
             raise BadRequest("receipts_and_up_to", 'the body has either "receipts" or "up_to", not both')
-        for name in ("event_id", "status", "at"):
+        for name in ("event_id", "status", "at", "delay"):
             if name in fields:
                 raise BadRequest("unknown_field", f'"{name}" is said of one event; beside "up_to" there is "channel", and "state" and "device" if need be')
         state, channel, last = fields.get("state", "delivered"), fields.get("channel"), fields["up_to"]
@@ -285,6 +339,13 @@ def _not_ahead(at: float | None, now: float) -> float | None:
     if at is not None and at > now + MAX_AHEAD:
         raise BadRequest("bad_at", f'"at" is {at - now:.0f} s in the future, more than a clock may be wrong ({MAX_AHEAD:.0f} s)')
     return at
+
+
+def _delay(said: Any) -> float:
+    """How long to wait before it is sent again. Raises BadRequest where that is no such time."""
+    if said.__class__ not in (int, float) or not 0 <= said <= MAX_DELAY:
+        raise BadRequest("bad_delay", f'"delay" is a number of seconds from 0 to {MAX_DELAY:g}, not {shown(str(said))}')
+    return float(said)
 
 
 def _spoilt(named: str | None, refusal: Refusal) -> str:

@@ -241,6 +241,11 @@ class Store(ABC):
         """Whether the device still owes a receipt for the event; one that is on its way to be kept counts as given."""
 
     @abstractmethod
+    def standing(self, channel: str | None, device: str, id: int) -> tuple[Event, int]:
+        """An event (of this channel, if one is given) of whose audience the device is, and the state that stands there: a receipt that is
+        on its way to be kept does not show yet. Raises as `record` does, Unavailable included."""
+
+    @abstractmethod
     def oldest_outstanding(self) -> float | None:
         """When the oldest event was accepted that somebody still owes a receipt for; None if nobody owes any."""
 

@@ -180,6 +180,9 @@ class WorkingSet(Store):
         """A kept event in the ledger; None if it asks for no receipts."""
         return self.ledger.entries.get(event.id)
 
+    def _find_entry(self, id: int) -> Entry | None:
+        return self.ledger.entries.get(id)
+
     def _end(self, entry: Entry, slot: int, end: int) -> None:
         """The device owes no receipt any more."""
         self.ledger.end(entry, slot, end)
@@ -334,6 +337,20 @@ class WorkingSet(Store):
         entry = self._entry(event)
         slot = entry.slot(device) if entry is not None else -1
         return entry is not None and slot >= 0 and self.ledger.is_open(entry, slot)
+
+    def standing(self, channel: str | None, device: str, id: int) -> tuple[Event, int]:
+        entry = self._find_entry(id)
+        try:
+            if entry is None:
+                raise unknown_receipt()
+            _, slot = self.ledger.find(entry, channel, device)
+        except NotFound:
+            if channel is None:
+                raise self._why(device, id, self._newest_gone(device)) from None
+            if entry is None and id <= self._gone_id(channel):
+                raise gone_event(id) from None
+            raise
+        return entry.event, entry.states[slot] & STATE
 
     def settled(self, shelf: Shelf, member: Member) -> int:
         backlog = shelf.backlog
