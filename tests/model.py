@@ -134,18 +134,21 @@ class Model:
         """A channel; at its birth all join who wanted it, and all who listen for it."""
         if name not in self.channels:
             channel = self.channels[name] = Channel(name)
-            for device, patterns in self.wishes.items():
-                is_quiet = not self.is_online(device) and self.seen[device] < self.now - self.limits.device_ttl
-                if any(means(pattern, name) for pattern in patterns) and not is_quiet:
-                    member = self.join(channel, device)
-                    member.seen = self.now if self.is_online(device) else self.seen[device]
-                    member.safe = (member.safe[0], member.seen)
+            for device in self.joining(name):
+                member = self.join(channel, device)
+                member.seen = self.now if self.is_online(device) else self.seen[device]
+                member.safe = (member.safe[0], member.seen)
             for feed in self.feeds:
                 if any(means(pattern, name) for pattern in feed.patterns):
                     feed.at[name] = 0
                     if feed.device:
                         channel.members[feed.device].fed = True
         return self.channels[name]
+
+    def joining(self, name: str) -> list[str]:
+        """Who has asked for channels of such a name, and has not been away for too long."""
+        return [device for device, patterns in self.wishes.items() if any(means(pattern, name) for pattern in patterns)
+                and (self.is_online(device) or self.seen[device] >= self.now - self.limits.device_ttl)]
 
     def join(self, channel: Channel, device: str) -> Member:
         """What was addressed to the device before it was ever seen is still owed."""
@@ -164,7 +167,9 @@ class Model:
     # Publishers
 
     def audience(self, name: str, to: tuple[str, ...]) -> dict[str, Member | None]:
-        return dict.fromkeys(to) if to else dict(self.open(name).members)
+        if to or name not in self.channels:
+            return dict.fromkeys(to or self.joining(name))
+        return dict(self.channels[name].members)
 
     def need(self, wanted: int | str | None, audience: int) -> int | None:
         """How many receipts satisfy; None if there can never be so many."""
@@ -176,7 +181,8 @@ class Model:
         return (id, audience) if key and at > self.now - self.limits.key_window else None
 
     def push(self, id: int, name: str, data: Any, level: str, to: tuple[str, ...], ttl: int, need: int | str | None, key: str) -> Event:
-        channel, who = self.open(name), self.audience(name, to)
+        channel = self.open(name)
+        who = self.audience(name, to)
         channel.last += 1
         event = Event(id, channel.last, name, data, level, to, self.now, self.now + ttl, {}, {}, 0)
         if level != "none":

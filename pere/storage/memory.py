@@ -49,6 +49,7 @@ class MemoryStore(WorkingSet):
         if known is not None:
             then(known)
             return
+        self._check_need(draft)
         shelf = self.open(draft.channel)
         event = Event(draft, self._ids.next(now), shelf.backlog.last + 1, now)
         accepted = self._take(shelf, event, draft, draft.need)

@@ -18,8 +18,8 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.event import Draft, Event
-from pere.ledger import ALL, Entry, Receipt, gone_event, moment_of, needed, unknown_receipt
-from pere.receipt import CANCELLED, EXPIRED, NONE
+from pere.ledger import ALL, Entry, Receipt, gone_event, moment_of, unknown_receipt
+from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.committing import Assured, Change, Committing, Part, Refused, Together, Told, mark, row_of
 from pere.storage.journal import Journal
@@ -126,9 +126,8 @@ class SqliteStore(Committing):
         if known is not None:
             then(known)
             return
+        self._check_need(draft)
         shelf = self.open(draft.channel)
-        if draft.level != NONE:
-            needed(draft.need, len(draft.to) or len(shelf.audience))
         if draft.key:
             self._asked[draft.channel, draft.key] = []
         shelf.touched = now

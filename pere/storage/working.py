@@ -18,9 +18,9 @@ from pere.config import Config
 from pere.devices import Device, Devices
 from pere.errors import NotFound, Refusal, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import Entry, Ledger, Receipt, gone_event, unknown_receipt
+from pere.ledger import Entry, Ledger, Receipt, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
-from pere.receipt import CANCELLED, EXPIRED, NAMES, PENDING, STATE, closes, quantiles
+from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, STATE, closes, quantiles
 from pere.storage import Accepted, Shelf, Store
 
 log = logging.getLogger("pere.store")
@@ -134,15 +134,21 @@ class WorkingSet(Store):
 
     def _begin(self, shelf: Shelf) -> None:
         """A channel is born, and with it those devices join who wanted all such channels."""
-        channel = shelf.name
-        now = self.clock()
-        for wanted, names in self.devices.patterns.items():
-            if compiled(wanted)(channel):
-                for name in names:
-                    device = self.devices.known[name]
-                    if device.feeds or device.seen >= now - self._config.device_ttl:
-                        # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
-                        self._join(shelf, name).seen = now if device.feeds else device.seen
+        for device in self._wanting(shelf.name):
+            # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
+            self._join(shelf, device.name).seen = self.clock() if device.feeds else device.seen
+
+    def _wanting(self, channel: str) -> list[Device]:
+        """Who has asked for all channels of such a name, and has not been away for too long."""
+        known, since = self.devices.known, self.clock() - self._config.device_ttl
+        meant = dict.fromkeys(known[name] for wanted, names in self.devices.patterns.items() if compiled(wanted)(channel) for name in names)
+        return [device for device in meant if device.feeds or device.seen >= since]
+
+    def _check_need(self, draft: Draft) -> None:
+        """Raises BadRequest where a push asks for what cannot be, before it brings a channel into being."""
+        if draft.need is not None and draft.level != NONE:
+            shelf = self.shelf(draft.channel)
+            needed(draft.need, len(draft.to) or len(shelf.audience if shelf is not None else self._wanting(draft.channel)))
 
     def find(self, channel: str, id: int) -> Event:
         shelf = self._shelves.get(channel)

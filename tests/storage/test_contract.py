@@ -213,6 +213,16 @@ async def test_an_event_that_asks_for_no_receipts_tells_its_audience_and_has_no_
     assert (status["receipt"], status["audience"], status["outstanding"], status["complete"]) == ("none", 0, 0, True)
 
 
+async def test_a_need_that_cannot_be_met_brings_no_channel_into_being(open_desk):
+    desk = await open_desk()
+    desk.store.want("d", "x.*")
+    with pytest.raises(BadRequest):
+        await desk.push("x.1", need=2)
+    assert not desk.store.channels()
+    await desk.push("x.1", need=1)
+    assert list(desk.store.open("x.1").audience.members) == ["d"]
+
+
 async def test_a_need_that_cannot_be_met_is_refused_and_nothing_is_published(open_desk):
     desk = await open_desk()
     desk.store.register("c", "d1")
