@@ -105,9 +105,22 @@ SECONDS = (0.0, *(float(f"{SHORTEST * math.exp((i - 1) / _STEPS):.4g}") for i in
 
 def quantiles(latencies: bytes | bytearray, wanted: tuple[float, ...] = (0.5, 0.9, 0.99)) -> dict[str, float]:
     """Seconds at each wanted quantile, such as `{"p50": 0.012, ...}`, from a column of buckets; empty where there is none."""
-    column = sorted(latencies)  # equal bytes in runs: the sort of 10,000 takes a fraction of a millisecond
-    none = column.count(0)
-    measured = len(column) - none
+    none = latencies.count(0)
+    measured = len(latencies) - none
     if not measured:
         return {}
-    return {f"p{q * 100:g}": SECONDS[column[none + min(measured - 1, int(q * measured))]] for q in wanted}
+    # By halves: to drop all above a bucket is one pass in C, so ten thousand are not sorted for three of them.
+    found, low = {}, 1
+    for q in sorted(wanted):
+        rank, high = none + min(measured - 1, int(q * measured)), 255
+        while low < high:
+            middle = (low + high) // 2
+            if len(latencies.translate(None, _ABOVE[middle])) > rank:
+                high = middle
+            else:
+                low = middle + 1
+        found[f"p{q * 100:g}"] = SECONDS[low]
+    return found
+
+
+_ABOVE = [bytes(range(bucket + 1, 256)) for bucket in range(256)]

@@ -7,7 +7,8 @@ inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it 
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import orjson
@@ -18,9 +19,9 @@ from pere.config import Config
 from pere.devices import Device, Devices
 from pere.errors import NotFound, Refusal, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import Entry, Ledger, Receipt, gone_event, needed, unknown_receipt
+from pere.ledger import PRESENT, Entry, Ledger, Receipt, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
-from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, STATE, closes, quantiles
+from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, SENT, STATE, closes, quantiles
 from pere.storage import Accepted, Shelf, Store
 
 log = logging.getLogger("pere.store")
@@ -284,45 +285,49 @@ class WorkingSet(Store):
 
     def _unsent(self, event: Event, entry: Entry) -> int:
         """How many of the pending devices the event was never written to: only those who are away can be among them."""
-        if entry.slots is not None:
-            return sum(byte & STATE == PENDING and not self._is_sent(event, entry.names[slot], -1) for slot, byte in enumerate(entry.states))
-        states, size, ordinal = entry.states, len(entry.states), event.ordinal
-        return sum(
-            member.position < ordinal
-            for member in entry.audience
-            if not member.live and member.slot < size and states[member.slot] & STATE == PENDING
-        )
-
-    def _is_sent(self, event: Event, device: str, slot: int) -> bool:
-        """`slot` is where the device stands in the columns by its registration; -1 where the event names its devices."""
-        member = self._shelves[event.channel].audience.members.get(device)
-        # Who left and came back has another slot, and was sent nothing of what is from before.
-        return member is not None and slot in (member.slot, -1) and (member.live > 0 or member.position >= event.ordinal)
+        if not entry.counts[PENDING]:
+            return 0
+        ordinal, audience = event.ordinal, entry.audience
+        is_pending = entry.states.translate(_meant("pending", event.level))
+        if entry.slots is not None or entry.counts[PENDING] < len(audience) // 4:
+            members, names, is_own = audience.members, entry.names, entry.slots is None
+            return sum(not _is_sent(event, members.get(names[slot]), slot if is_own else -1) for slot in _marked(is_pending))
+        away = [member.slot for member in audience.members.values() if not member.live and member.position < ordinal]
+        # Who came after the event has no place in its column.
+        return sum(map((is_pending + bytes(len(audience.names) - len(is_pending))).__getitem__, away))
 
     async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         event = self.find(channel, id)
         entry = self._entry(event)
         found: list[dict[str, Any]] = []
-        for line in self.ledger.lines(entry, start) if entry is not None else ():
-            is_open = not closes(line.state, event.level)
-            is_sent = self._is_sent(event, line.device, line.slot if entry.slots is None else -1)  # type: ignore[union-attr]
-            name = "sent" if line.state == PENDING and is_sent else NAMES[line.state]
-            if state is not None and state != name and not (state == "outstanding" and is_open):
+        if entry is None:
+            return found, None
+        members, devices, is_own = entry.audience.members, self.devices.known, entry.slots is None
+        times: dict[float, str] = {}  # most were sent it at the same moment
+        for line in self.ledger.lines(entry, start, _meant(state, event.level)):
+            member, latency = members.get(line.device), line.latency
+            is_sent = _is_sent(event, member, line.slot if is_own else -1)
+            name = SENT if line.state == PENDING and is_sent else NAMES[line.state]
+            if state is not None and state != name and state != "outstanding":
                 continue
             if len(found) == limit:
                 return found, line.slot
-            device = self.devices.get(line.device)
-            member = entry.audience.members.get(line.device)  # type: ignore[union-attr]
-            sent = max(event.time, member.since) if is_sent and member is not None and line.latency is None else event.time
+            sent_at = None
+            if is_sent or latency is not None:
+                sent = max(event.time, member.since) if is_sent and member is not None and latency is None else event.time
+                sent_at = times.get(sent)
+                if sent_at is None:
+                    sent_at = times[sent] = timestamp(sent)
+            device = devices.get(line.device)
             found.append({
                 "device": line.device,
                 "state": name,
                 "status": orjson.Fragment(line.status) if line.status is not None else None,
                 "attempt": line.resends + is_sent,
                 "late": line.late,
-                "sent_at": timestamp(sent) if is_sent or line.latency is not None else None,
-                "receipt_at": timestamp(event.time + line.latency) if line.latency is not None else None,
-                "latency": line.latency,
+                "sent_at": sent_at,
+                "receipt_at": timestamp(event.time + latency) if latency is not None else None,
+                "latency": latency,
                 "online": device is not None and bool(device.feeds),
             })
         return found, None
@@ -450,3 +455,29 @@ class WorkingSet(Store):
     def _forget(self, shelf: Shelf) -> None:
         """Nothing is left of the channel."""
         del self._shelves[shelf.name]
+
+
+def _is_sent(event: Event, member: Member | None, slot: int) -> bool:
+    """Whether the event was written to a device. `slot` is where it stands in the columns by its registration; -1 where the event names
+    its devices."""
+    # Who left and came back has another slot, and was sent nothing of what is from before.
+    return member is not None and slot in (member.slot, -1) and (member.live > 0 or member.position >= event.ordinal)
+
+
+@cache
+def _meant(state: str | None, level: int) -> bytes:
+    """Which bytes of a column a state means (1, all others 0); `sent` and `pending` are the same there."""
+    if state is None:
+        return PRESENT
+    if state == "outstanding":
+        return bytes(present and not closes(byte & STATE, level) for byte, present in enumerate(PRESENT))
+    wanted = PENDING if state == SENT else NAMES.index(state)
+    return bytes(byte & STATE == wanted for byte in range(256))
+
+
+def _marked(column: bytes) -> Iterator[int]:
+    """Where there is a 1."""
+    slot = column.find(1)
+    while slot >= 0:
+        yield slot
+        slot = column.find(1, slot + 1)
