@@ -171,13 +171,13 @@ def check(path: str) -> int:
             raise ConfigError(f"{path} cannot be made: there is no folder {folder}")
         return 0
     try:
-        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
         try:
-            application = connection.execute("pragma application_id").fetchone()[0]
-            version: int = connection.execute("pragma user_version").fetchone()[0]
-            tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
-        finally:
-            connection.close()
+            application, version, tables = _look(path, "ro")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            # Who wrote last was killed before the file had its log: what is half done must be taken back to read any of it.
+            application, version, tables = _look(path, "rw")
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise ConfigError(f"{path} cannot be read as a database of PERE, and is left as it is: {error}") from None
@@ -189,6 +189,18 @@ def check(path: str) -> int:
     if version > VERSION:
         raise ConfigError(f"{path} was written by a newer PERE (version {version} of the file, this one knows {VERSION})")
     return version
+
+
+def _look(path: str, mode: str) -> tuple[int, int, int]:
+    """Whose file it is, its version, and how many tables and indexes are in it."""
+    connection = sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True)
+    try:
+        application, version, tables = (
+            connection.execute(sql).fetchone()[0]
+            for sql in ("pragma application_id", "pragma user_version", "select count(*) from sqlite_master"))
+        return application, version, tables
+    finally:
+        connection.close()
 
 
 def prepare(path: str, sync: str) -> sqlite3.Connection:

@@ -617,6 +617,21 @@ def test_who_is_killed_while_a_file_is_brought_to_this_version_finds_it_as_it_wa
     assert set(versions) == {schema.VERSION}
 
 
+def test_who_was_killed_before_the_file_had_its_log_left_a_file_that_opens(tmp_path):
+    path, copy = tmp_path / "pere.db", tmp_path / "copy.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript((Path(__file__).parent / "version_1.sql").read_text())
+    for sql in ("pragma journal_mode = delete", "pragma cache_size = 1", "begin"):
+        connection.execute(sql)
+    # More than fits in memory, so some of it is in the file already, and what was there before is in the journal beside it.
+    connection.execute("with recursive n(i) as (select 10 union all select i + 1 from n where i < 3000) insert into members "
+                       "select 1, i, 'device-' || i, 0, 0, 0, i, 0, 0, null from n")
+    for ending in ("", "-journal"):
+        shutil.copy(f"{path}{ending}", f"{copy}{ending}")
+    connection.close()
+    assert schema.prepare(str(copy), "full").execute("select count(*) from members where slot >= 10").fetchone() == (0,)
+
+
 async def test_a_second_store_on_the_same_file_is_refused_and_says_who_has_it(files):
     await files.open()
     with pytest.raises(ConfigError, match=f"in use by another process .pid {os.getpid()}."):
