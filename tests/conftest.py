@@ -5,6 +5,7 @@ The plugin for async tests knows no async fixtures, so those that have something
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,10 @@ from pere.storage import Store
 # No property is judged by how long an example takes: a machine may be as busy as it likes.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# Who is started by a shell in the background has Ctrl-C ignored, and so would all programs that are started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
