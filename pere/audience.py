@@ -88,4 +88,4 @@ class Audience:
 
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
-        return [member for member in self if not member.live and max(member.seen, member.answered) < moment]
+        return [member for member in self if not member.live and not member.careful and max(member.seen, member.answered) < moment]

@@ -351,10 +351,12 @@ class Hub:
     def _join(self, feed: Feed) -> None:
         """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
         what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice."""
+        if feed.care is not None:
+            return
         for place in feed.places:
             if place.channel.pending:
                 self.flush()
-        if feed.reason or feed.care is not None:
+        if feed.reason:
             return
         feed.live = True
         self.behind -= 1

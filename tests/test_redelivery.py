@@ -132,7 +132,19 @@ async def test_a_raw_feed_is_closed_and_gets_it_again_when_it_returns(serve, lis
     line, = (await get(f"/events/c/{id}/devices"))["devices"]
     assert line["attempt"] == 2
     metrics = await measured()
-    assert (metrics["pere_redeliveries_total", "resume"], metrics["pere_redeliveries_total", "ack_wait"], metrics["pere_feed_closes_total", "redeliver"]) == (1, 0, 1)
+    assert [metrics["pere_redeliveries_total", reason] for reason in ("resume", "ack_wait")] == [1, 0]
+    assert metrics["pere_feed_closes_total", "redeliver"] == 1
+
+
+async def test_a_raw_feed_that_owes_much_is_closed_once(serve, listen, push, later):
+    server = await serve()
+    feed = await listen("c", device="d", ack_wait=ACK)
+    for n in range(3):
+        await push("c", n)
+    await feed.events(3)
+    await later(ACK + 1)
+    assert (await feed.control("pere.bye"))["reason"] == "redeliver"
+    assert (await feed.next(), server.hub.closes["redeliver"]) == (None, 1)
 
 
 async def test_after_the_last_attempt_it_is_expired_and_counted(serve, listen, push, later, get, measured):
@@ -299,7 +311,7 @@ async def test_a_full_window_holds_up_nobody_else(serve, listen, push):
 
 
 async def test_a_recall_makes_room(serve, listen, push, ask):
-    await serve()
+    (await serve()).wheel.stop()  # what comes does so at once
     feed = await listen("c", device="d", window=1)
     ids = [await push("c", n) for n in range(3)]
     await feed.events(1)
@@ -309,7 +321,9 @@ async def test_a_recall_makes_room(serve, listen, push, ask):
     assert is_silent(feed)
 
 
-async def test_what_expires_makes_room_without_a_receipt(serve, listen, push, later, get):
+@pytest.mark.parametrize("looked", [0, 10])
+async def test_what_expires_makes_room_without_a_receipt(serve, listen, push, later, get, monkeypatch, looked):
+    monkeypatch.setattr(redelivery, "MAX_LOOK", looked)
     server = await serve()
     feed = await listen("c", device="d", window=2)
     ids = [await push("c", 0, ttl=5), await push("c", 1), await push("c", 2), await push("c", 3)]
@@ -323,7 +337,9 @@ async def test_what_expires_makes_room_without_a_receipt(serve, listen, push, la
     assert (await get(f"/events/c/{ids[0]}"))["counts"]["expired"] == 1
 
 
-async def test_what_makes_way_in_the_store_makes_room(start, listen, push, later):
+@pytest.mark.parametrize("looked", [0, 10])
+async def test_what_makes_way_in_the_store_makes_room(start, listen, push, later, monkeypatch, looked):
+    monkeypatch.setattr(redelivery, "MAX_LOOK", looked)
     await start(backlog_events=3, heartbeat=3600)
     feed = await listen("c", device="d", window=2)
     for n in range(4):
@@ -332,6 +348,48 @@ async def test_what_makes_way_in_the_store_makes_room(start, listen, push, later
     await later(1.1)
     assert await feed.events(1) == ["2"]
     assert is_silent(feed)
+
+
+async def test_what_ends_in_any_other_way_is_found_a_few_at_a_time(serve, listen, push, later, monkeypatch):
+    monkeypatch.setattr(redelivery, "MAX_LOOK", 2)
+    server = await serve()
+    server.wheel.stop()
+    await listen("c", "d", device="d", window=5)
+    for n in range(6):
+        await push("c" if n else "d", n)
+    care, = careful(server)
+    assert len(care.under_way) == 5
+    server.store.unregister("d", "d")  # as the sweep does with who has not been seen for long
+    await server.store.settle()
+    care.under_way = dict(reversed(care.under_way.items()))
+    for _ in range(3):
+        await later(1.1)
+    assert [sent.channel for sent in care.under_way.values()] == ["c"] * 5
+
+
+async def test_what_has_had_its_attempts_makes_room_on_all_feeds_at_once(serve, listen, push, later):
+    server = await serve(max_attempts=1)
+    server.wheel.stop()
+    feed, other = await listen("c", device="d", format="envelope", ack_wait=0.5), await listen("c", device="d", window=1)
+    await push("c", 0)
+    await push("c", 1)
+    assert [await told(feed) for _ in range(2)] == [(0, 1), (1, 1)]
+    assert await other.events(1) == ["0"]
+    await later(0.7)
+    assert await other.events(1) == ["1"]
+
+
+async def test_what_was_answered_before_it_was_read_is_not_under_way(serve, listen, push, feedback):
+    (await serve()).wheel.stop()
+    slow, fast = await listen("c", device="d", window=1), await listen("c", device="d")
+    ids = [await push("c", n) for n in range(3)]
+    assert (await slow.events(1), await fast.events(3)) == (["0"], ["0", "1", "2"])
+    await say(feedback, "d", ids[1], "processed")
+    assert is_silent(slow)
+    await say(feedback, "d", ids[0], "processed")
+    assert (await slow.events(2))[-1] == "2"
+    await push("c", 3)
+    assert is_silent(slow)
 
 
 async def test_what_has_had_its_attempts_makes_room(serve, listen, push, later):
@@ -424,6 +482,18 @@ async def test_a_raw_feed_is_closed_for_a_retry(serve, listen, push, feedback, g
     feed = await listen("c", device="d", last=id)
     assert (await feed.event()).id == id
     assert (await get(f"/events/c/{id}/devices"))["devices"][0]["attempt"] == 2
+
+
+async def test_a_feed_that_has_not_come_so_far_is_not_sent_a_retry_out_of_turn(serve, listen, push, later, feedback):
+    await serve()
+    slow, fast = await listen("c", device="d", format="envelope", window=1), await listen("c", device="d", format="envelope")
+    ids = [await push("c", n) for n in range(2)]
+    assert [await told(slow), await told(fast), await told(fast)] == [(0, 1), (0, 1), (1, 1)]
+    await say(feedback, "d", ids[1], "retry")
+    assert await told(fast) == (1, 2)
+    assert is_silent(slow)
+    await say(feedback, "d", ids[0], "processed")
+    assert (await told(slow))[0] == 1
 
 
 @pytest.mark.parametrize("first, second", [(1800, 20), (0.5, 20)])
@@ -562,7 +632,8 @@ async def test_a_receipt_before_the_publisher_has_its_answer_is_never_refused(se
         answers = []
         for _ in range(count):
             id = (await feed.event()).id
-            await line.send(wire.said("POST", "/feedback/c", b'{"state":"processed"}', {"Device": "d", "Last-Event-ID": id, "Content-Type": "application/json"}))
+            headers = {"Device": "d", "Last-Event-ID": id, "Content-Type": "application/json"}
+            await line.send(wire.said("POST", "/feedback/c", b'{"state":"processed"}', headers))
             got = await line.answer()
             answers.append((got.status, got.json))
         return answers
@@ -703,23 +774,46 @@ async def test_a_receipt_that_closes_nothing_does_not_stop_what_becomes_due_whil
     assert await told(feed) == (7, 2)
 
 
-async def test_what_is_read_while_a_receipt_that_closes_nothing_is_on_its_way_is_under_way_too(serve, listen, push, later, until):
-    server = await serve()
+async def test_what_a_receipt_that_closes_nothing_meets_on_its_way_goes_on_when_it_is_there(start, listen, push, later, until, tmp_path, monkeypatch):
+    server = await start(SqliteStore(Config(), time.time, f"{tmp_path}/pere.db"), heartbeat=3600)
+    server.wheel.stop()
+    store = server.store
     feed = await listen("c", device="d", format="envelope")
     await push("c", 7)
-    await feed.event()
-    event = server.store.shelf("c").backlog.oldest()
-    feed.close()
-    await until(lambda: not server.hub.feeds)
-    opening = asyncio.create_task(listen("c", device="d", format="envelope", ack_wait=ACK))
-    await until(lambda: server.hub.feeds)
-    server.store.record("c", "d", event.id, DELIVERED, None, lambda *told: None, print)
-    feed = await opening
+    assert await told(feed) == (7, 1)
+    event = store.shelf("c").backlog.oldest()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_soon", lambda: None)
+        store.record("c", "d", event.id, DELIVERED, None, lambda *told: None, print)
+        # It returns with Care, and reads on while it counts as answered.
+        feed.close()
+        await until(lambda: not server.hub.feeds)
+        feed = await listen("c", device="d", format="envelope", ack_wait=ACK)
+        assert is_silent(feed)
+    store._soon()
     await done(server)
-    while not is_silent(feed):
-        await feed.event()
     await later(ACK + 1)
     assert (await told(feed))[0] == 7
+
+
+async def test_a_retry_waits_for_a_receipt_that_is_on_its_way(start, listen, push, later, tmp_path, monkeypatch):
+    server = await start(SqliteStore(Config(), time.time, f"{tmp_path}/pere.db"), heartbeat=3600)
+    server.wheel.stop()
+    feed = await listen("c", device="d", format="envelope")
+    await push("c", 7)
+    assert await told(feed) == (7, 1)
+    event, store = server.store.shelf("c").backlog.oldest(), server.store
+    assert server.hub.redelivery.retry("d", event, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_soon", lambda: None)
+        patch.setattr(store, "settle", lambda: asyncio.sleep(0))
+        store.record("c", "d", event.id, DELIVERED, None, lambda *told: None, print)
+        await later(6)
+        assert is_silent(feed)
+    store._soon()
+    await done(server)
+    await later(1.1)
+    assert await told(feed) == (7, 2)
 
 
 # Nobody's silence holds up the others
@@ -755,6 +849,24 @@ async def test_thousands_that_are_overdue_are_sent_in_small_pieces(start, listen
     assert before["again"] < 1500  # in the middle of them all, not behind them
     assert before["answered"] < 3000
     assert len(await reading) == 3000
+
+
+async def test_thousands_that_are_wanted_again_are_sent_in_small_pieces(start, listen, ask):
+    server = await start(heartbeat=3600, backlog_events=4000)
+    feed = await listen("c", device="d", format="envelope")
+    await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(1000)])
+    await feed.events(1000)
+    for event in server.store.shelf("c").backlog:
+        assert server.hub.redelivery.retry("d", event, 5)
+    now, counts, steps = server.wheel.time, server.hub.redelivery.counts, []
+    server.wheel.time = lambda: now() + 6
+    server.wheel.advance(server.wheel.time())
+    while sum(steps) < 1000:
+        count = counts["retry"]
+        await asyncio.sleep(0)
+        steps.append(counts["retry"] - count)
+    assert max(steps) <= redelivery.MAX_TURN
+    assert [await told(feed) for _ in range(1000)] == [(n, 2) for n in range(1000)]
 
 
 async def test_heartbeats_are_met_while_a_device_owes_thousands(start, listen, ask):
