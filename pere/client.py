@@ -52,6 +52,7 @@ class Client:
         self.device = device
         headers = {"Device": device_name(device)} if device is not None else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=timeout)
+        self._timeout = timeout
         self._feed_timeout = httpx.Timeout(timeout, read=silence)
 
     async def __aenter__(self) -> Self:
@@ -61,17 +62,22 @@ class Client:
         await self._http.aclose()
 
     async def push(self, channel: str, data: Any, *, type: str | None = None, to: Iterable[str] = (), ttl: int | None = None,
-                   receipt: str | None = None, need: str | int | None = None, key: str | None = None) -> dict[str, Any]:
+                   receipt: str | None = None, need: str | int | None = None, key: str | None = None, wait: int | None = None) -> dict[str, Any]:
         """Publish an event; returns `{"id", "channel", "audience"}` once it is as safe as the server's store makes it.
 
         `data` as str is text, as bytes is JSON that is encoded already, and anything else becomes JSON. `key` is an
-        Idempotency-Key: with one, a push whose answer got lost can be repeated and is still published once.
+        Idempotency-Key: with one, a push whose answer got lost can be repeated and is still published once. With `wait` the answer is
+        the delivery status, once `need` is met or cannot be any more, or after so many seconds.
         """
         kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
         body = data.encode() if isinstance(data, str) else data if isinstance(data, bytes) else orjson.dumps(data)
-        headers = {"Content-Type": kind} | ({} if key is None else {"Idempotency-Key": key})
+        headers = {"Content-Type": kind} | ({} if key is None else {"Idempotency-Key": key}) | ({} if wait is None else {"Prefer": f"wait={wait}"})
         query = {"type": type, "to": list(to) or None, "ttl": ttl, "receipt": receipt, "need": need}
-        return await self._ask("POST", f"/push/{_part(channel)}", query, body, headers)
+        return await self._ask("POST", f"/push/{_part(channel)}", query, body, headers, patience=wait or 0)
+
+    async def recall(self, channel: str, id: str) -> dict[str, Any]:
+        """Take an event back; returns `{"id", "channel", "cancelled"}`, the last being how many devices still owed a receipt."""
+        return await self._ask("DELETE", f"/events/{_part(channel)}/{_part(id)}")
 
     async def status(self, channel: str, id: str) -> dict[str, Any]:
         """What became of an event: its audience, how many devices are in each state, latency quantiles in seconds."""
@@ -89,12 +95,13 @@ class Client:
                 return
 
     async def feedback(self, channel: str, event_id: str, state: str = "processed", status: Any = None, *,
-                       until_answered: bool = False) -> dict[str, Any]:
+                       delay: float | None = None, until_answered: bool = False) -> dict[str, Any]:
         """Send a receipt; returns `{"state", "duplicate"}`. `status` is the device's own word on its work: text, or JSON.
+        `working` and `retry` say how it goes: `retry` asks to be sent the event again, in `delay` seconds.
 
         `until_answered` repeats it until there is an answer, which is safe: the first receipt stands.
         """
-        receipt = {"event_id": event_id, "state": state} | ({} if status is None else {"status": status})
+        receipt = {"event_id": event_id, "state": state} | ({} if status is None else {"status": status}) | ({} if delay is None else {"delay": delay})
         backoff = _Backoff()
         while True:
             try:
@@ -106,15 +113,16 @@ class Client:
                 await asyncio.sleep(backoff.next(error))
 
     async def listen(self, *channels: str, format: str | None = None, from_: str | None = None, last_event_id: str = "",
-                     on_lost: Callable[[Exception, float], object] = lambda error, wait: None) -> AsyncIterator[Message]:
+                     ack_wait: float | None = None, window: int | None = None, on_lost: Callable[[Exception, float], object] = lambda error, wait: None) -> AsyncIterator[Message]:
         """The events of these channels or patterns, for as long as the server lets us.
 
         A feed that is lost is opened again and goes on where it was, so an event without a receipt may come twice. Control
         frames are handed on, with a `message.event` that begins with `pere.`. `from_` is `new`, `all` or an event id.
+        What is not answered in `ack_wait` seconds is sent again, and at most `window` events come that are not answered.
         `on_lost` hears why a feed was lost and in how many seconds the next try is; it may raise, to end it all.
         Returns where the server says that coming back is pointless (204), and raises Refusal where it says why (4xx).
         """
-        query: dict[str, Any] = {"format": format, "from": from_}
+        query: dict[str, Any] = {"format": format, "from": from_, "ack_wait": ack_wait, "window": window}
         path = "/feed"
         if len(channels) == 1 and not is_pattern(channels[0]):
             path = f"/feed/{_part(channels[0])}"
@@ -166,10 +174,11 @@ class Client:
                 yield response
 
     async def _ask(self, method: str, path: str, query: dict[str, Any] | None = None, body: bytes | None = None,
-                   headers: dict[str, str] | None = None) -> dict[str, Any]:
+                   headers: dict[str, str] | None = None, patience: float = 0) -> dict[str, Any]:
         with self._reaching():
             response = await self._http.request(method, self.url + path, params=_given(query or {}), content=body,
-                                                headers=_encoded(headers or {}))
+                                                headers=_encoded(headers or {}),
+                                                timeout=httpx.Timeout(self._timeout, read=self._timeout + patience))
         if not response.is_success:
             raise _refusal(response)
         try:

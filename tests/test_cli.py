@@ -150,6 +150,34 @@ def test_a_publisher_that_is_interrupted_ends_well(url):
         assert publisher.err == ""
 
 
+def test_a_publisher_that_waits_is_told_who_has_it_and_how_it_ended(url):
+    with Process("listen", "waited", "--device", "till", "--url", url) as listener:
+        listener.until("pere.hello")
+        done = pere("push", "waited", "1", "--wait", "30", "--url", url)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "pushed to waited, for 1 device; complete, satisfied (1 needed)" in done.stdout
+        done = pere("push", "waited", "1", "--to", "somebody", "--wait", "0", "--url", url)
+        assert (done.returncode, done.stderr) == (3, "")
+        assert "1 outstanding, not yet satisfied (1 needed)" in done.stdout
+        done = pere("push", "waited", "1", "--to", "somebody", "--wait", "0", "--json", "--url", url)
+        assert (done.returncode, json.loads(done.stdout)["counts"]["pending"]) == (3, 1)
+
+
+def test_an_event_is_taken_back(url):
+    (event,) = pushed(url, "recalled", "1", "--to", "till")
+    done = pere("recall", "recalled", event["id"], "--url", url)
+    assert (done.returncode, done.stdout) == (0, f"{event['id']}  recalled from recalled; receipts still owed: 1\n")
+    assert json.loads(pere("recall", "recalled", event["id"], "--json", "--url", url).stdout)["cancelled"] == 0
+    assert pere("recall", "recalled", "1-0", "--url", url).returncode == 1
+
+
+def test_a_listener_may_ask_to_be_sent_again_what_it_did_not_answer(url):
+    with Process("listen", "again", "--device", "till", "--receipt", "none", "--ack-wait", "0.3", "--window", "1", "--json", "--url", url) as listener:
+        listener.until("pere.hello")
+        pushed(url, "again", "1")
+        listener.until('"attempt":2')
+
+
 def test_a_key_is_published_once(url):
     first, second = pushed(url, "keyed", "1", "--key", "k"), pushed(url, "keyed", "1", "--key", "k")
     assert first[0]["id"] == second[0]["id"]

@@ -310,6 +310,23 @@ async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
             assert (device["device"], device["state"], device["status"]) == ("till-1", "processed", "printed")
 
 
+async def test_a_push_waits_an_event_is_asked_for_again_and_taken_back():
+    with Served() as served:
+        async with Client(served.url, device="till-1", timeout=2) as till, Client(served.url, timeout=0.5) as shop:
+            async with aclosing(till.listen("orders", format="envelope", ack_wait=3600, window=1)) as feed:
+                hello = orjson.loads((await anext(feed)).data)
+                assert (hello["ack_wait"], hello["window"]) == (3600, 1)
+                # Longer than the network has time: what is waited for is not the network.
+                told = await shop.push("orders", 1, wait=1)
+                assert (told["satisfied"], told["outstanding"]) == (False, 1)
+                assert (await anext(feed)).id == told["id"]
+                assert await till.feedback("orders", told["id"], "retry", delay=0) == {"state": "pending", "duplicate": False}
+                again = orjson.loads((await anext(feed)).data)
+                assert (again["id"], again["attempt"]) == (told["id"], 2)
+                assert await shop.recall("orders", told["id"]) == {"id": told["id"], "channel": "orders", "cancelled": 1}
+                assert (await anext(feed)).event == "pere.cancel"
+
+
 async def test_a_listener_survives_the_end_of_its_server():
     lost = asyncio.Event()
     with Served() as first:

@@ -14,6 +14,7 @@ VERBS = {
     "push": "Publish events to a channel.",
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",
+    "recall": "Take an event back.",
     "webhooks": "Try out webhooks: receive, verify and print them.",
     "store": "Look after the file of a store: stats, check, export, compact.",
 }

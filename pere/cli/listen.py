@@ -21,11 +21,13 @@ from pere.sse import Message
               help="what to answer for each event  [default: processed]")
 @click.option("--status", metavar="TEXT", help="the device's own word, sent with each receipt")
 @click.option("--from", "from_", metavar="new|all|ID", help="where to begin  [default: at the first event it owes a receipt for]")
+@click.option("--ack-wait", type=click.FloatRange(min=0), metavar="SECONDS", help="be sent again what was not answered for so long")
+@click.option("--window", type=click.IntRange(min=0), metavar="N", help="be sent at most N events that are not answered")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="leave after N events")
 @url_option
 @json_option
 def command(channels: tuple[str, ...], device: str | None, receipt: str | None, status: str | None, from_: str | None,
-            count: int | None, url: str, as_json: bool) -> None:
+            ack_wait: float | None, window: int | None, count: int | None, url: str, as_json: bool) -> None:
     """Listen to each CHANNEL, or pattern such as `orders.*`, as a device does: print each event and send a receipt for it.
     Events go to standard output, news of the connection to standard error. Ctrl-C ends it.
 
@@ -44,7 +46,7 @@ def command(channels: tuple[str, ...], device: str | None, receipt: str | None, 
         async with client(url, device) as server:
             screen = Screen(as_json)
             left = count
-            async with aclosing(server.listen(*channels, format="envelope", from_=from_, on_lost=screen.lost)) as feed:
+            async with aclosing(server.listen(*channels, format="envelope", from_=from_, ack_wait=ack_wait, window=window, on_lost=screen.lost)) as feed:
                 async for message in feed:
                     if message.event.startswith("pere."):
                         screen.notice(message)

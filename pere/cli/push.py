@@ -9,7 +9,9 @@ from typing import Any
 import click
 import orjson
 
-from pere.cli.visit import client, json_option, printable, run, url_option
+from pere.cli.visit import client, json_option, printable, run, url_option, verdict
+
+UNSATISFIED = 3  # the exit code where too few receipts came
 
 
 @click.command
@@ -23,6 +25,7 @@ from pere.cli.visit import client, json_option, printable, run, url_option
 @click.option("--receipt", metavar="LEVEL", help="which receipt closes it: none, delivered or processed  [default: processed]")
 @click.option("--need", metavar="N|N%|all", help="how many receipts are enough")
 @click.option("--key", help="an Idempotency-Key: pushed twice with the same key, it is published once")
+@click.option("--wait", type=click.IntRange(min=0), metavar="SECONDS", help="wait so long for the receipts; exit 3 if too few came")
 @click.option("--device", metavar="NAME", help="who publishes")
 @url_option
 @json_option
@@ -38,6 +41,7 @@ def command(channel: str, data: str | None, every: float | None, count: int | No
       pere push orders --every 1 --count 10          ten samples, a second apart
       pere push orders - < order.json
       pere push orders '{"order": 1}' --need 90% --ttl 60 --key order-1
+      pere push orders '{"order": 1}' --need 2 --wait 30 && echo two have it
     """
     times = count or (1 if every is None else None)
     if key is not None and times != 1:
@@ -45,7 +49,8 @@ def command(channel: str, data: str | None, every: float | None, count: int | No
     if data == "-":
         data = click.get_text_stream("stdin", encoding="utf-8").read()
 
-    async def push() -> None:
+    async def push() -> bool:
+        is_satisfied = True
         async with client(url, device) as server:
             for number in range(1, times + 1) if times else endless(1):
                 payload = sample(number, device) if data is None else as_pushed(data)
@@ -53,11 +58,15 @@ def command(channel: str, data: str | None, every: float | None, count: int | No
                 if as_json:
                     click.echo(orjson.dumps(answer))
                 else:
-                    click.echo(printable(f"{answer.get('id')}  pushed to {channel}, for {devices(answer.get('audience'))}"))
+                    told = f"; {verdict(answer)}" if "counts" in answer else ""
+                    click.echo(printable(f"{answer.get('id')}  pushed to {channel}, for {devices(answer.get('audience'))}{told}"))
+                is_satisfied = is_satisfied and answer.get("satisfied", True)
                 if number != times:
                     await asyncio.sleep(every or 0)
+        return is_satisfied
 
-    run(push())
+    if run(push()) is False:
+        raise SystemExit(UNSATISFIED)
 
 
 def as_pushed(text: str) -> str | bytes:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pere.cli.visit import client, json_option, printable, run, url_option
+from pere.cli.visit import client, json_option, printable, run, url_option, verdict
 
 # In the order of the bar: what is done first, what is open last.
 COLOURS = {"processed": "green", "delivered": "cyan", "sent": "blue", "pending": "bright_black", "failed": "red",
@@ -72,16 +72,6 @@ def show(console: Console, answer: dict[str, Any]) -> None:
     latency = answer.get("latency") or {}
     if latency:
         console.print("receipts took  " + "  ".join(f"{name} {duration(seconds)}" for name, seconds in latency.items()))
-
-
-def verdict(answer: dict[str, Any]) -> str:
-    """`4 outstanding, satisfied (3 needed), 1 late`, as far as the answer tells."""
-    parts = ["complete" if answer.get("complete") else f"{answer.get('outstanding', '?')} outstanding"]
-    if answer.get("need") is not None:
-        parts.append(f"{'satisfied' if answer.get('satisfied') else 'not yet satisfied'} ({answer['need']} needed)")
-    if answer.get("late"):
-        parts.append(f"{answer['late']} late")
-    return ", ".join(parts)
 
 
 def bar(counts: dict[str, int], audience: int, cell: str) -> Text:

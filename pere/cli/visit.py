@@ -3,13 +3,15 @@
 import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import click
 import orjson
 
 from pere.client import Client
 from pere.errors import Refusal
+
+Visited = TypeVar("Visited")
 
 url_option = click.option("--url", default="http://127.0.0.1:4567", envvar="PERE_URL", show_envvar=True, show_default=True,
                           help="the server's address")
@@ -23,19 +25,19 @@ def client(url: str, device: str | None = None) -> Client:
         raise click.BadParameter(str(error), param_hint="--url") from None
 
 
-def run(visit: Coroutine[Any, Any, None]) -> None:
-    """See a visit through; exits with 1 and the server's own words if it refuses or cannot be reached. Ctrl-C is a good end."""
+def run(visit: Coroutine[Any, Any, Visited]) -> Visited | None:
+    """See a visit through, and return what it does; exits with 1 and the server's own words if it refuses or cannot be reached. Ctrl-C is a good end."""
     try:
-        asyncio.run(visit)
+        return asyncio.run(visit)
     except KeyboardInterrupt:
-        pass
+        return None
     except Refusal as refusal:
         fail(f"{refusal.code}: {refusal.message}")
     except ConnectionError as error:
         fail(str(error))
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     click.echo(f"pere: {printable(sentence)}", err=True)
     sys.exit(1)
 
@@ -44,3 +46,13 @@ def printable(value: object) -> str:
     """A stranger's text or JSON as one line, with nothing in it that a terminal would obey."""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def verdict(answer: dict[str, Any]) -> str:
+    """`4 outstanding, satisfied (3 needed), 1 late`, as far as the answer tells."""
+    parts = ["complete" if answer.get("complete") else f"{answer.get('outstanding', '?')} outstanding"]
+    if answer.get("need") is not None:
+        parts.append(f"{'satisfied' if answer.get('satisfied') else 'not yet satisfied'} ({answer['need']} needed)")
+    if answer.get("late"):
+        parts.append(f"{answer['late']} late")
+    return ", ".join(parts)
