@@ -246,6 +246,15 @@ class Store(ABC):
         on its way to be kept does not show yet. Raises as `record` does, Unavailable included."""
 
     @abstractmethod
+    def documents(self, kind: str) -> dict[str, bytes]:
+        """What was put away under this kind, by name. What is on its way to be kept does not show yet. Raises Unavailable."""
+
+    @abstractmethod
+    def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
+        """Keep a small document that is not an event, in place of the one of that name; None takes it away. `then` is told when that is
+        safe, or why it cannot be. Two that are put away one after the other are kept in that order."""
+
+    @abstractmethod
     def oldest_outstanding(self) -> float | None:
         """When the oldest event was accepted that somebody still owes a receipt for; None if nobody owes any."""
 

@@ -94,6 +94,7 @@ class Commit:
         self.shelves: list[DiskShelf] = []
         self.answers: list[Callable[[], None]] = []
         self.recalls: list[tuple[int, Told, Refused]] = []
+        self.documents: list[tuple[str, str, bytes | None, Assured]] = []
         self.saved: dict[Entry, int] = {}
         self.members: dict[Member, DiskShelf] = {}
         self.fresh: dict[str, list[Assured]] = {}
@@ -115,6 +116,7 @@ class Committing(Reading):
         self._ended: set[Entry] = set()  # of which the server itself ended something: now, and in the commit before
         self._ended_before: set[Entry] = set()
         self._wishes: list[tuple[str, tuple[str, ...]]] = []
+        self._documents: list[tuple[str, str, bytes | None, Assured]] = []
         self._moved: dict[Member, DiskShelf] = {}
         self._fresh: dict[str, list[Assured]] = {}  # devices with new registrations, and who waits for these
         self._left: list[tuple[Any, ...]] = []
@@ -168,6 +170,11 @@ class Committing(Reading):
         batch.statements += commit.wishes
         commit.recalls, self._recalls = self._recalls, []
         batch.statements += [("update events set recalled = 1 where id = ?", (id,)) for id, _, _ in commit.recalls]
+        commit.documents, self._documents = self._documents, []
+        batch.statements += [
+            ("replace into documents (kind, name, document) values (?, ?, ?)", (kind, name, document)) if document is not None
+            else ("delete from documents where kind = ? and name = ?", (kind, name))
+            for kind, name, document, _ in commit.documents]
         self._add_pruning(commit, batch)
         # Now nothing is on its way, so the thread of the journal does not mind these looks at the disk.
         if (missing := self._journal.missing()) is not None:
@@ -324,13 +331,15 @@ class Committing(Reading):
                 answer()
             for _, recalled, _ in commit.recalls:
                 recalled(CANCELLED, 0)
+            for *_, kept in commit.documents:
+                kept(None)
             for waiting in commit.fresh.values():
                 for assured in waiting:
                     assured(None)
             if commit.is_pruning:
                 self._apply_pruning(*done[-1])
         is_more = self._wishes or self._left or self._fresh or commit.is_pruning or len(commit.saved) == MAX_SAVED
-        if self._pushes or self._changes or self._recalls or (failure is None and is_more):
+        if self._pushes or self._changes or self._recalls or self._documents or (failure is None and is_more):
             self._hand_over()
         else:
             self._tell_waiters()
@@ -460,6 +469,8 @@ class Committing(Reading):
             self._refuse(draft, then, refusal)
         for _, _, refused in commit.recalls:
             refused(refusal)
+        for *_, assured in commit.documents:
+            assured(refusal)
         kept: list[Change] = []
         for _, row in commit.changes:
             for change in row:
@@ -498,7 +509,7 @@ class Committing(Reading):
                 waiter.set_result(None)
 
     async def settle(self) -> None:
-        if self._is_called or self._commit is not None or self._pushes or self._changes or self._recalls or self._moved or self._left or self._wishes:
+        if self._is_called or self._commit is not None or self._pushes or self._changes or self._recalls or self._documents or self._moved or self._left or self._wishes:
             await self._pause()
 
     async def _pause(self) -> None:

@@ -30,6 +30,7 @@ class MemoryStore(WorkingSet):
         super().__init__(config, clock)
         self._schedule: Schedule[Event] = Schedule()
         self._recent = Recent(config.receipts_kept, clock())
+        self._documents: dict[str, dict[str, bytes]] = {}
 
     def trouble(self) -> str | None:
         return None
@@ -41,6 +42,16 @@ class MemoryStore(WorkingSet):
         """There is nothing to be saved."""
 
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
+        then(None)
+
+    def documents(self, kind: str) -> dict[str, bytes]:
+        return dict(self._documents.get(kind, {}))
+
+    def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
+        if document is not None:
+            self._documents.setdefault(kind, {})[name] = document
+        else:
+            self._documents.get(kind, {}).pop(name, None)
         then(None)
 
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:

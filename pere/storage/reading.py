@@ -406,6 +406,9 @@ class Reading(WorkingSet):
         if not is_needed:
             self.ledger.unload(entry.event.id)
 
+    def documents(self, kind: str) -> dict[str, bytes]:
+        return dict(self._read("select name, document from documents where kind = ?", (kind,)))
+
     def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
         is_decided, stop = super().watch(channel, id, then)
 

@@ -8,6 +8,7 @@
     members    who is registered where, in which slot, and up to where the device was written to
     wishes     which patterns a device wants
     keys       Idempotency-Keys
+    documents  what else is to be kept, by kind and name
     meta       single values: `born`, `newest` (ids), `floor` (the log from here on may not be in `entries` yet)
 
 This file knows the tables and nothing of what they mean to the server.
@@ -22,7 +23,7 @@ from urllib.parse import quote
 from pere.errors import ConfigError
 
 APPLICATION = 0x50455245  # "PERE": SQLite's application_id says whose file it is
-VERSION = 2
+VERSION = 3
 ROOM_BYTES = 64 * 1024  # less is as good as none: the index of the write-ahead log alone takes 32 KiB
 PAGE_BYTES = 8192  # measured: 10 % less to write per commit of many receipts than with 4096, and the same for one
 
@@ -91,6 +92,7 @@ create table keys (
     channel text, key text, event integer not null, audience integer not null, at real not null, primary key (channel, key)
 ) without rowid;
 create index keys_by_time on keys (at);
+create table documents (kind text, name text, document blob not null, primary key (kind, name)) without rowid;
 """
 
 # What leads from each version to the next. A file is led through all of them in one transaction, so who is killed on the way
@@ -99,6 +101,7 @@ MIGRATIONS = {
     1: "create index members_by_seen on members (seen) where gone is null;\n"
        "create index events_named on events (channel, ordinal) where recipients is not null;\n"
        "alter table events add column recalled integer not null default 0",
+    2: "create table documents (kind text, name text, document blob not null, primary key (kind, name)) without rowid",
 }
 
 

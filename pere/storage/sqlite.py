@@ -201,6 +201,10 @@ class SqliteStore(Committing):
         elif not receipts:
             then([])
 
+    def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
+        self._documents.append((kind, name, document, then))
+        self._soon()
+
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Refused) -> None:
         event = self.find(channel, id)
         entry = self._entry(event)

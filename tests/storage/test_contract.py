@@ -121,6 +121,19 @@ def open_desk(request, io_loop, tmp_path) -> Iterator[Callable[..., Awaitable[De
         io_loop.run_sync(store.close)
 
 
+# Documents
+
+
+async def test_documents_are_kept_by_kind_and_name_and_the_last_one_stands(open_desk):
+    store = (await open_desk()).store
+    told = []
+    for kind, name, document in [("k", "a", b"1"), ("k", "b", b"2"), ("other", "a", b"3"), ("k", "a", b"4"), ("k", "b", None), ("k", "none", None)]:
+        store.put_away(kind, name, document, told.append)
+    await store.settle()
+    assert told == [None] * 6
+    assert (store.documents("k"), store.documents("other"), store.documents("none")) == ({"a": b"4"}, {"a": b"3"}, {})
+
+
 # An event is accepted
 
 
