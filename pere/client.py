@@ -94,6 +94,30 @@ class Client:
             if not cursor:
                 return
 
+    async def webhooks(self) -> list[dict[str, Any]]:
+        """The endpoints that notices are sent to."""
+        return (await self._ask("GET", "/webhooks")).get("webhooks", [])
+
+    async def add_webhook(self, url: str, *, types: Iterable[str] = (), channels: Iterable[str] = (), content_type: str | None = None) -> dict[str, Any]:
+        """A new endpoint; in what is returned is its `secret`, which is told once and never again."""
+        said = {"url": url, "types": list(types), "channels": list(channels), "content_type": content_type}
+        return await self._ask("POST", "/webhooks", body=orjson.dumps({name: value for name, value in said.items() if value}))
+
+    async def change_webhook(self, id: str, **said: Any) -> dict[str, Any]:
+        """Change its `url`, `types`, `channels`, `content_type`, or `state` (`paused`, `active`)."""
+        return await self._ask("PATCH", f"/webhooks/{_part(id)}", body=orjson.dumps(said))
+
+    async def rotate_webhook(self, id: str) -> dict[str, Any]:
+        """A new `secret`; the one before signs too until `old_secret_until`."""
+        return await self._ask("POST", f"/webhooks/{_part(id)}/rotate")
+
+    async def test_webhook(self, id: str) -> dict[str, Any]:
+        """Send it something now; returns `{"answered", "status", "trouble", "seconds", "state"}`."""
+        return await self._ask("POST", f"/webhooks/{_part(id)}/test", patience=60)
+
+    async def remove_webhook(self, id: str) -> None:
+        await self._ask("DELETE", f"/webhooks/{_part(id)}")
+
     async def feedback(self, channel: str, event_id: str, state: str = "processed", status: Any = None, *,
                        delay: float | None = None, until_answered: bool = False) -> dict[str, Any]:
         """Send a receipt; returns `{"state", "duplicate"}`. `status` is the device's own word on its work: text, or JSON.
@@ -181,6 +205,8 @@ class Client:
                                                 timeout=httpx.Timeout(self._timeout, read=self._timeout + patience))
         if not response.is_success:
             raise _refusal(response)
+        if response.status_code == 204:
+            return {}
         try:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError:

@@ -70,6 +70,12 @@ class Config:
     receipts_kept: int = setting(100_000, "receipts that `memory:` keeps for `GET /receipts` over all channels, some 200 bytes each; a file has them as long as their events", low=1)
     receipt_jitter: float = setting(0.0, "ask devices to spread their receipts over so much time, against ten thousand answers at once", low=0, high=60)
 
+    # webhooks
+    max_webhooks: int = setting(100, "endpoints that notices may be sent to", low=0, high=10_000)
+    webhook_timeout: float = setting(20.0, "time for an endpoint to answer; Standard Webhooks recommends 15 to 30 s", low=0.1, high=300)
+    webhook_allow_networks: str = setting("", "networks, separated by commas, that webhooks may reach beside the public ones, such as `10.0.0.0/8`")
+    webhook_allow_http: bool = setting(False, "let webhooks go to http:// addresses too, unencrypted")
+
     # HTTP
     max_line_bytes: int = setting(8 * KIB, "longest request line; nginx takes 8 KiB too", low=256, high=64 * KIB)
     max_header_bytes: int = setting(16 * KIB, "longest headers of a request, all together", low=1 * KIB, high=256 * KIB)

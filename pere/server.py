@@ -28,14 +28,18 @@ from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import VARYING, Feedback
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
+from pere.handlers.webhooks import AllWebhooks, OneWebhook, RotateWebhook, TestWebhook
 from pere.http1 import Connection
 from pere.hub import Hub
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
+from pere.outside import Outside, networks
+from pere.sender import Sender
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 from pere.waiting import Waits
+from pere.webhooks import Webhooks
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere")
@@ -72,6 +76,8 @@ class Server:
 
         cors = Cors(config.origins)
         self.waits = Waits(self.store)
+        outside = outside_of(config)
+        self.webhooks = Webhooks(self.store, Sender(outside, timeout=config.webhook_timeout), outside, config)
         push = Push(self.store, self.waits, config, self.measures.publish.observe)
         feed = OpenFeed(self.hub, self.store, config, cors)
         receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
@@ -95,7 +101,7 @@ class Server:
     def _handlers(self) -> list[tuple[str, type[RequestHandler], dict[str, object]]]:
         """What Tornado answers. The addresses whose own methods are hot are here for all the other methods."""
         self.registry = registry()
-        store, hub = {"store": self.store}, {"hub": self.hub}
+        store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
         post = {"methods": "POST, OPTIONS"}
         return [
             (r"/push(?:/[^/]*)?", Elsewhere, post),
@@ -109,6 +115,10 @@ class Server:
             (r"/admin/events/([^/]*)", AdminEvents, store),
             (r"/admin/devices", AllDevices, store),
             (r"/admin/devices/([^/]*)", OneDevice, store | hub),
+            (r"/webhooks", AllWebhooks, webhooks),
+            (r"/webhooks/([^/]*)", OneWebhook, webhooks),
+            (r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
+            (r"/webhooks/([^/]*)/test", TestWebhook, webhooks),
             (r"/metrics", Metrics, {"registry": self.registry}),
             (r"/healthz", Health, {}),
             (r"/readyz", Ready, store),
@@ -133,6 +143,7 @@ class Server:
         self.wheel.add(self.door, 0)
         self.wheel.add(self._sweeper, 1)
         self.wheel.start()
+        self.webhooks.start()
         log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
 
     async def stop(self) -> None:
@@ -151,6 +162,7 @@ class Server:
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.wheel.stop()
+        await self.webhooks.stop()
         await self.store.close()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
@@ -167,6 +179,14 @@ class Sweeper:
     def due(self, now: float) -> float:
         self._store.sweep(self._store.clock(), self._hub.is_used)
         return 1.0
+
+
+def outside_of(config: Config) -> Outside:
+    """Where webhooks may go. Raises ConfigError for networks that are none."""
+    try:
+        return Outside(networks(config.webhook_allow_networks), config.webhook_allow_http)
+    except ConfigError as error:
+        raise ConfigError(f"--webhook-allow-networks: {error}") from None
 
 
 def open_store(config: Config) -> Store:
