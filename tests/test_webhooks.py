@@ -245,7 +245,7 @@ async def test_there_are_only_so_many(serve, receiver, add, ask):
 @pytest.mark.parametrize("said, code", [
     ({}, "bad_webhook_url"), ({"url": "http://127.0.0.1/"}, "insecure_webhook_url"), ({"url": "https://127.0.0.1/"}, "inside_address"),
     ({"url": "https://[::ffff:10.0.0.1]/"}, "inside_address"), ({"url": "https://user:word@example.com/"}, "bad_webhook_url"),
-    ({"url": "https://2130706433/"}, "inside_address"), ({"url": "https://example.com/", "secret": "x"}, "unknown_field"),
+    ({"url": "https://2130706433/"}, "bad_webhook_url"), ({"url": "https://example.com/", "secret": "x"}, "unknown_field"),
     ({"url": "https://example.com/", "types": []}, "bad_webhook_types"), ([1], "bad_json"),
 ])
 async def test_what_cannot_be_is_refused_and_nothing_is_kept(start, ask, get, said, code):

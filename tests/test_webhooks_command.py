@@ -12,7 +12,7 @@ from time import time
 
 import pytest
 from click.testing import CliRunner
-from processes import ENVIRONMENT, Process, pere
+from processes import ENVIRONMENT, Process, Served, pere
 from standardwebhooks.webhooks import Webhook
 
 from pere.cli import main
@@ -193,3 +193,38 @@ def test_a_notice_is_shown_by_its_data_or_as_it_is():
     assert lines({"type": "t", "data": [1]}) == ["type: t", "data: 1", "  1"]
     assert lines("line\nbreak\x1b[2J") == [r"line\nbreak\x1b[2J"]
     assert lines({"k\x1b": ["\x07"]}) == [r"k\x1b: 1", r"  \x07"]
+
+
+# Endpoints
+
+
+def test_an_endpoint_is_added_answers_is_looked_after_and_removed():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    with Served("--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8") as served:
+        def told(verb: str, *arguments: str) -> dict:
+            done = pere("webhooks", verb, *arguments, "--url", served.url, "--json")
+            assert (done.returncode, done.stderr) == (0, ""), done
+            return json.loads(done.stdout)
+
+        made = told("add", f"http://127.0.0.1:{port}/hook", "--type", "pere.receipt.batch", "--channel", "orders.*")
+        assert (made["types"], made["channels"]) == (["pere.receipt.batch"], ["orders.*"])
+        done = pere("webhooks", "test", made["id"], "--url", served.url)
+        assert (done.returncode, "failed" in done.stdout) == (1, True)
+        with Process("webhooks", "receive", "--port", str(port), "--secret", made["secret"]) as receiver:
+            receiver.until("listening on")
+            done = pere("webhooks", "test", made["id"], "--url", served.url)
+            assert (done.returncode, "answered 204" in done.stdout, "active" in done.stdout) == (0, True, True)
+            receiver.until("pere.webhook.verify")
+            assert told("pause", made["id"])["state"] == "paused"
+            assert told("resume", made["id"])["state"] == "active"
+            assert told("rotate", made["id"])["secret"] != made["secret"]
+            # It knows the old one only, which signs too.
+            assert told("test", made["id"])["answered"] is True
+        done = pere("webhooks", "list", "--url", served.url)
+        assert done.stdout == f"{made['id']}  active    http://127.0.0.1:{port}/hook  receipt.batch of orders.*\n"
+        assert pere("webhooks", "remove", made["id"], "--url", served.url).stdout == f"{made['id']}  removed\n"
+        assert pere("webhooks", "list", "--url", served.url).stdout == ""
+        done = pere("webhooks", "remove", made["id"], "--url", served.url)
+        assert (done.returncode, "unknown_webhook" in done.stderr) == (1, True)

@@ -15,7 +15,7 @@ VERBS = {
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",
     "recall": "Take an event back.",
-    "webhooks": "Try out webhooks: receive, verify and print them.",
+    "webhooks": "Endpoints that notices go to; and a receiver that verifies and prints them.",
     "store": "Look after the file of a store: stats, check, export, compact.",
 }
 

@@ -1,21 +1,142 @@
-"""`pere webhooks`: so far `receive`, the other end of a webhook, to try things with."""
+"""`pere webhooks`: the endpoints of a server, and `receive`, the other end of a webhook, to try things with."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import click
+import orjson
 
-from pere.cli.visit import fail, json_option, run
+from pere.cli.visit import client, fail, json_option, printable, run, url_option
+from pere.client import Client
 from pere.errors import BadRequest
 from pere.signing import key
 
 
 @click.group
 def command() -> None:
-    """Try out webhooks that are signed as Standard Webhooks has it.
+    """Endpoints that notices are sent to, signed as Standard Webhooks has it.
 
     \b
     Examples:
+      pere webhooks add https://example.com/hook --channel 'orders.*'      prints the secret, once
+      pere webhooks list                                                   all there are
+      pere webhooks test wh_0123456789abcdef                               send it something now
       pere webhooks receive --secret whsec_...             verify and print what comes to http://127.0.0.1:4568/
       pere webhooks receive --help                         tell the rest
     """
+
+
+def visit(url: str, ask: Callable[[Client], Awaitable[Any]], show: Callable[[Any], str], as_json: bool) -> Any:
+    """Ask a server something and print the answer; returns it."""
+
+    async def ask_it() -> Any:
+        async with client(url) as server:
+            answer = await ask(server)
+        click.echo(orjson.dumps(answer) if as_json else show(answer))
+        return answer
+
+    return run(ask_it())
+
+
+def line(endpoint: dict[str, Any]) -> str:
+    """One endpoint on one line."""
+    types = ", ".join(type.removeprefix("pere.") for type in endpoint.get("types", ()))
+    channels = ", ".join(endpoint.get("channels", ())) or "all channels"
+    trouble = f"  ({endpoint['trouble']})" if endpoint.get("trouble") else ""
+    return printable(f"{endpoint.get('id')}  {endpoint.get('state'):<8}  {endpoint.get('url')}  {types} of {channels}{trouble}")
+
+
+def with_secret(endpoint: dict[str, Any]) -> str:
+    until = f"\nthe secret before it signs too until {printable(endpoint['old_secret_until'])}" if "old_secret_until" in endpoint else ""
+    return f"{line(endpoint)}\nsecret {printable(endpoint.get('secret', ''))}  (it is not told again){until}"
+
+
+@command.command
+@click.argument("address", metavar="URL")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="what to hear of, such as pere.receipt.batch; may be given again  [default: pere.event.completed and .expired]")
+@click.option("--channel", "channels", multiple=True, metavar="CHANNEL", help="only of this channel or pattern; may be given again")
+@url_option
+@json_option
+def add(address: str, types: tuple[str, ...], channels: tuple[str, ...], url: str, as_json: bool) -> None:
+    """Add the endpoint at URL, and print its secret. It is active once it has answered with 2xx.
+
+    \b
+    Examples:
+      pere webhooks add https://example.com/hook
+      pere webhooks add https://example.com/hook --type pere.receipt.batch --channel orders --channel 'alarms.*'
+    """
+    visit(url, lambda server: server.add_webhook(address, types=types, channels=channels), with_secret, as_json)
+
+
+@command.command("list")
+@url_option
+@json_option
+def list_(url: str, as_json: bool) -> None:
+    """List all endpoints, and what is wrong with those that are not well."""
+
+    async def ask() -> None:
+        async with client(url) as server:
+            for endpoint in await server.webhooks():
+                click.echo(orjson.dumps(endpoint) if as_json else line(endpoint))
+
+    run(ask())
+
+
+@command.command
+@click.argument("id")
+@url_option
+@json_option
+def test(id: str, url: str, as_json: bool) -> None:
+    """Send endpoint ID a pere.webhook.verify now; exit 1 if it does not answer with 2xx."""
+
+    def told(answer: dict[str, Any]) -> str:
+        said = f"answered {answer.get('status')}" if answer.get("answered") else f"failed: {answer.get('trouble')}"
+        return printable(f"{said}, in {answer.get('seconds')} s; it is {answer.get('state')}")
+
+    answer = visit(url, lambda server: server.test_webhook(id), told, as_json)
+    if answer is not None and not answer.get("answered"):
+        raise SystemExit(1)
+
+
+@command.command
+@click.argument("id")
+@url_option
+@json_option
+def pause(id: str, url: str, as_json: bool) -> None:
+    """Send endpoint ID nothing until it is resumed."""
+    visit(url, lambda server: server.change_webhook(id, state="paused"), line, as_json)
+
+
+@command.command
+@click.argument("id")
+@url_option
+@json_option
+def resume(id: str, url: str, as_json: bool) -> None:
+    """Let endpoint ID be active again; one that was never verified, or was given up, has to answer first."""
+    visit(url, lambda server: server.change_webhook(id, state="active"), line, as_json)
+
+
+@command.command
+@click.argument("id")
+@url_option
+@json_option
+def rotate(id: str, url: str, as_json: bool) -> None:
+    """Give endpoint ID a new secret, and print it. For a day the one before signs too."""
+    visit(url, lambda server: server.rotate_webhook(id), with_secret, as_json)
+
+
+@command.command
+@click.argument("id")
+@url_option
+def remove(id: str, url: str) -> None:
+    """Remove endpoint ID for good."""
+
+    async def ask() -> None:
+        async with client(url) as server:
+            await server.remove_webhook(id)
+        click.echo(printable(f"{id}  removed"))
+
+    run(ask())
 
 
 def known_secrets(ctx: click.Context, option: click.Parameter, secrets: tuple[str, ...]) -> tuple[str, ...]:
