@@ -183,9 +183,6 @@ class Redelivery:
             return None
         return None if event.recalled or event.expires <= self._store.clock() or closes(state, event.level) else event
 
-    def _is_owed(self, device: str, event: Event) -> bool:
-        return not event.recalled and event.expires > self._store.clock() and self._store.owes(event, device)
-
     # What a device says
 
     def heard(self, device: str, id: int) -> None:
@@ -205,7 +202,7 @@ class Redelivery:
 
     def working(self, device: str, event: Event) -> bool:
         """The device has it in hand: what is due again is put off by another `ack_wait`. False where it owes nothing any more."""
-        is_owed = self._is_owed(device, event)
+        is_owed = self.open(device, event.channel, event.id) is not None
         self.asked["working"][not is_owed] += 1
         for feed in self._feeds(device) if is_owed else ():
             if feed.care is not None and event.id in feed.care.under_way:
@@ -215,7 +212,7 @@ class Redelivery:
     def retry(self, device: str, event: Event, delay: float) -> bool:
         """The device wants it again in `delay` seconds, whatever it said before. False where it owes nothing any more. Raises TooMany or
         Unavailable where too much is waited for already."""
-        if not self._is_owed(device, event):
+        if self.open(device, event.channel, event.id) is None:
             self.asked["retry"][1] += 1
             return False
         known = self._retries.get(device, {})

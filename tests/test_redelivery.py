@@ -16,6 +16,7 @@ import wire
 from pere import redelivery
 from pere.config import Config
 from pere.errors import Unavailable
+from pere.event import parse_id
 from pere.receipt import DELIVERED, PROCESSED
 from pere.server import Server
 from pere.storage.memory import MemoryStore
@@ -814,6 +815,25 @@ async def test_a_retry_waits_for_a_receipt_that_is_on_its_way(start, listen, pus
     await done(server)
     await later(1.1)
     assert await told(feed) == (7, 2)
+
+
+async def test_a_retry_is_taken_while_a_receipt_that_closes_nothing_is_on_its_way(serve, listen, push, feedback, ask, later):
+    server = await serve()
+    feed = await listen("c", device="d", format="envelope")
+    id = await push("c", 7)
+    assert await told(feed) == (7, 1)
+    for word, is_closed in ((DELIVERED, False), (PROCESSED, True)):
+        server.store.record("c", "d", parse_id(id), word, None, lambda *told: None, print)
+        answer = await feedback("c", "d", id, state="retry", delay=1)
+        assert answer.status == 200
+        if not is_closed:
+            assert answer.json["duplicate"] is False
+            await later(2)
+            assert await told(feed) == (7, 2)
+    await done(server)
+    assert (await feedback("c", "d", id, state="retry")).json == {"state": "processed", "duplicate": True}
+    await later(5)
+    assert is_silent(feed)
 
 
 # Nobody's silence holds up the others
