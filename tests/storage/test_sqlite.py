@@ -644,7 +644,9 @@ def test_who_was_killed_before_the_file_had_its_log_left_a_file_that_opens(tmp_p
     for ending in ("", "-journal"):
         shutil.copy(f"{path}{ending}", f"{copy}{ending}")
     connection.close()
-    assert schema.prepare(str(copy), "full").execute("select count(*) from members where slot >= 10").fetchone() == (0,)
+    opened = schema.prepare(str(copy), "full")
+    assert opened.execute("select count(*) from members where slot >= 10").fetchone() == (0,)
+    opened.close()
 
 
 async def test_a_second_store_on_the_same_file_is_refused_and_says_who_has_it(files):
