@@ -62,17 +62,19 @@ class Client:
         await self._http.aclose()
 
     async def push(self, channel: str, data: Any, *, type: str | None = None, to: Iterable[str] = (), ttl: int | None = None,
-                   receipt: str | None = None, need: str | int | None = None, key: str | None = None, wait: int | None = None) -> dict[str, Any]:
+                   receipt: str | None = None, need: str | int | None = None, key: str | None = None, wait: int | None = None,
+                   callback: str | None = None) -> dict[str, Any]:
         """Publish an event; returns `{"id", "channel", "audience"}` once it is as safe as the server's store makes it.
 
         `data` as str is text, as bytes is JSON that is encoded already, and anything else becomes JSON. `key` is an
         Idempotency-Key: with one, a push whose answer got lost can be repeated and is still published once. With `wait` the answer is
-        the delivery status, once `need` is met or cannot be any more, or after so many seconds.
+        the delivery status, once `need` is met or cannot be any more, or after so many seconds. `callback` is the webhook that is told
+        what becomes of it.
         """
         kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
         body = data.encode() if isinstance(data, str) else data if isinstance(data, bytes) else orjson.dumps(data)
         headers = {"Content-Type": kind} | ({} if key is None else {"Idempotency-Key": key}) | ({} if wait is None else {"Prefer": f"wait={wait}"})
-        query = {"type": type, "to": list(to) or None, "ttl": ttl, "receipt": receipt, "need": need}
+        query = {"type": type, "to": list(to) or None, "ttl": ttl, "receipt": receipt, "need": need, "callback": callback}
         return await self._ask("POST", f"/push/{_part(channel)}", query, body, headers, patience=wait or 0)
 
     async def recall(self, channel: str, id: str) -> dict[str, Any]:
@@ -114,6 +116,24 @@ class Client:
     async def test_webhook(self, id: str) -> dict[str, Any]:
         """Send it something now; returns `{"answered", "status", "trouble", "seconds", "state"}`."""
         return await self._ask("POST", f"/webhooks/{_part(id)}/test", patience=60)
+
+    async def dead_letters(self, id: str, since: str | None = None, until: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        """What a webhook was not to be sent any more and had been made in this time (RFC 3339), oldest first: `{"id", "webhook_id", "type", "count",
+        "attempts", "trouble", "body"}`."""
+        after = None
+        while True:
+            page = await self._ask("GET", f"/webhooks/{_part(id)}/dead", {"since": since, "until": until, "after": after, "limit": 100})
+            for letter in page.get("dead", []):
+                yield letter
+            after = page.get("after")
+            if after is None:
+                return
+
+    async def replay_webhook(self, id: str, ids: Iterable[str] = (), since: str | None = None, until: str | None = None) -> int:
+        """Send again what was given up, all of it, or these, or what had been made in this time; how many notices that are."""
+        said = {"ids": list(ids), "since": since, "until": until}
+        answer = await self._ask("POST", f"/webhooks/{_part(id)}/replay", body=orjson.dumps({name: value for name, value in said.items() if value}))
+        return answer.get("replayed", 0)
 
     async def remove_webhook(self, id: str) -> None:
         await self._ask("DELETE", f"/webhooks/{_part(id)}")

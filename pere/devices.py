@@ -3,7 +3,7 @@
 A feed is opaque here. Presence is derived: a device is online as long as it has a feed. No clock, no socket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -29,6 +29,8 @@ class Devices:
         self.patterns: dict[str, set[str]] = {}
         self.registrations = 0
         self.online = 0
+        # Told of a device that opens its first feed, or closes its last one: its name, its channels, and which of both; None if nobody wants to know.
+        self.on_presence: Callable[[str, tuple[str, ...], bool], None] | None = None
         self._removed: dict[str, float] = {}
 
     def get(self, name: str) -> Device | None:
@@ -84,9 +86,12 @@ class Devices:
         return name in self._removed
 
     def open(self, device: Device, feed: Any) -> None:
-        if not device.feeds:
-            self.online += 1
+        is_first = not device.feeds
         device.feeds += (feed,)
+        if is_first:
+            self.online += 1
+            if self.on_presence is not None:
+                self.on_presence(device.name, device.channels, True)
 
     def close(self, device: Device, feed: Any) -> None:
         if feed not in device.feeds:
@@ -94,6 +99,8 @@ class Devices:
         device.feeds = tuple(other for other in device.feeds if other is not feed)
         if not device.feeds:
             self.online -= 1
+            if self.on_presence is not None:
+                self.on_presence(device.name, device.channels, False)
 
     def after(self, name: str, limit: int) -> Iterator[Device]:
         """At most `limit` devices whose names come after this one, in order."""

@@ -4,7 +4,7 @@ An endpoint is `pending` until it has answered a `pere.webhook.verify` with 2xx,
 for them; then `active`. Its owner may pause it (`paused`), and we give it up (`disabled`). No sockets and no clock here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from secrets import token_hex
 from typing import Any
 
@@ -13,13 +13,12 @@ import orjson
 from pere.errors import BadRequest, Conflict
 from pere.event import timestamp
 from pere.names import pattern, shown
+from pere.notice import COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED
 from pere.signing import new_secret
 
-VERIFY = "pere.webhook.verify"
 # What can be asked for; what an endpoint hears that asks for nothing are the two that end a story.
-TYPES = ("pere.receipt.batch", "pere.event.satisfied", "pere.event.completed", "pere.event.expired", "pere.device.connected",
-         "pere.device.disconnected", "pere.webhook.disabled")
-DEFAULT_TYPES = ("pere.event.completed", "pere.event.expired")
+TYPES = (RECEIPTS, SATISFIED, COMPLETED, EXPIRED, CONNECTED, DISCONNECTED, GIVEN_UP)
+DEFAULT_TYPES = (COMPLETED, EXPIRED)
 
 # Structured mode of CloudEvents 1.0 (HTTP binding, 3.2) has a type of its own; many receivers only know the plain one.
 CONTENT_TYPES = ("application/json", "application/cloudevents+json")
@@ -64,9 +63,9 @@ class Endpoint:
         """The secrets that sign at this moment, newest first."""
         return [secret for secret, until in self.secrets if until is None or until > now]
 
-    def wants(self, type: str, channel: str) -> bool:
-        """Whether it is to hear of this. Without channels it hears of all."""
-        return type in self.types and (not self.channels or any(pattern(each)(channel) for each in self.channels))
+    def wants(self, type: str, channels: Iterable[str]) -> bool:
+        """Whether it is to hear of what is on one of these. Without channels of its own it hears of all."""
+        return type in self.types and (not self.channels or any(pattern(each)(channel) for channel in channels for each in self.channels))
 
     def as_dict(self) -> dict[str, Any]:
         """As it is told to its owner: never with a secret."""

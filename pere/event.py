@@ -81,7 +81,8 @@ class Draft:
     """An event before it is accepted: all that a push says, already checked.
 
     `data` is the payload as bytes: valid JSON if `is_json`, else UTF-8 text. `to` names the only devices it is for; empty is
-    all. `need` is how many receipts satisfy the publisher: a number, a percentage such as "90%", "all", or None.
+    all. `need` is how many receipts satisfy the publisher: a number, a percentage such as "90%", "all", or None. `callback` is the
+    webhook that is told what becomes of it.
     """
 
     channel: str
@@ -94,6 +95,7 @@ class Draft:
     need: int | str | None = None
     publisher: str = ""
     key: str = ""
+    callback: str = ""
 
 
 # How a frame is written: bit 0 is envelope instead of raw, bit 1 is without chunk framing (HTTP/1.0).
@@ -103,7 +105,7 @@ RAW, ENVELOPE, UNCHUNKED = 0, 1, 2
 class Event:
     """An accepted event. `ordinal` counts the events of its channel from 1, so that what is lost between two can be said exactly."""
 
-    __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher",
+    __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher", "callback",
                  "expired", "recalled", "size", "_form", "_frame")
 
     def __init__(self, draft: Draft, id: int, ordinal: int, now: float):
@@ -118,6 +120,7 @@ class Event:
         self.level = draft.level
         self.to = frozenset(draft.to) if draft.to else None
         self.publisher = draft.publisher
+        self.callback = draft.callback
         self.expired = False
         self.recalled = False
         # What it weighs in a backlog: the payload, one frame of it, and about what Python needs around them.

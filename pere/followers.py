@@ -16,10 +16,8 @@ import orjson
 from pere import sse
 from pere.config import Config
 from pere.errors import Refusal
-from pere.event import format_id, timestamp
 from pere.feed import DRAIN, GONE, SLOW, Feed, bye
-from pere.receipt import NAMES
-from pere.storage import Page, Record, Store
+from pere.storage import Page, Store
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere.feed")
@@ -125,8 +123,9 @@ class Followers:
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, self.now)
         self._channels.setdefault(channel, {})[follower] = None
-        # Who is told of nothing costs nothing: the store looks once, and that is all.
-        self._store.on_receipts = self._heard
+        if self._heard not in self._store.on_receipts:
+            # Who is told of nothing costs nothing.
+            self._store.on_receipts += (self._heard,)
         feed = follower.feed
         self._wheel.add(feed, self._config.heartbeat)
         log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
@@ -172,7 +171,7 @@ class Followers:
         if page is None:
             asyncio.get_running_loop().call_later(AGAIN, self._retry, waiting)
             return
-        frames = [encode(channel, record) for record in page.records]
+        frames = [sse.frame(record.encode(), id=b"%d" % record.number, event=b"receipt") for record in page.records]
         for follower in waiting:
             follower.take(page, frames)
 
@@ -212,7 +211,7 @@ class Followers:
         if not followers:
             del self._channels[follower.channel]
         if not self._channels:
-            self._store.on_receipts = None
+            self._store.on_receipts = tuple(heard for heard in self._store.on_receipts if heard != self._heard)
         self.closes[reason] += 1
         level = logging.DEBUG if reason in (GONE, DRAIN) else logging.INFO
         log.log(level, "receipts no longer followed", extra={"facts": {"reason": reason, "channel": follower.channel}})
@@ -220,18 +219,3 @@ class Followers:
     def drain(self) -> None:
         for follower in [each for followers in self._channels.values() for each in followers]:
             follower.feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
-
-
-def encode(channel: str, record: Record) -> bytes:
-    number = str(record.number)
-    return sse.frame(orjson.dumps({
-        "id": number,
-        "event_id": format_id(record.event_id),
-        "channel": channel,
-        "device": record.device,
-        "state": NAMES[record.state],
-        "status": orjson.Fragment(record.status) if record.status is not None else None,
-        "late": record.late,
-        "at": timestamp(record.at),
-        "latency": round(record.latency, 3) if record.latency is not None else None,
-    }), id=number.encode(), event=b"receipt")

@@ -192,6 +192,7 @@ class Ledger:
         self.on_answer: Callable[[str, int], None] = lambda device, id: None  # of devices that are `careful`
         self.on_satisfied: Callable[[Entry], None] = lambda entry: None
         self.on_complete: Callable[[Entry], None] = lambda entry: None
+        self.on_expired: Callable[[Entry], None] = lambda entry: None  # of an event whose time is over, or that makes way, with receipts owed
         self.statuses_dropped = 0
         self._max_status_bytes = max_status_bytes
 
@@ -420,6 +421,8 @@ class Ledger:
         """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
         count = self._end_all(event_id, EXPIRED)
         self.expired[reason] += count
+        if count:
+            self.on_expired(self.entries[event_id])
         return count
 
     def recall(self, event_id: int) -> int:

@@ -12,10 +12,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 import pere
 from pere.door import Door
+from pere.endpoint import ACTIVE, DISABLED, PAUSED, PENDING
 from pere.followers import Followers
 from pere.hub import Hub
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
+from pere.webhooks import Webhooks
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
@@ -58,6 +60,7 @@ class Measures:
         self.lag = Histogram()
         self.commit = Histogram()
         self.batch = Histogram(SIZES)
+        self.post = Histogram(SLOW)
 
     def committed(self, seconds: float, size: int) -> None:
         self.commit.observe(seconds)
@@ -68,12 +71,13 @@ class Collector:
     """Reads everybody. `channels` are those that a label may name; `answered` counts what Tornado handlers answered, by route,
     method and status (the door counts the hot ones)."""
 
-    def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, measures: Measures, channels: frozenset[str],
+    def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, webhooks: Webhooks, measures: Measures, channels: frozenset[str],
                  answered: Counter[tuple[str, str, int]]):
         self._store = store
         self._hub = hub
         self._followers = followers
         self._door = door
+        self._webhooks = webhooks
         self._measures = measures
         self._channels = channels
         self._answered = answered
@@ -82,6 +86,7 @@ class Collector:
         yield from self._feeds()
         yield from self._events()
         yield from self._receipts()
+        yield from self._posts()
         yield from self._process()
 
     def _feeds(self) -> Iterator[Metric]:
@@ -163,6 +168,30 @@ class Collector:
         age = max(0.0, self._store.clock() - oldest) if oldest is not None else 0.0
         yield GaugeMetricFamily("pere_oldest_outstanding_seconds", "Age of the oldest event that is still owed a receipt.", age)
         yield CounterMetricFamily("pere_statuses_dropped", "Statuses of receipts that were not kept, for want of room.", ledger.statuses_dropped)
+
+    def _posts(self) -> Iterator[Metric]:
+        courier = self._webhooks.courier
+        outboxes = courier.outboxes.values()
+        endpoints = GaugeMetricFamily("pere_webhook_endpoints", "Endpoints of webhooks, by state.", labels=["state"])
+        states = Counter({PENDING: 0, ACTIVE: 0, PAUSED: 0, DISABLED: 0})
+        states.update(endpoint.state for endpoint in self._webhooks.all())
+        for state, count in states.items():
+            endpoints.add_metric([state], count)
+        yield endpoints
+        yield GaugeMetricFamily("pere_webhook_failing", "Endpoints that did not answer when they were last asked.", sum(bool(each.failures) for each in outboxes))
+        yield GaugeMetricFamily("pere_webhook_queued", "Receipts, devices and other notices that wait to be sent.", sum(each.waiting for each in outboxes))
+        oldest = min((each.oldest() for each in outboxes if each.waiting), default=0.0)
+        age = max(0.0, self._store.clock() - oldest) if oldest else 0.0
+        yield GaugeMetricFamily("pere_webhook_oldest_queued_seconds", "Age of the oldest notice that waits to be sent.", age)
+        yield GaugeMetricFamily("pere_webhook_dead", "What was given up and can be replayed.", sum(each.dead_count for each in outboxes))
+        yield GaugeMetricFamily("pere_webhook_under_way", "Requests to endpoints that are under way.", courier.under_way)
+        posts = CounterMetricFamily("pere_webhook_posts", "Requests to endpoints, by what became of them.", labels=["outcome"])
+        for outcome, count in courier.posts.items():
+            posts.add_metric([outcome], count)
+        yield posts
+        yield CounterMetricFamily("pere_webhook_given_up", "Receipts, devices and other notices that were given up.", courier.buried)
+        yield CounterMetricFamily("pere_webhook_dropped", "The same for which a queue had no room.", courier.lost + sum(each.lost for each in outboxes))
+        yield _histogram("pere_webhook_post_seconds", "How long endpoints took to answer, or to fail.", self._measures.post)
 
     def _process(self) -> Iterator[Metric]:
         yield _histogram("pere_loop_lag_seconds", "How late the wheel turned: for so long the loop was busy.", self._measures.lag)

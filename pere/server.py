@@ -28,12 +28,13 @@ from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import VARYING, Feedback
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
-from pere.handlers.webhooks import AllWebhooks, OneWebhook, RotateWebhook, TestWebhook
+from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
 from pere.http1 import Connection
 from pere.hub import Hub
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside, networks
+from pere.reporter import Reporter
 from pere.sender import Sender
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
@@ -77,8 +78,9 @@ class Server:
         cors = Cors(config.origins)
         self.waits = Waits(self.store)
         outside = outside_of(config)
-        self.webhooks = Webhooks(self.store, Sender(outside, timeout=config.webhook_timeout), outside, config)
-        push = Push(self.store, self.waits, config, self.measures.publish.observe)
+        self.webhooks = Webhooks(self.store, Sender(outside, timeout=config.webhook_timeout), outside, config, self.measures.post.observe)
+        self.reporter = Reporter(self.store, self.webhooks)
+        push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors)
         receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
         feedback = Feedback(self.store, self.hub.redelivery, config)
@@ -94,7 +96,7 @@ class Server:
         self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
                                is_draining=lambda: self.door.draining)
         self.door = Door(self.app, config, hot, cors, self.wheel)
-        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.measures, words(config.metrics_channels), self.answered))
+        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
         self._sweeper = Sweeper(self.store, self.hub)
         self._listener: asyncio.Server | None = None
 
@@ -119,6 +121,8 @@ class Server:
             (r"/webhooks/([^/]*)", OneWebhook, webhooks),
             (r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
             (r"/webhooks/([^/]*)/test", TestWebhook, webhooks),
+            (r"/webhooks/([^/]*)/dead", DeadLetters, webhooks),
+            (r"/webhooks/([^/]*)/replay", ReplayWebhook, webhooks),
             (r"/metrics", Metrics, {"registry": self.registry}),
             (r"/healthz", Health, {}),
             (r"/readyz", Ready, store),
@@ -144,6 +148,7 @@ class Server:
         self.wheel.add(self._sweeper, 1)
         self.wheel.start()
         self.webhooks.start()
+        self.reporter.start()
         log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
 
     async def stop(self) -> None:
@@ -162,6 +167,7 @@ class Server:
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.wheel.stop()
+        await self.reporter.stop()
         await self.webhooks.stop()
         await self.store.close()
         # One more turn of the loop, in which the transports that were closed say so.

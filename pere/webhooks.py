@@ -1,23 +1,25 @@
 """Webhooks: the endpoints that there are, and whether somebody is there who wants them.
 
-An endpoint is kept before anybody is told of it. Until it has answered one `pere.webhook.verify` it is tried again and again, later
-each time; whoever is in a hurry asks for a test. Nothing else is sent yet.
+An endpoint is kept before anybody is told of it, and from then on what is for it is queued. Until it has answered one
+`pere.webhook.verify` nothing else is sent, and that is tried again and again, later each time; whoever is in a hurry asks for a test.
 """
 
 import asyncio
 import logging
-import random
-from dataclasses import dataclass
-from secrets import token_hex
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import orjson
 
 from pere.config import Config
-from pere.endpoint import ACTIVE, DEFAULT_TYPES, DISABLED, PAUSED, PENDING, VERIFY, Endpoint, asked
-from pere.errors import BadRequest, NotFound, Refusal, TooMany
-from pere.event import timestamp
+from pere.courier import Courier, wait_after
+from pere.endpoint import ACTIVE, DEFAULT_TYPES, DISABLED, PAUSED, PENDING, Endpoint, asked
+from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooMany
+from pere.event import format_id, timestamp
 from pere.names import shown
+from pere.notice import GIVEN_UP, RECEIPTS, VERIFY, Notice, notice
+from pere.outbox import Outbox, number_of
 from pere.outside import Outside
 from pere.sender import Outcome, Sender
 from pere.signing import signed
@@ -27,37 +29,12 @@ log = logging.getLogger("pere.webhooks")
 
 KIND = "webhook"  # of the documents
 
-# Seconds to wait after each failure in a row, each between half and whole; after the last one we give up.
-BACKOFF = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 43_200)
-MAX_RETRY_AFTER = 3600.0  # of an endpoint's wish to be left alone for a while
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What is sent: its `id` stays the same however often that is, and so do the bytes of its body."""
-
-    id: str
-    body: bytes
-
-
-def notice(type: str, source: str, data: dict[str, Any], now: float, id: str = "") -> Notice:
-    """A notice as a CloudEvents 1.0 event in JSON (event format, 3): `data` is what it says."""
-    id = id or f"msg_{token_hex(12)}"
-    return Notice(id, orjson.dumps({
-        "specversion": "1.0", "id": id, "source": source, "type": type, "time": timestamp(now), "datacontenttype": "application/json", "data": data}))
-
-
-def wait_after(failures: int, wish: float | None) -> float | None:
-    """In how many seconds to try again after so many failures in a row, one at least; None is not any more."""
-    if failures > len(BACKOFF):
-        return None
-    return max(BACKOFF[failures - 1] * (0.5 + 0.5 * random.random()), min(wish or 0.0, MAX_RETRY_AFTER))
-
 
 class Webhooks:
-    """All endpoints. Everything here is kept when it returns; what could not be kept raises Unavailable and has not happened."""
+    """All endpoints. Everything here is kept when it returns; what could not be kept raises Unavailable and has not happened.
+    `on_change` is called whenever what some endpoint wants may be another than before."""
 
-    def __init__(self, store: Store, sender: Sender, outside: Outside, config: Config):
+    def __init__(self, store: Store, sender: Sender, outside: Outside, config: Config, on_post: Callable[[float], None] = lambda seconds: None):
         self._store = store
         self._sender = sender
         self._outside = outside
@@ -65,13 +42,21 @@ class Webhooks:
         self._endpoints = {name: Endpoint.of(document) for name, document in sorted(store.documents(KIND).items())}
         self._verifying: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()  # one change at a time: each is made to a copy, which must not be an old one
+        self.on_change: Callable[[], None] = lambda: None
+        self.courier = Courier(store, self._post, self._state, self._give_up, on_post)
+        for id in self._endpoints:
+            self.courier.open(id)
 
     def start(self) -> None:
+        self.courier.start()
         for endpoint in self._endpoints.values():
             if endpoint.state == PENDING:
                 self._verify(endpoint)
+            elif endpoint.state == DISABLED:
+                self.courier.bury_all(self.courier.outboxes[endpoint.id], endpoint.trouble)
 
     async def stop(self) -> None:
+        await self.courier.stop()
         tasks = list(self._verifying.values())
         for task in tasks:
             task.cancel()
@@ -87,6 +72,60 @@ class Webhooks:
             raise NotFound("unknown_webhook", f"there is no webhook {shown(id)}")
         return endpoint
 
+    def told(self, endpoint: Endpoint) -> dict[str, Any]:
+        """An endpoint as its owner is told of it: never with a secret."""
+        outbox = self.courier.outboxes[endpoint.id]
+        wait = outbox.due - asyncio.get_running_loop().time()
+        return endpoint.as_dict() | {
+            "trouble": outbox.trouble or endpoint.trouble or None,
+            "failures": outbox.failures,
+            "next_try": timestamp(self._store.clock() + wait) if wait > 0 and endpoint.state == ACTIVE else None,
+            "queued": outbox.waiting,
+            "dropped": outbox.lost,
+            "dead": outbox.dead_count,
+        }
+
+    def hearing(self, type: str) -> list[Endpoint]:
+        """Who hears of this type, if of no more than some channels."""
+        return [endpoint for endpoint in self._endpoints.values() if type in endpoint.types and endpoint.state != DISABLED]
+
+    def can_hear(self, id: str) -> bool:
+        """Whether there is such an endpoint, and it was not given up."""
+        return self._state(id) not in ("", DISABLED)
+
+    # What was given up
+
+    def letters(self, id: str, since: float, until: float, after: int, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """At most `limit` notices that were given up and had been made in this time (seconds since 1970), oldest first, and the id after
+        which to go on, or None at the end. Raises Unavailable."""
+        outbox = self._outbox(id)
+        names = list(islice(outbox.letters(since, until, after), limit + 1))
+        told = []
+        for name in names[:limit]:
+            kept = outbox.letter(name)
+            if kept is not None:
+                told.append({
+                    "id": format_id(number_of(name)), "webhook_id": kept.notice.id, "type": kept.notice.type, "count": kept.notice.count,
+                    "attempts": kept.attempts, "trouble": kept.trouble or None, "body": orjson.Fragment(kept.notice.body)})
+        return told, format_id(number_of(names[limit - 1])) if len(names) > limit else None
+
+    def replay(self, id: str, ids: frozenset[int] | None, since: float, until: float) -> int:
+        """Queue again what was given up and had been made in this time; only those of these ids, where some are given. How many that
+        are; it takes a moment."""
+        outbox = self._outbox(id)
+        if not self.can_hear(id):
+            raise Conflict("webhook_disabled", "the webhook was given up; set its state to active first")
+        names = [name for name in outbox.letters(since, until) if ids is None or number_of(name) in ids]
+        if ids is not None and len(names) < len(ids):
+            found = set(map(number_of, names))
+            raise NotFound("unknown_notice", f"nothing of the id {format_id(next(each for each in ids if each not in found))} was given up")
+        self.courier.chore(outbox.replay(names))
+        return len(names)
+
+    def _outbox(self, id: str) -> Outbox:
+        self.find(id)
+        return self.courier.outboxes[id]
+
     async def add(self, fields: Any) -> tuple[Endpoint, str]:
         """A new endpoint, as a request describes it, and its secret, which nobody is told again."""
         said = asked(fields, self._outside.target)
@@ -98,12 +137,15 @@ class Webhooks:
                             self._store.clock())
         # Taken at once, so that many that come at the same time do not pass the limit together.
         self._endpoints[endpoint.id] = endpoint
+        outbox = self.courier.open(endpoint.id)
         try:
             async with self._lock:
                 await self._keep(endpoint.id, endpoint)
         except Refusal:
             self._endpoints.pop(endpoint.id, None)
+            self.courier.remove(outbox)
             raise
+        self.on_change()
         log.info("webhook added", extra={"facts": {"id": endpoint.id}})
         self._verify(endpoint)
         return endpoint, endpoint.secrets[0][0]
@@ -124,6 +166,7 @@ class Webhooks:
                 changed.state = PAUSED
             elif state == ACTIVE and changed.state == PAUSED and changed.is_verified:
                 changed.state = ACTIVE
+                self.courier.outboxes[id].due = 0.0
             elif state == ACTIVE and changed.state != ACTIVE or changed.state == ACTIVE and not changed.is_verified:
                 changed.state = PENDING
             await self._replace(changed)
@@ -144,6 +187,8 @@ class Webhooks:
             self.find(id)
             await self._keep(id, None)
             self._endpoints.pop(id, None)
+            self.courier.remove(self.courier.outboxes[id])
+        self.on_change()
         if (task := self._verifying.pop(id, None)) is not None:
             task.cancel()
         log.info("webhook removed", extra={"facts": {"id": id}})
@@ -180,7 +225,7 @@ class Webhooks:
             failures += 1
             wait = wait_after(failures, outcome.retry_after)
             if wait is None:
-                log.warning("webhook was never verified", extra={"facts": {"id": id, "trouble": outcome.message}})
+                self._give_up(id, f"it was never verified: {outcome.message}")
                 return
             await asyncio.sleep(wait)
 
@@ -192,6 +237,10 @@ class Webhooks:
         """What an endpoint that was greeted has answered."""
         changed = Endpoint.of(endpoint.document())
         if outcome.is_success:
+            outbox = self.courier.outboxes.get(endpoint.id)
+            if outbox is not None and outbox.due:
+                outbox.due = 0.0  # it answers, so why wait
+                self.courier.go(outbox)
             changed.is_verified, changed.trouble = True, ""
             if changed.state == PENDING:
                 changed.state = ACTIVE
@@ -207,6 +256,37 @@ class Webhooks:
             if changed.state != endpoint.state:
                 log.info("webhook is now %s", changed.state, extra={"facts": {"id": changed.id}})
 
+    # What the courier asks and says
+
+    def _state(self, id: str) -> str:
+        endpoint = self._endpoints.get(id)
+        return endpoint.state if endpoint is not None else ""
+
+    async def _post(self, id: str, notice: Notice) -> Outcome:
+        return await self._send(self.find(id), notice)
+
+    def _give_up(self, id: str, why: str) -> None:
+        self.courier.chore(self._disable(id, why))
+
+    async def _disable(self, id: str, why: str) -> None:
+        """It gets nothing more, and the others are told. What waits for it can be replayed when it is well again."""
+        async with self._lock:
+            endpoint = self._endpoints.get(id)
+            if endpoint is None or endpoint.state == DISABLED:
+                return
+            changed = Endpoint.of(endpoint.document())
+            changed.state, changed.trouble = DISABLED, why
+            try:
+                await self._replace(changed)
+            except Refusal:
+                self._endpoints[id] = changed  # it has failed too often to ask the disk; after a start it is tried anew
+        log.warning("webhook was given up", extra={"facts": {"id": id, "trouble": why}})
+        outbox = self.courier.outboxes[id]
+        self.courier.bury_all(outbox, why)
+        for other in self.hearing(GIVEN_UP):
+            if other.id != id:
+                self.courier.outboxes[other.id].tell(GIVEN_UP, f"/webhooks/{id}", {"webhook": id, "url": changed.url, "trouble": why})
+
     async def _send(self, endpoint: Endpoint, notice: Notice) -> Outcome:
         now = self._store.clock()
         headers = {"Content-Type": endpoint.content_type} | signed(notice.id, int(now), notice.body, endpoint.signing(now))
@@ -218,6 +298,8 @@ class Webhooks:
         await self._keep(changed.id, changed)
         if changed.id in self._endpoints:
             self._endpoints[changed.id] = changed
+            self.on_change()
+            self.courier.go(self.courier.outboxes[changed.id])
 
     async def _keep(self, id: str, endpoint: Endpoint | None) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -230,5 +312,10 @@ class Webhooks:
             else:
                 done.set_exception(refusal)
 
+        if endpoint is not None:
+            # From the moment in which this is kept: so it goes to the disk together.
+            outbox, is_told = self.courier.outboxes[id], endpoint.state != DISABLED and RECEIPTS in endpoint.types
+            if is_told != (outbox.cursor is not None):
+                outbox.move(self._store.newest_record if is_told else None)
         self._store.put_away(KIND, id, endpoint.document() if endpoint is not None else None, kept)
         await done

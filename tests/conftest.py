@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import uvloop
 import wire
+from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.ioloop import IOLoop
 
 from pere.config import Config
-from pere.server import Server
+from pere.server import Server, open_store
 from pere.storage import Store
 
 # No property is judged by how long an example takes: a machine may be as busy as it likes.
@@ -178,3 +179,52 @@ def until():
             await asyncio.sleep(0.001)
 
     return until
+
+
+@pytest.fixture
+def receiver(io_loop):
+    """`there = receiver(500, 204)`: somebody's server, see hooks.Receiver."""
+    made: list[Receiver] = []
+
+    def receiver(*answers: int) -> Receiver:
+        made.append(Receiver(*answers or (204,)))
+        return made[-1]
+
+    yield receiver
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def hooked(start, tmp_path):
+    """`server = await hooked("sqlite", max_webhooks=2)`: one that may send webhooks to this machine; after a stop, the same file again."""
+
+    async def hooked(kind: str = "memory", **config):
+        settings = LOCAL | config
+        return await start(open_store(Config(store="memory:" if kind == "memory" else f"sqlite:{tmp_path / 'pere.db'}", **settings)), **settings)
+
+    return hooked
+
+
+@pytest.fixture
+def add(ask):
+    """`endpoint = await add(there.url, types=[...])`: an endpoint that was taken."""
+
+    async def add(url: str, **said):
+        answer = await ask("POST", "/webhooks", {"url": url, **said})
+        assert answer.status == 201, answer
+        return answer.json
+
+    return add
+
+
+@pytest.fixture
+def in_state(get):
+    """`told = await in_state(id, "active")`: wait until an endpoint is."""
+
+    async def in_state(id: str, state: str):
+        while (told := await get(f"/webhooks/{id}"))["state"] != state:
+            await asyncio.sleep(0.005)
+        return told
+
+    return in_state

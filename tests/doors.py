@@ -18,9 +18,9 @@ from tornado.web import Application, RequestHandler, stream_request_body
 from wire import Answer, Wire
 
 from pere.config import Config
+from pere.door import Ask, Door, Route
 from pere.errors import NotFound, Unavailable
 from pere.handlers.base import Cors, Handler, NotThere
-from pere.door import Ask, Door, Route
 from pere.http1 import Connection
 from pere.shape import Again
 from pere.wheel import Wheel

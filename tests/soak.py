@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 # pytest finds the words of the tests beside this file, and so must `python -m tests.soak`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import Event, Feed, Limits, Model, means, owes
+from model import Event, Feed, Limits, Model, owes
 
 import pere.hub
 import pere.storage.committing

@@ -29,9 +29,9 @@ def test_it_is_kept_with_all_that_it_has_and_told_without_its_secrets():
 ])
 def test_it_hears_of_the_channels_that_it_names_and_of_all_if_it_names_none(channels, heard, unheard):
     one = endpoint(["pere.event.completed"], channels)
-    assert all(one.wants("pere.event.completed", channel) for channel in heard)
-    assert not any(one.wants("pere.event.completed", channel) for channel in unheard)
-    assert not any(one.wants("pere.event.expired", channel) for channel in heard)
+    assert all(one.wants("pere.event.completed", (channel,)) for channel in heard)
+    assert not any(one.wants("pere.event.completed", (channel,)) for channel in unheard)
+    assert not any(one.wants("pere.event.expired", (channel,)) for channel in heard)
 
 
 def test_for_a_day_the_secret_before_signs_too():

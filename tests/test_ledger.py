@@ -15,8 +15,7 @@ from pere.audience import Audience
 from pere.errors import BadRequest, NotFound
 from pere.event import LEVELS
 from pere.ledger import Ledger, needed
-from pere.receipt import (CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS,
-                          state_code)
+from pere.receipt import CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, SECONDS, state_code
 
 
 def cancel(ledger, id, device):

@@ -7,9 +7,35 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pere.errors import BadRequest
-from pere.receipt import (ABSENT, CANCELLED, CONFLICT, DELIVERED, DUPLICATE, EXPIRED, FAILED, LATE, LONGEST, MAX_RESENDS, NAMES,
-                          OUTCOMES, PENDING, PROCESSED, RANKS, RESENT, RULES, SECONDS, SHORTEST, STATE, WORDS, bucket, closes,
-                          ending, quantiles, state_code, transition)
+from pere.receipt import (
+    ABSENT,
+    CANCELLED,
+    CONFLICT,
+    DELIVERED,
+    DUPLICATE,
+    EXPIRED,
+    FAILED,
+    LATE,
+    LONGEST,
+    MAX_RESENDS,
+    NAMES,
+    OUTCOMES,
+    PENDING,
+    PROCESSED,
+    RANKS,
+    RESENT,
+    RULES,
+    SECONDS,
+    SHORTEST,
+    STATE,
+    WORDS,
+    bucket,
+    closes,
+    ending,
+    quantiles,
+    state_code,
+    transition,
+)
 
 # Transitions only go up. The first of the hard states, processed and failed, stands. The soft ends, expired and cancelled, give
 # way to a late receipt that would have closed the event in time. "Closes" is whether a device that owed a receipt owes none now.

@@ -26,6 +26,7 @@ UNSATISFIED = 3  # the exit code where too few receipts came
 @click.option("--need", metavar="N|N%|all", help="how many receipts are enough")
 @click.option("--key", help="an Idempotency-Key: pushed twice with the same key, it is published once")
 @click.option("--wait", type=click.IntRange(min=0), metavar="SECONDS", help="wait so long for the receipts; exit 3 if too few came")
+@click.option("--callback", metavar="ID", help="the webhook that is told what becomes of it")
 @click.option("--device", metavar="NAME", help="who publishes")
 @url_option
 @json_option

@@ -21,6 +21,8 @@ def command() -> None:
       pere webhooks add https://example.com/hook --channel 'orders.*'      prints the secret, once
       pere webhooks list                                                   all there are
       pere webhooks test wh_0123456789abcdef                               send it something now
+      pere webhooks dead wh_0123456789abcdef                               what was given up, and why
+      pere webhooks replay wh_0123456789abcdef                             send all of that again
       pere webhooks receive --secret whsec_...             verify and print what comes to http://127.0.0.1:4568/
       pere webhooks receive --help                         tell the rest
     """
@@ -43,7 +45,8 @@ def line(endpoint: dict[str, Any]) -> str:
     types = ", ".join(type.removeprefix("pere.") for type in endpoint.get("types", ()))
     channels = ", ".join(endpoint.get("channels", ())) or "all channels"
     trouble = f"  ({endpoint['trouble']})" if endpoint.get("trouble") else ""
-    return printable(f"{endpoint.get('id')}  {endpoint.get('state'):<8}  {endpoint.get('url')}  {types} of {channels}{trouble}")
+    counts = "".join(f", {endpoint[name]} {name}" for name in ("queued", "dropped", "dead") if endpoint.get(name))
+    return printable(f"{endpoint.get('id')}  {endpoint.get('state'):<8}  {endpoint.get('url')}  {types} of {channels}{counts}{trouble}")
 
 
 def with_secret(endpoint: dict[str, Any]) -> str:
@@ -123,6 +126,53 @@ def resume(id: str, url: str, as_json: bool) -> None:
 def rotate(id: str, url: str, as_json: bool) -> None:
     """Give endpoint ID a new secret, and print it. For a day the one before signs too."""
     visit(url, lambda server: server.rotate_webhook(id), with_secret, as_json)
+
+
+since_option = click.option("--since", metavar="TIME", help="only what was made since then, such as 2026-11-25T14:00:00Z")
+until_option = click.option("--until", metavar="TIME", help="only what was made before then")
+
+
+@command.command
+@click.argument("id")
+@since_option
+@until_option
+@url_option
+@json_option
+def dead(id: str, since: str | None, until: str | None, url: str, as_json: bool) -> None:
+    """List what endpoint ID was not to be sent any more, oldest first; --json tells all that was in it."""
+
+    async def ask() -> None:
+        async with client(url) as server:
+            async for letter in server.dead_letters(id, since, until):
+                click.echo(orjson.dumps(letter) if as_json else printable(
+                    f"{letter.get('id')}  {letter.get('type')}  {letter.get('count')} in it, tried {letter.get('attempts')} times  ({letter.get('trouble')})"))
+
+    run(ask())
+
+
+@command.command
+@click.argument("id")
+@click.argument("letters", nargs=-1)
+@since_option
+@until_option
+@url_option
+@json_option
+def replay(id: str, letters: tuple[str, ...], since: str | None, until: str | None, url: str, as_json: bool) -> None:
+    """Send endpoint ID again what was given up: LETTERS, as `dead` lists them, or all of a time, or all.
+
+    \b
+    Examples:
+      pere webhooks replay wh_0123456789abcdef
+      pere webhooks replay wh_0123456789abcdef 1764100000123-0 1764100000456-0
+      pere webhooks replay wh_0123456789abcdef --since 2026-11-25T14:00:00Z --until 2026-11-25T15:00:00Z
+    """
+
+    async def ask() -> None:
+        async with client(url) as server:
+            count = await server.replay_webhook(id, letters, since, until)
+        click.echo(orjson.dumps({"replayed": count}) if as_json else printable(f"{id}  {count} queued again"))
+
+    run(ask())
 
 
 @command.command

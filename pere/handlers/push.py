@@ -25,8 +25,9 @@ UNSAID = frozenset(("", "application/x-www-form-urlencoded"))
 class Push:
     """The two ways to publish. Both make Drafts and hand them to the store."""
 
-    def __init__(self, store: Store, waits: Waits, config: Config, on_publish: Callable[[float], None]):
+    def __init__(self, store: Store, waits: Waits, config: Config, on_publish: Callable[[float], None], is_webhook: Callable[[str], bool]):
         self._store = store
+        self._is_webhook = is_webhook
         self._waits = waits
         self._waiting: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._config = config
@@ -39,7 +40,7 @@ class Push:
         is_json = self._check_payload(ask.body, media_type(ask))
         draft = self._draft(
             channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
-            query.one("receipt"), query.one("need"), _key(ask))
+            query.one("receipt"), query.one("need"), _key(ask), query.one("callback"))
         wait = _preferred_wait(ask.headers[b"prefer"], self._config.max_wait) if b"prefer" in ask.headers else None
 
         def then(result: Accepted | Refusal) -> None:
@@ -103,7 +104,7 @@ class Push:
             raise item
         if not isinstance(item, dict) or not isinstance(item.get("channel"), str) or "data" not in item:
             raise BadRequest("bad_item", 'an item is an object with "channel" and "data"')
-        unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need"}
+        unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need", "callback"}
         if unknown:
             raise BadRequest("bad_item", f"an item has no {shown(min(unknown))}")
         to = item.get("to")
@@ -114,24 +115,29 @@ class Push:
             raise BadRequest("bad_to", '"to" is a device or a list of at least one')
         data = orjson.dumps(item["data"])
         self._check_size(data)
-        word = {name: str(value) for name in ("type", "ttl", "receipt", "need") if (value := item.get(name)) is not None}
+        word = {name: str(value) for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
         return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to or [], word.get("ttl"),
-                           word.get("receipt"), word.get("need"), "")
+                           word.get("receipt"), word.get("need"), "", word.get("callback"))
 
     def _draft(self, channel: str, data: bytes, is_json: bool, publisher: str, type: str | None, to: list[str], ttl: str | None,
-               receipt: str | None, need: str | None, key: str) -> Draft:
+               receipt: str | None, need: str | None, key: str, callback: str | None) -> Draft:
         config = self._config
         level = LEVELS.get(receipt or "processed")
         if level is None:
             raise BadRequest("bad_receipt", f"receipt is none, delivered or processed, not {shown(receipt or '')}")
         if level == NONE and need is not None:
             raise BadRequest("need_without_receipt", "need counts receipts, and receipt=none asks for none")
+        if callback and level == NONE:
+            raise BadRequest("callback_without_receipt", "a callback tells what becomes of receipts, and receipt=none asks for none")
+        if callback and not self._is_webhook(callback):
+            raise BadRequest("unknown_callback", f"callback names a webhook, and there is no {shown(callback)}")
         if len(to) > config.max_to:
             raise BadRequest("too_many_to", f"a push is for at most {config.max_to} named devices, not {len(to)}")
         return Draft(
             channel=channel, data=data, is_json=is_json, type=event_type(type) if type else "",
             to=tuple(dict.fromkeys(device_name(name) for name in to)),
-            ttl=config.ttl if ttl is None else number(ttl, "ttl", 0, config.max_ttl), level=level, need=need, publisher=publisher, key=key)
+            ttl=config.ttl if ttl is None else number(ttl, "ttl", 0, config.max_ttl), level=level, need=need, publisher=publisher, key=key,
+            callback=callback or "")
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._config.max_event_bytes:

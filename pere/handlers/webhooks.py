@@ -1,9 +1,16 @@
-"""`/webhooks`: endpoints are added, looked at, changed, tested and removed."""
+"""`/webhooks`: endpoints are added, looked at, changed, tested and removed, and what was given up is read and replayed."""
+
+import math
+from typing import Any
 
 from pere.endpoint import Endpoint
-from pere.event import timestamp
-from pere.handlers.base import Handler, loads
+from pere.errors import BadRequest
+from pere.event import parse_id, parse_time, timestamp
+from pere.handlers.base import Handler, loads, number
+from pere.names import shown
 from pere.webhooks import Webhooks
+
+PAGE, MAX_PAGE = 20, 100  # dead letters, of which each may have 20 KB
 
 
 class AllWebhooks(Handler):
@@ -13,12 +20,12 @@ class AllWebhooks(Handler):
     webhooks: Webhooks
 
     def get(self) -> None:
-        self.answer({"webhooks": [endpoint.as_dict() for endpoint in self.webhooks.all()]})
+        self.answer({"webhooks": [self.webhooks.told(endpoint) for endpoint in self.webhooks.all()]})
 
     async def post(self) -> None:
         endpoint, secret = await self.webhooks.add(loads(self.request.body, "the body"))
         self.set_header("Location", f"/webhooks/{endpoint.id}")
-        self.answer(endpoint.as_dict() | {"secret": secret}, 201)
+        self.answer(self.webhooks.told(endpoint) | {"secret": secret}, 201)
 
 
 class OneWebhook(Handler):
@@ -28,11 +35,11 @@ class OneWebhook(Handler):
     webhooks: Webhooks
 
     def get(self, id: str) -> None:
-        self.answer(self.webhooks.find(id).as_dict())
+        self.answer(self.webhooks.told(self.webhooks.find(id)))
 
     async def patch(self, id: str) -> None:
         endpoint: Endpoint = await self.webhooks.change(id, loads(self.request.body, "the body"))
-        self.answer(endpoint.as_dict())
+        self.answer(self.webhooks.told(endpoint))
 
     async def delete(self, id: str) -> None:
         await self.webhooks.remove(id)
@@ -48,7 +55,7 @@ class RotateWebhook(Handler):
 
     async def post(self, id: str) -> None:
         endpoint, secret, until = await self.webhooks.rotate(id)
-        self.answer(endpoint.as_dict() | {"secret": secret, "old_secret_until": timestamp(until)})
+        self.answer(self.webhooks.told(endpoint) | {"secret": secret, "old_secret_until": timestamp(until)})
 
 
 class TestWebhook(Handler):
@@ -66,3 +73,44 @@ class TestWebhook(Handler):
             "seconds": round(outcome.seconds, 4),
             "state": self.webhooks.find(id).state,
         })
+
+
+class DeadLetters(Handler):
+    """`GET /webhooks/{id}/dead?since=&until=&after=&limit=`: what was given up, oldest first."""
+
+    webhooks: Webhooks
+
+    def get(self, id: str) -> None:
+        since, until = moment(self.query.one("since"), "since", 0.0), moment(self.query.one("until"), "until", math.inf)
+        after = self.query.one("after")
+        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        letters, last = self.webhooks.letters(id, since, until, parse_id(after) if after else 0, limit)
+        self.answer({"dead": letters, "after": last})
+
+
+class ReplayWebhook(Handler):
+    """`POST /webhooks/{id}/replay`: queue again what was given up, `{"ids"?, "since"?, "until"?}`."""
+
+    methods = "POST, OPTIONS"
+    webhooks: Webhooks
+
+    def post(self, id: str) -> None:
+        said: Any = loads(self.request.body, "the body") if self.request.body.strip() else {}
+        if not isinstance(said, dict) or said.keys() - {"ids", "since", "until"}:
+            raise BadRequest("bad_replay", 'a replay is an object with some of "ids", "since" and "until", or with none for all')
+        ids = said.get("ids")
+        if ids is not None and not (isinstance(ids, list) and ids and all(isinstance(each, str) for each in ids)):
+            raise BadRequest("bad_replay", '"ids" is a list of at least one id out of /dead')
+        since, until = (moment(said.get(name), name, default) for name, default in (("since", 0.0), ("until", math.inf)))
+        count = self.webhooks.replay(id, frozenset(map(parse_id, ids)) if ids is not None else None, since, until)
+        self.answer({"replayed": count}, 202)
+
+
+def moment(value: Any, name: str, default: float) -> float:
+    """A time as RFC 3339 has it, in seconds since 1970."""
+    if value is None:
+        return default
+    found = parse_time(value) if isinstance(value, str) else None
+    if found is None:
+        raise BadRequest(f"bad_{name}", f"{name} is a time such as 2026-11-25T14:00:00Z, not {shown(str(value))}")
+    return found

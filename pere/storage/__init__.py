@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from pere.audience import Audience, Member
 from pere.backlog import Backlog
 from pere.devices import Devices
 from pere.errors import Refusal
-from pere.event import Draft, Event
-from pere.ledger import Ledger, Receipt
+from pere.event import Draft, Event, format_id, timestamp
+from pere.ledger import Entry, Ledger, Receipt
+from pere.receipt import NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,27 @@ class Record:
 
     number: int
     event_id: int
+    channel: str
     device: str | None
     state: int
     status: bytes | None
     late: bool
     at: float
     latency: float | None
+
+    def encode(self) -> bytes:
+        """As publishers are told of it, in JSON."""
+        return orjson.dumps({
+            "id": str(self.number),
+            "event_id": format_id(self.event_id),
+            "channel": self.channel,
+            "device": self.device,
+            "state": NAMES[self.state],
+            "status": orjson.Fragment(self.status) if self.status is not None else None,
+            "late": self.late,
+            "at": timestamp(self.at),
+            "latency": round(self.latency, 3) if self.latency is not None else None,
+        })
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +116,8 @@ class Store(ABC):
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
-    `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
-    a turn of the loop; None as long as nobody wants to know.
+    `bytes` is what the backlogs hold. `on_receipts` are told each channel of which records have become visible, maybe many times in
+    a turn of the loop. `decided` is what was decided while the store started, and of which nobody may have been told: `satisfied`, `completed` or `expired`, and of which event.
     """
 
     ledger: Ledger
@@ -112,7 +130,8 @@ class Store(ABC):
     deliver: Callable[[Event], None]
     withdraw: Callable[[Event], None]
     on_commit: Callable[[float, int], None]
-    on_receipts: Callable[[str], None] | None
+    on_receipts: tuple[Callable[[str], None], ...]
+    decided: list[tuple[str, Entry]]
 
     @property
     @abstractmethod
@@ -183,8 +202,8 @@ class Store(ABC):
         """The number of the newest record of any channel that is visible: those to come are above it."""
 
     @abstractmethod
-    async def records(self, channel: str, after: int, limit: int) -> Page:
-        """At most `limit` records of a channel above this number, every one exactly once and as it will always be told. A number that
+    async def records(self, channel: str | None, after: int, limit: int) -> Page:
+        """At most `limit` records of a channel, or of all (None), above this number, every one exactly once and as it will always be told. A number that
         was never given, or that is older than what can be vouched for, gives a page that says so. Raises Unavailable."""
 
     @abstractmethod
@@ -250,9 +269,17 @@ class Store(ABC):
         """What was put away under this kind, by name. What is on its way to be kept does not show yet. Raises Unavailable."""
 
     @abstractmethod
+    def document(self, kind: str, name: str) -> bytes | None:
+        """One of these; None if there is none. Raises Unavailable."""
+
+    @abstractmethod
+    def names(self, kind: str) -> list[str]:
+        """The names of these, in order. Raises Unavailable."""
+
+    @abstractmethod
     def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
         """Keep a small document that is not an event, in place of the one of that name; None takes it away. `then` is told when that is
-        safe, or why it cannot be. Two that are put away one after the other are kept in that order."""
+        safe, or why it cannot be. Two that are put away one after the other are kept in that order; in one turn of the loop, together or not at all."""
 
     @abstractmethod
     def oldest_outstanding(self) -> float | None:

@@ -209,7 +209,8 @@ class Committing(Reading):
             ordinal = ahead[shelf] = ahead.get(shelf, shelf.backlog.last) + 1
             event = Event(draft, self._ids.next(now), ordinal, now)
             recipients = orjson.dumps(draft.to).decode() if draft.to else None
-            batch.put("events", (event.id, shelf.number, ordinal, now, draft.ttl, draft.level, draft.is_json, draft.type, draft.publisher, recipients, draft.data, 0))
+            batch.put("events", (event.id, shelf.number, ordinal, now, draft.ttl, draft.level, draft.is_json, draft.type, draft.publisher, recipients, draft.data, 0,
+                                 draft.callback))
             if draft.level != NONE:
                 batch.put("entries", (event.id, shelf.number, event.expires, size, need, 0, 0, b"\0" + states, None))
             if draft.key:
@@ -321,9 +322,9 @@ class Committing(Reading):
             self._apply_events(commit)
             self._apply_changes(commit)
             self._newest_record = commit.newest_record
-            if self.on_receipts is not None:
+            for heard in self.on_receipts:
                 for _, row in commit.changes:
-                    self.on_receipts(row[0][0][0].event.channel)
+                    heard(row[0][0][0].event.channel)
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)

@@ -73,7 +73,7 @@ class Known:
 
 
 class Piece(NamedTuple):
-    """Of the log: rows of number, event, slot, state, what was said, and when; up to where it reaches, whether what came before is
+    """Of the log: rows of number, channel, event, slot, state, what was said, and when; up to where it reaches, whether what came before is
     deleted, and the number of the channel of the record before it."""
 
     rows: list[tuple[Any, ...]]
@@ -277,20 +277,19 @@ class Reading(WorkingSet):
     def newest_record(self) -> int:
         return self._newest_record
 
-    async def records(self, channel: str, after: int, limit: int) -> Page:
+    async def records(self, channel: str | None, after: int, limit: int) -> Page:
         newest = self._newest_record
         if after > newest:
             return Page([], newest, False, True)
-        number = self._names.get(channel, 0)
+        number = self._names.get(channel, 0) if channel is not None else None
         try:
             piece = await self._loop.run_in_executor(self._elsewhere, self._piece, number, after, newest, limit)
         except sqlite3.Error as error:
             raise self._failed(error) from None
         is_lost = piece.is_lost or piece.before not in (0, number) and piece.before not in self._numbers
-        shelf = self.shelf(channel) if piece.rows else None
         told: list[Record] = []
         for row in piece.rows:
-            record = self._record(shelf, piece, *row)
+            record = self._record(piece, *row)
             if record is not None:
                 told.append(record)
             elif not told:
@@ -300,38 +299,41 @@ class Reading(WorkingSet):
                 return Page(told, told[-1].number, True, is_lost)
         return Page(told, piece.through, piece.through < newest, is_lost)
 
-    def _record(self, shelf: Shelf | None, piece: Piece, number: int, id: int, slot: int, state: int, status: bytes | None, at: float) -> Record | None:
+    def _record(self, piece: Piece, number: int, channel: int, id: int, slot: int, state: int, status: bytes | None, at: float) -> Record | None:
         """None where the event is no longer kept: then nobody knows any more who had the slot, for it may have been given anew."""
-        known = piece.events.get(id)
+        known, name = piece.events.get(id), self._numbers.get(channel, "")
+        shelf = self.shelf(name)
         if shelf is None or known is None or id <= shelf.gone_id:
             return None
         if slot == ALL:
-            return Record(number, id, None, state, None, False, at, None)
+            return Record(number, id, name, None, state, None, False, at, None)
         device = known.names[slot] if known.names else shelf.audience.names[slot]
         if state in (EXPIRED, CANCELLED):
-            return Record(number, id, device, state, None, False, at, None)
+            return Record(number, id, name, device, state, None, False, at, None)
         is_late = False
         if closes(state, known.level):
             entry = self.ledger.entries.get(id)
             if entry is None and known.logged < number:
                 entry = self._find_entry(id)  # its columns were saved while we read
             is_late = bool((entry.states if entry is not None else known.states)[slot] & LATE)
-        return Record(number, id, device, state, status, is_late, at, max(0.0, at - known.time))
+        return Record(number, id, name, device, state, status, is_late, at, max(0.0, at - known.time))
 
-    def _piece(self, channel: int, after: int, newest: int, limit: int) -> Piece:
+    def _piece(self, channel: int | None, after: int, newest: int, limit: int) -> Piece:
         """A piece of the log, and what is needed to understand it, all of one state of the file. In the thread that reads."""
         ask = self._far.execute
         ask("begin")
         try:
             first = ask("select min(number) from receipts").fetchone()[0] or newest + 1
-            before = ask("select channel from receipts where number <= ? order by number desc limit 1", (after,)).fetchone()
+            # Whose record comes before it; who reads all channels has seen what was said of those that are gone.
+            before = ask("select channel from receipts where number <= ? order by number desc limit 1", (after,)).fetchone() if channel is not None else None
+            where, of = ("channel = ? and ", (channel,)) if channel is not None else ("", ())
             # The row that holds the record may begin before it.
-            begin = ask("select max(number) from receipts where channel = ? and number <= ?", (channel, after + 1)).fetchone()[0] or 0
+            begin = ask(f"select max(number) from receipts where {where}number <= ?", (*of, after + 1)).fetchone()[0] or 0
             found: list[tuple[Any, ...]] = []
             through = newest
-            cursor = ask("select number, records, sayings from receipts where channel = ? and number >= ? and number <= ? order by number",
-                         (channel, begin, newest))
-            for number, records, sayings in cursor:
+            cursor = ask(f"select number, channel, records, sayings from receipts where {where}number >= ? and number <= ? order by number",
+                         (*of, begin, newest))
+            for number, home, records, sayings in cursor:
                 start = max(0, after + 1 - number)
                 said: list[bytes] | None = None
                 for place, (id, slot, state, saying, at) in enumerate(RECORD.iter_unpack(records[start * RECORD.size :]), number + start):
@@ -339,12 +341,12 @@ class Reading(WorkingSet):
                         break
                     if state != PENDING:
                         said = words(sayings) if saying and said is None else said
-                        found.append((place, id, slot, state, said[saying - 1] if saying and said is not None else None, at))
+                        found.append((place, home, id, slot, state, said[saying - 1] if saying and said is not None else None, at))
                 if len(found) == limit:
                     through = found[-1][0]
                     break
             cursor.close()
-            ids = list({row[1] for row in found})
+            ids = list({row[2] for row in found})
             events = ask("select v.id, v.time, v.level, v.recipients, e.logged, e.columns from events v join entries e on e.event = v.id "
                          f"where v.id in ({', '.join('?' * len(ids))})", ids).fetchall()
         finally:
@@ -369,7 +371,7 @@ class Reading(WorkingSet):
         if entry is not None or not self._oldest <= id <= self._ids.last:
             return entry
         rows = self._read("select e.channel, e.need, e.version, e.logged, e.columns, e.sayings, v.id, v.ordinal, v.time, v.ttl, v.level, v.is_json, "
-                          "v.type, v.publisher, v.recipients, v.data, v.recalled, c.name from entries e join events v on v.id = e.event "
+                          "v.type, v.publisher, v.recipients, v.data, v.recalled, v.callback, c.name from entries e join events v on v.id = e.event "
                           "join channels c on c.id = e.channel where e.event = ?", (id,))
         if not rows:
             return None
@@ -408,6 +410,13 @@ class Reading(WorkingSet):
 
     def documents(self, kind: str) -> dict[str, bytes]:
         return dict(self._read("select name, document from documents where kind = ?", (kind,)))
+
+    def document(self, kind: str, name: str) -> bytes | None:
+        rows = self._read("select document from documents where kind = ? and name = ?", (kind, name))
+        return rows[0][0] if rows else None
+
+    def names(self, kind: str) -> list[str]:
+        return [name for name, in self._read("select name from documents where kind = ? order by name", (kind,))]
 
     def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
         is_decided, stop = super().watch(channel, id, then)

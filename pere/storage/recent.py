@@ -1,4 +1,4 @@
-"""The newest changes of states, in memory, for those who follow them: a log for each channel, bounded over all.
+"""The newest changes of states, in memory, for those who follow them: a log over all channels and one for each, bounded over all.
 
 A number counts the changes of the whole store, so a channel's numbers have holes. They begin at the microsecond in which the store
 was born: who comes back with a number from an earlier life is below all that are given now, and is told that something is missing.
@@ -12,8 +12,8 @@ from pere.event import Event
 from pere.receipt import CANCELLED, EXPIRED, LATE, STATE
 from pere.storage import Page, Record
 
-# Number, event, when that was accepted, device (None: all that were open), state and whether it was late, what was said, and when.
-Row = tuple[int, int, float, str | None, int, bytes | None, float]
+# Number, event, its channel, when it was accepted, device (None: all that were open), state and whether it was late, what was said, and when.
+Row = tuple[int, int, str, float, str | None, int, bytes | None, float]
 
 _number = itemgetter(0)
 
@@ -32,6 +32,7 @@ class Recent:
         self.newest = int(born * 1_000_000)
         self._most = most
         self._gone = self.newest  # for channels of which nothing is here
+        self._all: deque[Row] = deque(maxlen=most)
         self._logs: dict[str, Log] = {}
         self._full_at = self.newest + most
 
@@ -42,7 +43,9 @@ class Recent:
         if log is None:
             log = self._logs[event.channel] = Log()
             log.gone = self._gone
-        log.append((number, event.id, event.time, device, byte, status, at))
+        row = (number, event.id, event.channel, event.time, device, byte, status, at)
+        log.append(row)
+        self._all.append(row)
         if number > self._full_at:
             self._clear()
 
@@ -59,11 +62,15 @@ class Recent:
         while log and log[0][0] < first:
             log.gone = log.popleft()[0]
 
-    def page(self, channel: str, after: int, limit: int) -> Page:
-        log = self._logs.get(channel)
-        if log is not None:
-            self._trim(log)
-        gone = log.gone if log is not None else self._gone
+    def page(self, channel: str | None, after: int, limit: int) -> Page:
+        log: deque[Row] | None
+        if channel is None:
+            log, gone = self._all, self.newest - len(self._all)
+        else:
+            log, gone = self._logs.get(channel), self._gone
+            if isinstance(log, Log):
+                self._trim(log)
+                gone = log.gone
         is_lost = after != 0 and not gone <= after <= self.newest
         after = min(after, self.newest)
         if log is None:
@@ -72,7 +79,7 @@ class Recent:
         rows = [log[place] for place in range(start, min(start + limit, len(log)))]
         is_more = start + limit < len(log)
         records = [
-            Record(number, id, device, byte & STATE, status, bool(byte & LATE), at, max(0.0, at - time) if byte not in (EXPIRED, CANCELLED) else None)
-            for number, id, time, device, byte, status, at in rows
+            Record(number, id, channel, device, byte & STATE, status, bool(byte & LATE), at, max(0.0, at - time) if byte not in (EXPIRED, CANCELLED) else None)
+            for number, id, channel, time, device, byte, status, at in rows
         ]
         return Page(records, records[-1].number if is_more else self.newest, is_more, is_lost)

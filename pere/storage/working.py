@@ -46,7 +46,8 @@ class WorkingSet(Store):
         self.deliver = lambda event: None
         self.withdraw = lambda event: None
         self.on_commit = lambda seconds, size: None
-        self.on_receipts = None
+        self.on_receipts = ()
+        self.decided = []
         self.bytes = 0
         self.events = 0  # accepted since the start
         self.event_bytes = 0

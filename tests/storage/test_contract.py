@@ -998,9 +998,9 @@ async def test_whoever_follows_is_told_when_there_is_more_and_nothing_before(ope
         desk.store.register(channel, "d1")
     ids = [await desk.push("c"), await desk.push("other")]
     before = desk.store.newest_record
-    assert desk.store.on_receipts is None
+    assert desk.store.on_receipts == ()
     told: list[tuple[str, bool]] = []
-    desk.store.on_receipts = lambda channel: told.append((channel, desk.store.newest_record > before))
+    desk.store.on_receipts = (lambda channel: told.append((channel, desk.store.newest_record > before)),)
     await desk.receipt("d1", ids[0])
     await desk.store.settle()
     assert set(told) == {("c", True)}
@@ -1012,6 +1012,8 @@ async def test_whoever_follows_is_told_when_there_is_more_and_nothing_before(ope
     assert set(told) == {("c", True), ("other", True)}
     assert await followed(desk, "c", before) == []
     assert await followed(desk, "other", before) == [(ids[1], "d1", "processed")]
+    assert await followed(desk, None, 0) == [(ids[0], "d1", "processed"), (ids[1], "d1", "processed")]
+    assert await followed(desk, None, before) == [(ids[1], "d1", "processed")]
 
 
 async def test_a_number_that_nobody_can_vouch_for_says_so(open_desk):

@@ -1,0 +1,312 @@
+"""What one endpoint is still to be sent, and what was given up: in the store before it goes out, and until it has arrived.
+
+Only names are at hand here, a hundred thousand of them for one endpoint that is down; the notices are read when their turn comes. A
+name tells when a notice was made, and how much it tells of: `wh_0123456789abcdef/0016a1b2c3d4e5f6/100`.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from pere.errors import Refusal
+from pere.event import SEQUENCE_BITS, IdClock
+from pere.notice import Kept, Notice, notice
+from pere.storage import Store
+
+QUEUED, DEAD, STATE, CURSOR = "notice", "dead", "webhook-state", "webhook-cursor"  # kinds of documents
+MAX_QUEUED = 100_000  # receipts, devices and other notices that wait for one endpoint; what is more is counted, and dropped
+MAX_DEAD = 100_000  # the same of what was given up: then the oldest goes
+AGAIN = 1.0  # seconds until what could not be kept is tried again
+SLICE = 100  # notices that are moved in one turn of the loop
+
+Done = Callable[[Refusal | None], None]
+
+
+def named(names: Iterable[str]) -> dict[str, list[str]]:
+    """These names by the endpoint that they are for, each in the order of time."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(name.partition("/")[0], []).append(name)
+    return found
+
+
+def number_of(name: str) -> int:
+    """When a notice was made, as the id of an event tells it."""
+    return int(name.split("/")[1], 16)
+
+
+def count_of(name: str) -> int:
+    return int(name.rpartition("/")[2])
+
+
+def _bound(id: int) -> str:
+    return f"{id:016x}"
+
+
+class Outbox:
+    """Of the endpoint `id`. `waiting` is how many receipts, devices and others are yet to arrive, `dropped` how many found no room and
+    were not told of yet. `failures` in a row, the loop's time until which it is left alone (`due`), and what went wrong last
+    are the endpoint's; `cursor` is up to which record it has been told of receipts, None if it does not hear of them."""
+
+    def __init__(self, store: Store, ids: IdClock, id: str, queued: Iterable[str], dead: Iterable[str], state: bytes | None,
+                 cursor: bytes | None):
+        self.id = id
+        self.queue = deque(queued)
+        self.flying: set[str] = set()
+        self.dead = dict.fromkeys(dead)
+        self.waiting = sum(map(count_of, self.queue))
+        self.dead_count = sum(map(count_of, self.dead))
+        self.dropped = self.failures = 0
+        self.due = 0.0
+        self.cursor: int | None = None
+        self.trouble = ""
+        self.is_removed = False
+        self.on_more: Callable[[Outbox], None] = lambda outbox: None
+        self.lost = 0  # for want of room, in all
+        self._retries: list[tuple[float, str]] = []
+        self._store = store
+        self._ids = ids
+        self._loop = asyncio.get_running_loop()
+        if state is not None:
+            kept = orjson.loads(state)
+            self.failures, self.trouble = kept["failures"], kept["trouble"]
+            # Were the clock wrong, then or now, it would be left alone for no longer than anybody ever is.
+            self.due = self._loop.time() + min(max(0.0, kept["due"] - store.clock()), 86_400.0)
+        if cursor is not None:
+            kept = orjson.loads(cursor)
+            self.cursor, self.dropped = kept["cursor"], kept["dropped"]
+
+    # In
+
+    @property
+    def room(self) -> int:
+        return MAX_QUEUED - self.waiting
+
+    def drop(self, count: int) -> None:
+        self.dropped += count
+        self.lost += count
+
+    def make(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1) -> Notice:
+        """A notice for this endpoint, which is told in it what had no room before."""
+        if self.dropped:
+            data = data | {"dropped": self.dropped}
+            self.dropped = 0
+        return notice(type, source, data, self._store.clock(), id, count)
+
+    def put(self, notices: Sequence[Notice], then: Done, cursor: int | None = None) -> None:
+        """Keep notices, with a new `cursor` if there is one, and queue them when that is done; or all this has not happened, and `then` is
+        told why."""
+        now, names = self._store.clock(), []
+        for each in notices:
+            name = f"{self.id}/{_bound(self._ids.next(now))}/{each.count}"
+            names.append(name)
+            self._store.put_away(QUEUED, name, Kept(each).document(), lambda refusal: None)
+        count = sum(each.count for each in notices)
+        self.waiting += count
+
+        def kept(refusal: Refusal | None) -> None:
+            if refusal is not None:
+                self.waiting -= count
+            elif self.is_removed:
+                self._forget(names)
+            else:
+                self.queue += names
+                self.on_more(self)
+            then(refusal)
+
+        if cursor is not None:
+            self.move(cursor, kept)
+        else:
+            self._store.put_away(STATE, self.id, self.document(), kept)
+
+    def move(self, cursor: int | None, then: Done = lambda refusal: None) -> None:
+        """It has been told of receipts up to this record, or does not hear of them any more. So many as are `dropped` now are a part of this."""
+
+        def kept(refusal: Refusal | None) -> None:
+            if refusal is None and not self.is_removed:
+                self.cursor = cursor
+            then(refusal)
+
+        document = orjson.dumps({"cursor": cursor, "dropped": self.dropped}) if cursor is not None else None
+        self._store.put_away(CURSOR, self.id, document, kept)
+
+    def tell(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1) -> None:
+        """Queue a notice that nobody would make anew: as often as the disk refuses it, it is tried again. Without room it is dropped."""
+        if self.room < count:
+            self.drop(count)
+        else:
+            self._tell(self.make(type, source, data, id, count))
+
+    def _tell(self, notice: Notice) -> None:
+        def kept(refusal: Refusal | None) -> None:
+            if refusal is not None and not self.is_removed:
+                self._loop.call_later(AGAIN, self._tell, notice)
+
+        self.put((notice,), kept)
+
+    def document(self) -> bytes:
+        """The state, to be kept."""
+        wait = max(0.0, self.due - self._loop.time())
+        return orjson.dumps({"failures": self.failures, "trouble": self.trouble, "due": self._store.clock() + wait if wait else 0})
+
+    def save(self) -> None:
+        """Keep the state. Where that fails it is a little old after a crash, and nothing else."""
+        self._store.put_away(STATE, self.id, self.document(), lambda refusal: None)
+
+    # Out
+
+    def take(self) -> str | None:
+        """The next one to be sent; None if none is due. It is under way until it is `done`, `failed` or `buried`."""
+        name = None
+        if self._retries and self._retries[0][0] <= self._loop.time():
+            _, name = heapq.heappop(self._retries)
+        elif self.queue:
+            name = self.queue.popleft()
+        if name is not None:
+            self.flying.add(name)
+        return name
+
+    def next_retry(self) -> float | None:
+        """When one of those that have failed is due again (the loop's time)."""
+        return self._retries[0][0] if self._retries else None
+
+    def oldest(self) -> float:
+        """When the oldest notice was made that waits (seconds since 1970); 0 if none does."""
+        names = [*islice(self.queue, 1), *(name for _, name in self._retries[:1]), *self.flying]
+        return (min(map(number_of, names)) >> SEQUENCE_BITS) / 1000 if names else 0.0
+
+    def read(self, name: str) -> Kept | None:
+        """A notice that is under way; None if it is not to be read any more. Raises Unavailable."""
+        return self._read(QUEUED, name)
+
+    def done(self, name: str) -> None:
+        """It has arrived."""
+        self._land(name)
+        self._forget((name,))
+
+    def failed(self, name: str, kept: Kept | None, wait: float) -> None:
+        """It has not, and is due again in so many seconds. `kept` is how it is known from now on, None if as before."""
+        if self.is_removed:
+            return
+        self.flying.discard(name)
+        heapq.heappush(self._retries, (self._loop.time() + wait, name))
+        if kept is not None:
+            self._store.put_away(QUEUED, name, kept.document(), lambda refusal: None)
+
+    def bury(self, name: str, kept: Kept | None) -> None:
+        """It is given up."""
+        self._land(name)
+        if kept is None:
+            self._forget((name,))
+        elif not self.is_removed:
+            self._move(QUEUED, DEAD, name, kept)
+
+    def _land(self, name: str) -> None:
+        self.flying.discard(name)
+        self.waiting -= count_of(name)
+
+    async def bury_all(self, trouble: str, is_over: Callable[[], bool]) -> None:
+        """Give all up that is queued, a piece at a time, unless it `is_over` before."""
+        while not is_over() and (self.queue or self._retries):
+            for _ in range(SLICE):
+                name = self.queue.popleft() if self.queue else heapq.heappop(self._retries)[1] if self._retries else None
+                if name is None:
+                    break
+                try:
+                    kept = self._read(QUEUED, name)
+                except Refusal:
+                    self.queue.appendleft(name)
+                    await asyncio.sleep(AGAIN)
+                    break
+                self.flying.add(name)
+                self.bury(name, Kept(kept.notice, kept.attempts, kept.trouble or trouble) if kept is not None else None)
+            await asyncio.sleep(0)
+
+    # Given up
+
+    def letters(self, since: float, until: float, after: int = 0) -> Iterator[str]:
+        """The names of what was given up and was made in this time (seconds since 1970, `until` not included), after this number."""
+        first = max(int(max(0.0, since) * 1000) << SEQUENCE_BITS, after + 1)
+        last = int(min(until, 8e9) * 1000) << SEQUENCE_BITS
+        return (name for name in sorted(self.dead) if first <= number_of(name) < last)
+
+    def letter(self, name: str) -> Kept | None:
+        """One of them; None if it is there no more. Raises Unavailable."""
+        return self._read(DEAD, name)
+
+    async def replay(self, names: Sequence[str]) -> None:
+        """Queue these again, a piece at a time, as if they had never been tried."""
+        left = iter(names)
+        while piece := tuple(islice(left, SLICE)):
+            for name in piece:
+                if name not in self.dead:
+                    continue
+                while True:
+                    try:
+                        kept = self._read(DEAD, name)
+                        break
+                    except Refusal:
+                        await asyncio.sleep(AGAIN)
+                if name not in self.dead or self.is_removed:
+                    continue
+                del self.dead[name]
+                self.dead_count -= count_of(name)
+                if kept is not None:
+                    self._move(DEAD, QUEUED, name, Kept(kept.notice))
+            await asyncio.sleep(0)
+
+    def _move(self, source: str, target: str, name: str, kept: Kept) -> None:
+        """From one kind to the other, in one piece; tried again until it is kept."""
+        self._store.put_away(target, name, kept.document(), lambda refusal: None)
+
+        def moved(refusal: Refusal | None) -> None:
+            if refusal is not None:
+                self._loop.call_later(AGAIN, self._move, source, target, name, kept)
+            elif self.is_removed:
+                self._forget((name,))
+            elif target == DEAD:
+                self.dead[name] = None
+                self.dead_count += kept.notice.count
+                while self.dead_count > MAX_DEAD and len(self.dead) > 1:
+                    oldest = next(iter(self.dead))
+                    self._forget((oldest,))
+                    self.dead_count -= count_of(oldest)
+                    del self.dead[oldest]
+            else:
+                self.waiting += kept.notice.count
+                self.queue.append(name)
+                self.on_more(self)
+
+        self._store.put_away(source, name, None, moved)
+
+    async def remove(self) -> None:
+        """The endpoint is no more: nor is anything that was for it."""
+        self.is_removed = True
+        names = [*self.queue, *(name for _, name in self._retries), *self.flying, *self.dead]
+        self.queue.clear()
+        self._retries.clear()
+        self.dead.clear()
+        self.waiting = self.dead_count = 0
+        for kind in (STATE, CURSOR):
+            self._store.put_away(kind, self.id, None, lambda refusal: None)
+        for start in range(0, len(names), SLICE):
+            self._forget(names[start : start + SLICE])
+            await asyncio.sleep(0)
+
+    def _read(self, kind: str, name: str) -> Kept | None:
+        document = self._store.document(kind, name)
+        try:
+            return Kept.of(document) if document is not None else None
+        except ValueError:
+            return None
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            for kind in (QUEUED, DEAD):
+                self._store.put_away(kind, name, None, lambda refusal, name=name: None if refusal is None else  # type: ignore[misc]
+                                     self._loop.call_later(AGAIN, self._forget, (name,)))

@@ -1,0 +1,263 @@
+"""The reporter: hears what happens to receipts, events and devices, and writes notices of it to those who want them.
+
+Receipts are read from the store's log, up to where each endpoint was told: so who dies here goes on there, and what was answered
+is told. What becomes of an event is heard from the ledger; a store tells again at start what may have been missed. Presence is of
+this process: a device is news once it is there, or has been away for longer than a reconnect takes.
+"""
+
+import asyncio
+import logging
+from functools import partial
+
+import orjson
+
+from pere.endpoint import Endpoint
+from pere.errors import Refusal
+from pere.event import format_id, timestamp
+from pere.ledger import Entry
+from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Notice, batches
+from pere.outbox import AGAIN, Outbox
+from pere.receipt import NAMES, quantiles
+from pere.storage import Page, Store
+from pere.webhooks import Webhooks
+
+log = logging.getLogger("pere.webhooks")
+
+GATHER = 0.1  # seconds in which receipts come together before they are read
+OLDEST = 1.0  # seconds after which a batch goes that is not full
+PAGE = 500  # records that are read at once: a few milliseconds of the loop
+SAVE = 10.0  # seconds after which it is noted how far the log was read, though nothing in it was wanted
+AWAY = 10.0  # seconds without a feed, three times what `retry:` asks for, after which a device is gone
+
+
+class Tail:
+    """How far one endpoint has read the log of receipts, and what is not in a batch yet."""
+
+    __slots__ = ("frames", "numbers", "outbox", "position", "saved", "since")
+
+    def __init__(self, outbox: Outbox, now: float):
+        self.outbox = outbox
+        self.position = outbox.cursor or 0
+        self.frames: list[bytes] = []
+        self.numbers: list[int] = []
+        self.since = self.saved = now
+
+    def take(self, endpoint: Endpoint, page: Page, frames: list[bytes], now: float) -> None:
+        """What was read from its position on."""
+        wanted = {channel: endpoint.wants(RECEIPTS, (channel,)) for channel in {record.channel for record in page.records}}
+        if not self.frames:
+            self.since = now
+        room = self.outbox.room - len(self.frames)
+        for record, frame in zip(page.records, frames, strict=True):
+            if not wanted[record.channel]:
+                continue
+            if room <= 0:
+                self.outbox.drop(1)
+                continue
+            room -= 1
+            self.frames.append(frame)
+            self.numbers.append(record.number)
+        self.position = page.through
+
+    def cut(self, now: float) -> tuple[list[Notice], int]:
+        """The batches that are full, or all if the first receipt has waited for long enough; and the cursor that goes with them."""
+        pieces = list(batches(self.frames))
+        if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST:
+            pieces.pop()
+        count = sum(map(len, pieces))
+        cut = [self.outbox.make(RECEIPTS, "/receipts", {"receipts": [orjson.Fragment(frame) for frame in piece]}, count=len(piece)) for piece in pieces]
+        cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else self.outbox.cursor or 0
+        del self.frames[:count], self.numbers[:count]
+        if cut:
+            self.since = self.saved = now
+        return cut, cursor
+
+
+class Reporter:
+    """Writes to the outboxes of `webhooks`."""
+
+    def __init__(self, store: Store, webhooks: Webhooks):
+        self._store = store
+        self._webhooks = webhooks
+        self._loop = asyncio.get_running_loop()
+        self._tails: dict[str, Tail] = {}
+        self._more = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._by_type: dict[str, list[Endpoint]] = {}
+        # Devices whose last feed has closed, with the moment and their channels, in the order of time; and what is to be told of others.
+        self._away: dict[str, tuple[float, float, tuple[str, ...]]] = {}
+        self._news: list[tuple[str, str, float, tuple[str, ...]]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        webhooks.on_change = self._changed
+        for word, hook in (("satisfied", "on_satisfied"), ("completed", "on_complete"), ("expired", "on_expired")):
+            setattr(store.ledger, hook, partial(self._decided, word))
+
+    def start(self) -> None:
+        self._changed()
+        decided, self._store.decided = self._store.decided, []
+        for word, entry in decided:
+            self._decided(word, entry)
+
+    async def stop(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _changed(self) -> None:
+        """Who wants what may be another than before."""
+        self._by_type = {type: self._webhooks.hearing(type) for type in {type for each in self._webhooks.all() for type in each.types}}
+        outboxes = self._webhooks.courier.outboxes
+        now = self._loop.time()
+        wanted = {endpoint.id for endpoint in self._by_type.get(RECEIPTS, ()) if outboxes[endpoint.id].cursor is not None}
+        self._tails = {id: self._tails.get(id) or Tail(outboxes[id], now) for id in wanted}
+        # Who is told of nothing costs nothing.
+        others = tuple(heard for heard in self._store.on_receipts if heard != self._heard)
+        self._store.on_receipts = (*others, self._heard) if self._tails else others
+        is_seen = bool(self._by_type.get(CONNECTED) or self._by_type.get(DISCONNECTED))
+        self._store.devices.on_presence = self._moved if is_seen else None
+        if self._tails:
+            self._more.set()
+            if self._task is None:
+                self._task = asyncio.ensure_future(self._follow())
+
+    # Receipts
+
+    def _heard(self, channel: str) -> None:
+        self._more.set()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._wait()):
+                    await self._more.wait()
+                self._more.clear()
+                await asyncio.sleep(GATHER)
+            except TimeoutError:
+                pass
+            try:
+                while await self._read():
+                    await asyncio.sleep(0)
+                await self._cut()
+            except Refusal as refusal:
+                log.debug("receipts could not be told", extra={"facts": {"error": refusal.code}})
+                await asyncio.sleep(AGAIN)
+                self._more.set()
+            except Exception:
+                log.exception("receipts could not be told")
+                await asyncio.sleep(AGAIN)
+                self._more.set()
+
+    def _wait(self) -> float | None:
+        """Until a batch is to go that is not full, or a position is to be saved; None if there is nothing."""
+        moments = [tail.since + OLDEST if tail.frames else tail.saved + SAVE
+                   for tail in self._tails.values() if tail.frames or tail.position != tail.outbox.cursor]
+        return max(0.0, min(moments) - self._loop.time()) if moments else None
+
+    async def _read(self) -> bool:
+        """A page, for all who are where the last one is; whether there may be more."""
+        position = min((tail.position for tail in self._tails.values()), default=self._store.newest_record)
+        if position >= self._store.newest_record:
+            return False
+        page = await self._store.records(None, position, PAGE)
+        if page.is_lost:
+            log.warning("receipts have made way before webhooks were told of them", extra={"facts": {"after": position}})
+        frames = [record.encode() for record in page.records]
+        now = self._loop.time()
+        for id, tail in self._tails.items():
+            if tail.position == position:
+                tail.take(self._webhooks.find(id), page, frames, now)
+        await self._cut()
+        return True
+
+    async def _cut(self) -> None:
+        """Put what is to go into the outboxes, and wait until it is kept."""
+        now, waiting = self._loop.time(), []
+        for tail in self._tails.values():
+            cut, cursor = tail.cut(now)
+            if cut:
+                waiting.append(self._put(tail, cut, cursor))
+            elif cursor != tail.outbox.cursor and now - tail.saved >= SAVE:
+                tail.saved = now
+                tail.outbox.move(cursor)
+        if waiting:
+            await asyncio.gather(*waiting)
+
+    async def _put(self, tail: Tail, cut: list[Notice], cursor: int) -> None:
+        while not tail.outbox.is_removed:
+            done: asyncio.Future[Refusal | None] = self._loop.create_future()
+            tail.outbox.put(cut, lambda refusal, done=done: None if done.done() else done.set_result(refusal), cursor)  # type: ignore[misc]
+            if await done is None:
+                return
+            await asyncio.sleep(AGAIN)  # nothing more is read meanwhile, or it would be told in another order
+
+    # Events
+
+    def _decided(self, word: str, entry: Entry) -> None:
+        event, type = entry.event, f"pere.event.{word}"
+        hearing = self._by_type.get(type, ())
+        if not hearing and not event.callback:
+            return
+        meant = {endpoint.id for endpoint in hearing if endpoint.wants(type, (event.channel,))}
+        if event.callback and self._webhooks.can_hear(event.callback):
+            meant.add(event.callback)
+        if not meant:
+            return
+        id = format_id(event.id)
+        told = {
+            "id": id,
+            "channel": event.channel,
+            "type": event.type or "message",
+            "time": timestamp(event.time),
+            "publisher": event.publisher or None,
+            "audience": entry.size,
+            "need": entry.need,
+            "satisfied": entry.is_satisfied,
+            "complete": entry.is_complete,
+            "outstanding": entry.owed,
+            "counts": dict(zip(NAMES, entry.counts, strict=True)),
+            "latency": quantiles(entry.latencies) if entry.latencies is not None else {},
+        }
+        for webhook in meant:
+            # Should it be told again after a crash, it is known by this.
+            self._webhooks.courier.outboxes[webhook].tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}")
+
+    # Devices
+
+    def _moved(self, name: str, channels: tuple[str, ...], is_online: bool) -> None:
+        """A device has opened its first feed, or closed its last one."""
+        now, clock = self._loop.time(), self._store.clock()
+        if not is_online:
+            self._away[name] = now + AWAY, clock, channels
+            self._ring(AWAY)
+        elif self._away.pop(name, None) is None:
+            self._news.append((CONNECTED, name, clock, channels))
+            self._ring(OLDEST)
+
+    def _ring(self, wait: float) -> None:
+        moment = self._loop.time() + wait
+        if self._alarm is None or self._alarm.when() > moment:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(moment, self._tell_devices)
+
+    def _tell_devices(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        while self._away:
+            name = next(iter(self._away))
+            due, moment, channels = self._away[name]
+            if due > now:
+                self._ring(max(due - now, 0.1))
+                break
+            del self._away[name]
+            self._news.append((DISCONNECTED, name, moment, channels))
+        news, self._news = self._news, []
+        for type in (CONNECTED, DISCONNECTED):
+            for endpoint in self._by_type.get(type, ()):
+                told = [orjson.dumps({"device": name, "at": timestamp(at)}) for kind, name, at, channels in news
+                        if kind == type and endpoint.wants(type, channels)]
+                for piece in batches(told):
+                    data = {"devices": [orjson.Fragment(each) for each in piece]}
+                    self._webhooks.courier.outboxes[endpoint.id].tell(type, "/devices", data, count=len(piece))

@@ -1,0 +1,470 @@
+"""What publishers are told by webhook: real servers, real receivers, each notice verified by the libraries that receivers use."""
+
+import asyncio
+import shutil
+from collections import Counter
+
+import orjson
+import pytest
+from cloudevents.http import from_http
+from hooks import Receiver
+from standardwebhooks.webhooks import Webhook
+
+from pere import courier, outbox, reporter
+from pere.errors import Unavailable
+from pere.event import parse_id
+from pere.notice import BATCH, BATCH_BYTES, COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED
+from pere.receipt import PROCESSED
+
+STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Hours become moments."""
+    monkeypatch.setattr(courier, "BACKOFF", (0.02, 0.04, 0.06, 0.08, 0.1, 0.4, 0.4, 0.4, 0.4, 0.4))
+    monkeypatch.setattr(courier, "MAX_RETRY_AFTER", 0.3)
+    monkeypatch.setattr(reporter, "OLDEST", 0.2)
+    monkeypatch.setattr(reporter, "GATHER", 0.01)
+    monkeypatch.setattr(reporter, "AWAY", 0.3)
+    monkeypatch.setattr(reporter, "AGAIN", 0.05)
+    monkeypatch.setattr(outbox, "AGAIN", 0.05)
+    monkeypatch.setattr(courier, "AGAIN", 0.05)
+
+
+@pytest.fixture
+def active(receiver, add, in_state):
+    """`there, endpoint = await active(types=[...])`: a receiver whose endpoint is active."""
+
+    async def active(*answers: int, **said):
+        there = receiver()
+        endpoint = await add(there.url, **said)
+        await in_state(endpoint["id"], "active")
+        there.answers = list(answers or (204,))
+        there.got.clear()
+        return there, endpoint
+
+    return active
+
+
+@pytest.fixture
+def answered(feedback, push):
+    """`id = await answered("c", "d1", "d2")`: an event that these devices, which are registered, have answered."""
+
+    async def answered(channel: str, *devices: str, state: str = "processed", **query) -> str:
+        id = await push(channel, **query)
+        for device in devices:
+            assert (await feedback(channel, device, id, state=state)).status == 200
+        return id
+
+    return answered
+
+
+def register(server, channel: str, *devices: str) -> None:
+    for device in devices:
+        server.store.register(channel, device)
+
+
+def proved(there: Receiver, secret: str) -> list[dict]:
+    """What came, verified and parsed as receivers do it, each once."""
+    found = {}
+    for headers, body in there.got:
+        assert Webhook(secret).verify(body, headers) == orjson.loads(body)
+        event = from_http(headers, body)
+        assert (event["id"], event["specversion"], event["datacontenttype"]) == (headers["webhook-id"], "1.0", "application/json")
+        found[event["id"]] = {"type": event["type"], "source": event["source"], "data": event.data}
+    return [each for each in found.values() if each["type"] != "pere.webhook.verify"]
+
+
+# What is told
+
+
+@STORES
+async def test_receipts_are_told_in_a_batch_as_followers_are_told(hooked, active, answered, until, kind):
+    server = await hooked(kind)
+    register(server, "c", "d1", "d2")
+    there, endpoint = await active(types=[RECEIPTS], content_type="application/cloudevents+json")
+    id = await answered("c", "d1", "d2")
+    await until(lambda: there.got)
+    (told,) = proved(there, endpoint["secret"])
+    assert (told["type"], told["source"], list(told["data"])) == (RECEIPTS, "/receipts", ["receipts"])
+    page = await server.store.records("c", 0, 10)
+    assert told["data"]["receipts"] == [orjson.loads(record.encode()) for record in page.records]
+    assert [(each["event_id"], each["device"]) for each in told["data"]["receipts"]] == [(id, "d1"), (id, "d2")]
+
+
+@STORES
+async def test_ten_thousand_receipts_are_a_hundred_notices(hooked, active, push, until, kind):
+    server = await hooked(kind)
+    devices = [f"device-{n:05}" for n in range(10_000)]
+    register(server, "c", *devices)
+    there, endpoint = await active(types=[RECEIPTS])
+    id = parse_id(await push("c"))
+    for device in devices:
+        server.store.record("c", device, id, PROCESSED, None, lambda *told: None, print)
+    await until(lambda: len(there.got) >= 100)
+    await server.store.settle()
+    assert len(there.got) == len(there.notices()) == 100
+    assert Counter(device for _, device, _ in there.receipts()) == Counter(devices)
+    assert all(len(said["data"]["receipts"]) == BATCH for said in there.notices())
+    assert max(len(body) for _, body in there.got) < BATCH_BYTES + 500
+
+
+@STORES
+async def test_what_becomes_of_an_event_is_told_once(hooked, active, answered, push, feedback, until, kind):
+    server = await hooked(kind)
+    register(server, "c", "d1", "d2")
+    there, endpoint = await active(types=[SATISFIED, COMPLETED, EXPIRED])
+    id = await answered("c", "d1", need="1", device="till")
+    await until(lambda: there.got)
+    (said,) = proved(there, endpoint["secret"])
+    assert (said["type"], said["source"]) == (SATISFIED, f"/events/c/{id}")
+    told = said["data"]
+    assert {name: told[name] for name in ("id", "channel", "type", "publisher", "audience", "need", "satisfied", "complete", "outstanding")} == {
+        "id": id, "channel": "c", "type": "message", "publisher": "till", "audience": 2, "need": 1, "satisfied": True, "complete": False, "outstanding": 1}
+    assert told["counts"] == {"pending": 1, "delivered": 0, "expired": 0, "cancelled": 0, "processed": 1, "failed": 0}
+    await feedback("c", "d2", id, state="failed")
+    await feedback("c", "d2", id, state="failed")
+    await until(lambda: len(there.got) == 2)
+    now = server.store.clock()
+    late = await push("c", ttl=10)
+    server.store.clock = lambda: now + 60
+    server.store.sweep(now + 60, server.hub.is_used)
+    await until(lambda: len(there.got) == 3)
+    server.store.clock = lambda: now
+    assert [(said["type"], said["id"]) for said in there.notices()] == [
+        (SATISFIED, f"event_{id}_satisfied"), (COMPLETED, f"event_{id}_completed"), (EXPIRED, f"event_{late}_expired")]
+
+
+@STORES
+async def test_endpoints_hear_of_what_they_named_and_of_no_other(hooked, active, answered, until, kind):
+    server = await hooked(kind)
+    register(server, "orders.eu", "d")
+    register(server, "news", "d")
+    (orders, _), (done, _), (all, _) = [await active(types=types, channels=channels) for types, channels in (
+        ([RECEIPTS], ["orders.*"]), ([COMPLETED], ["news"]), ([RECEIPTS, COMPLETED], []))]
+    first, second = await answered("orders.eu", "d"), await answered("news", "d")
+    await until(lambda: len(all.notices()) >= 3 and orders.got and done.got)
+    assert orders.receipts() == [(first, "d", "processed")]
+    assert [said["data"]["id"] for said in done.notices()] == [second]
+    assert all.receipts() == [(first, "d", "processed"), (second, "d", "processed")]
+
+
+@STORES
+async def test_a_push_names_who_is_told_of_this_event_whatever_it_hears_of(hooked, active, answered, ask, until, kind):
+    server = await hooked(kind)
+    register(server, "c", "d")
+    (there, endpoint), (other, _) = await active(types=[GIVEN_UP], channels=["nothing"]), await active(types=[GIVEN_UP])
+    id = await answered("c", "d", callback=endpoint["id"])
+    await answered("c", "d")
+    await until(lambda: len(there.got) == 2)
+    assert {said["id"] for said in there.notices()} == {f"event_{id}_satisfied", f"event_{id}_completed"}
+    batch = await ask("POST", "/push", [{"channel": "c", "data": 1, "callback": endpoint["id"], "to": ["nobody"]}, {"channel": "c", "data": 1, "callback": "wh_x"}])
+    assert [each.get("error") for each in batch.json["results"]] == [None, "unknown_callback"]
+    assert (await ask("POST", f"/push/c?callback={endpoint['id']}&receipt=none", b"1")).error == (400, "callback_without_receipt")
+    assert other.got == []
+
+
+async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, active, listen, until):
+    await hooked()
+    there, endpoint = await active(types=[CONNECTED, DISCONNECTED], channels=["c"])
+    feed = await listen("c", device="d")
+    await listen("elsewhere", device="e")
+    await until(lambda: there.got)
+    feed.close()
+    feed = await listen("c", device="d")
+    await asyncio.sleep(2 * reporter.AWAY)
+    feed.close()
+    await until(lambda: len(there.got) == 2)
+    assert [(said["type"], [each["device"] for each in said["data"]["devices"]]) for said in proved(there, endpoint["secret"])] == [
+        (CONNECTED, ["d"]), (DISCONNECTED, ["d"])]
+
+
+async def test_who_hears_of_nothing_costs_nothing(hooked, active, ask, receiver, add):
+    server = await hooked()
+    assert (server.store.on_receipts, server.store.devices.on_presence) == ((), None)
+    _, endpoint = await active(types=[RECEIPTS, CONNECTED])
+    assert len(server.store.on_receipts) == 1 and server.store.devices.on_presence is not None
+    await ask("DELETE", f"/webhooks/{endpoint['id']}")
+    assert (server.store.on_receipts, server.store.devices.on_presence) == ((), None)
+
+
+# What does not arrive
+
+
+@STORES
+async def test_what_failed_comes_again_with_the_same_id_and_bytes_and_a_fresh_signature(hooked, active, answered, until, kind, caplog):
+    server = await hooked(kind)
+    register(server, "c", "d")
+    there, endpoint = await active(500, 302, 429, 204, types=[RECEIPTS])
+    await answered("c", "d")
+    await until(lambda: len(there.got) == 4)
+    proved(there, endpoint["secret"])
+    assert len({body for _, body in there.got}) == len({headers["webhook-id"] for headers, _ in there.got}) == 1
+    await until(lambda: not server.webhooks.courier.outboxes[endpoint["id"]].waiting)
+    await server.store.settle()
+    assert server.store.names("notice") == []
+    caplog.clear()
+
+
+@STORES
+async def test_who_comes_back_has_everything_in_batches_that_it_can_tell_apart(hooked, active, answered, until, kind, caplog):
+    server = await hooked(kind)
+    register(server, "c", *(f"d{n}" for n in range(30)))
+    there, endpoint = await active(types=[RECEIPTS, COMPLETED])
+    there.close()
+    ids = []
+    for _ in range(8):
+        ids.append(await answered("c", *(f"d{n}" for n in range(30))))
+        await asyncio.sleep(0.05)
+    box = server.webhooks.courier.outboxes[endpoint["id"]]
+    await until(lambda: box.failures >= 4)
+    there.again(there.port)
+    await until(lambda: not box.waiting and len(there.notices(COMPLETED)) == 8 and len(there.receipts()) == 240)
+    assert there.receipts() == [(id, f"d{n}", "processed") for id in ids for n in range(30)]
+    assert {said["data"]["id"] for said in there.notices(COMPLETED)} == set(ids)
+    assert (box.failures, box.trouble) == (0, "")
+    caplog.clear()
+
+
+@STORES
+async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, kind, caplog):
+    if kind == "memory":
+        return  # it ends with its process, and so does what it has not sent
+    server = await hooked(kind)
+    register(server, "c", "d1", "d2")
+    there, endpoint = await active(503, types=[RECEIPTS, COMPLETED])
+    first = await answered("c", "d1", "d2")
+    await until(lambda: there.got)
+    before = {headers["webhook-id"]: body for headers, body in there.got}
+    await server.stop()
+    there.answers = [204]
+    server = await hooked(kind)
+    second = await answered("c", "d1")
+    await until(lambda: len(there.receipts()) == 3 and there.notices(COMPLETED))
+    assert there.receipts() == [(first, "d1", "processed"), (first, "d2", "processed"), (second, "d1", "processed")]
+    assert all(body == before[headers["webhook-id"]] for headers, body in there.got if headers["webhook-id"] in before)
+    caplog.clear()
+
+
+async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, active, push, until, caplog):
+    server = await hooked("sqlite")
+    register(server, "c", "d")
+    there, endpoint = await active(types=[SATISFIED])
+    id = await push("c")
+    # As if the process died after the receipt was kept and before the notice was.
+    server.store.ledger.on_satisfied = lambda entry: None
+    server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *told: None, print)
+    await server.store.settle()
+    await server.reporter.stop()
+    await server.webhooks.stop()
+    path, lock = server.store.path, server.store._lock
+    copy = path + ".died"
+    for ending in ("", "-wal"):
+        shutil.copy(path + ending, copy + ending)
+    await server.stop()
+    for ending in ("", "-wal"):
+        shutil.move(copy + ending, path + ending)
+    await hooked("sqlite")
+    await until(lambda: there.got)
+    assert [said["id"] for said in there.notices()] == [f"event_{id}_satisfied"]
+
+
+async def test_a_server_that_wishes_to_be_left_alone_is(hooked, active, answered, until, caplog):
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(503, 204, types=[RECEIPTS])
+    there.headers = {"Retry-After": "3000"}
+    loop = asyncio.get_running_loop()
+    await answered("c", "d")
+    await until(lambda: there.got)
+    began = loop.time()
+    await until(lambda: len(there.got) == 2)
+    assert loop.time() - began > 0.9 * courier.MAX_RETRY_AFTER
+    caplog.clear()
+
+
+async def test_one_request_at_a_time_is_enough_to_find_out_that_somebody_is_not_there(hooked, active, answered, until, caplog, monkeypatch):
+    monkeypatch.setattr(courier, "PROBE_AFTER", 2)
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(500, types=[SATISFIED, COMPLETED])
+    for _ in range(6):
+        await answered("c", "d")
+    box = server.webhooks.courier.outboxes[endpoint["id"]]
+    await until(lambda: box.failures == 4)
+    count = len(there.got)
+    assert count <= 2 * 2 + 2, "two at once, twice, and then single ones"
+    there.answers = [204]
+    await until(lambda: not box.waiting)
+    assert len(there.notices()) == 12
+    caplog.clear()
+
+
+@STORES
+async def test_who_never_answers_is_given_up_and_the_others_are_told_and_it_can_be_replayed(
+        hooked, active, answered, until, get, ask, in_state, kind, caplog, monkeypatch):
+    monkeypatch.setattr(courier, "BACKOFF", (0.01, 0.01, 0.01))
+    server = await hooked(kind)
+    register(server, "c", *(f"d{n}" for n in range(250)))
+    (there, endpoint), (other, _) = await active(500, types=[RECEIPTS, COMPLETED]), await active(types=[GIVEN_UP])
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "paused"})
+    id = await answered("c", *(f"d{n}" for n in range(250)))
+    await until(lambda: server.webhooks.courier.outboxes[endpoint["id"]].waiting == 251)
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "active"})
+    told = await in_state(endpoint["id"], "disabled")
+    assert "500" in told["trouble"]
+    await until(lambda: other.got)
+    (said,) = other.notices()
+    assert (said["type"], said["data"]["webhook"], "500" in said["data"]["trouble"]) == (GIVEN_UP, endpoint["id"], True)
+    while (told := await get(f"/webhooks/{endpoint['id']}"))["queued"]:
+        await asyncio.sleep(0.01)
+    await server.store.settle()
+    told = await get(f"/webhooks/{endpoint['id']}")
+    page = await get(f"/webhooks/{endpoint['id']}/dead?limit=1")
+    assert (len(page["dead"]), page["dead"][0]["type"] in (RECEIPTS, COMPLETED)) == (1, True)
+    rest = await get(f"/webhooks/{endpoint['id']}/dead?after={page['after']}")
+    letters = page["dead"] + rest["dead"]
+    assert (rest["after"], told["dead"]) == (None, sum(letter["count"] for letter in letters))
+    assert all(orjson.dumps(letter["body"]) for letter in letters)
+    target = f"/webhooks/{endpoint['id']}/replay"
+    assert (await ask("POST", target)).error == (409, "webhook_disabled")
+    if kind == "sqlite":
+        await server.stop()
+        await hooked(kind)
+        assert (await get(f"/webhooks/{endpoint['id']}"))["dead"] == told["dead"]
+    there.answers = [204]
+    there.got.clear()
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "active"})
+    await in_state(endpoint["id"], "active")
+    assert (await ask("POST", target, {"ids": ["1-1"]})).error == (404, "unknown_notice")
+    assert (await ask("POST", target, {"since": "yesterday"})).error == (400, "bad_since")
+    assert (await ask("POST", target, {"ids": []})).error == (400, "bad_replay")
+    assert (await ask("POST", target, {"until": "2020-01-01T00:00:00Z"})).json == {"replayed": 0}
+    assert (await ask("POST", target, {"ids": [letters[0]["id"]]})).json == {"replayed": 1}
+    assert (await ask("POST", target, {"since": "2020-01-01T00:00:00Z"})).json == {"replayed": len(letters) - 1}
+    await until(lambda: len(there.notices()) == len(letters))
+    assert {said["id"] for said in there.notices()} == {letter["webhook_id"] for letter in letters}
+    assert there.receipts() == [(id, f"d{n}", "processed") for n in range(250)]
+    assert (await get(f"/webhooks/{endpoint['id']}/dead"))["dead"] == []
+    caplog.clear()
+
+
+async def test_gone_is_gone(hooked, active, answered, in_state, until, caplog, get):
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(410, types=[COMPLETED])
+    await answered("c", "d")
+    await in_state(endpoint["id"], "disabled")
+    await answered("c", "d")
+    assert len(there.got) == 1
+    while (await get(f"/webhooks/{endpoint['id']}"))["dead"] != 1:
+        await asyncio.sleep(0.01)
+    caplog.clear()
+
+
+async def test_a_notice_that_fails_alone_does_not_hold_up_the_others(hooked, receiver, add, in_state, answered, until, caplog, get):
+    server = await hooked()
+    register(server, "c", "d")
+    there = receiver()
+    endpoint = await add(there.url, types=[COMPLETED])
+    await in_state(endpoint["id"], "active")
+    poison = await answered("c", "d")
+    await until(lambda: there.notices())
+    there.got.clear()
+    bad = []
+
+    class Picky(list):
+        def __getitem__(self, place):
+            return 422 if bad and bad[-1] in there.got[-1][1] else 204
+
+    there.answers = Picky([204])
+    bad.append(b'"bad.channel"')
+    register(server, "bad.channel", "d")
+    await answered("bad.channel", "d")
+    ids = []
+    for _ in range(10):
+        ids.append(await answered("c", "d"))
+    await until(lambda: {said["data"]["id"] for said in there.notices()} >= set(ids))
+    while (await get(f"/webhooks/{endpoint['id']}"))["dead"] != 1:
+        await asyncio.sleep(0.01)
+    assert (await get(f"/webhooks/{endpoint['id']}"))["state"] == "active"
+    assert poison not in ids
+    caplog.clear()
+
+
+@STORES
+async def test_what_has_no_room_is_counted_and_told(hooked, active, answered, until, monkeypatch, kind, ask, get, measured):
+    monkeypatch.setattr(outbox, "MAX_QUEUED", 5)
+    server = await hooked(kind)
+    register(server, "c", *(f"d{n}" for n in range(12)))
+    there, endpoint = await active(types=[RECEIPTS])
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "paused"})
+    id = await answered("c", *(f"d{n}" for n in range(12)))
+    box = server.webhooks.courier.outboxes[endpoint["id"]]
+    await until(lambda: box.waiting == 5 and box.lost == 7)
+    assert (await get(f"/webhooks/{endpoint['id']}"))["dropped"] == 7
+    assert (await measured())["pere_webhook_dropped_total"] == 7
+    assert there.got == []
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "active"})
+    await until(lambda: not box.waiting)
+    await answered("c", "d0")
+    await until(lambda: len(there.receipts()) == 6)
+    assert sum(said["data"].get("dropped", 0) for said in there.notices()) == 7
+    assert there.receipts()[:5] == [(id, f"d{n}", "processed") for n in range(5)]
+
+
+@STORES
+async def test_with_an_endpoint_goes_all_that_was_for_it(hooked, active, answered, until, ask, kind, caplog):
+    server = await hooked(kind)
+    register(server, "c", "d")
+    there, endpoint = await active(500, types=[RECEIPTS, COMPLETED])
+    await answered("c", "d")
+    await until(lambda: there.got)
+    await ask("DELETE", f"/webhooks/{endpoint['id']}")
+    await until(lambda: not server.webhooks.courier._chores)
+    await server.store.settle()
+    assert [server.store.names(kind) for kind in ("notice", "dead", "webhook", "webhook-state", "webhook-cursor")] == [[]] * 5
+    caplog.clear()
+
+
+async def test_what_happens_while_an_endpoint_is_not_verified_yet_waits_for_it(hooked, receiver, add, answered, until, in_state):
+    server = await hooked()
+    register(server, "c", "d")
+    there = receiver(500, 500, 204)
+    endpoint = await add(there.url, types=[RECEIPTS, COMPLETED])
+    id = await answered("c", "d")
+    await in_state(endpoint["id"], "active")
+    await until(lambda: len(there.notices()) == 2)
+    assert there.receipts() == [(id, "d", "processed")]
+
+
+async def test_a_type_that_is_asked_for_later_is_told_from_then_on(hooked, active, answered, until, ask):
+    server = await hooked("sqlite")
+    register(server, "c", "d")
+    there, endpoint = await active(types=[GIVEN_UP])
+    await answered("c", "d")
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"types": [RECEIPTS]})
+    second = await answered("c", "d")
+    await until(lambda: there.got)
+    assert there.receipts() == [(second, "d", "processed")]
+
+
+async def test_the_disk_may_refuse_for_a_while(hooked, active, answered, until, caplog):
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(types=[RECEIPTS, COMPLETED])
+    put_away, refused = server.store.put_away, []
+
+    def refusing(kind, name, document, then):
+        refused.append(name)
+        then(Unavailable("store_failed", "no"))
+
+    server.store.put_away = refusing
+    id = await answered("c", "d")
+    await until(lambda: len(refused) > 6)
+    assert there.got == []
+    server.store.put_away = put_away
+    await until(lambda: len(there.notices()) == 2)
+    assert there.receipts() == [(id, "d", "processed")]
+    caplog.clear()
