@@ -180,7 +180,8 @@ class Courier:
         if outbox.due <= began:
             outbox.failures += 1
             if outbox.failures in (1, PROBE_AFTER):
-                log.warning("webhook does not answer", extra={"facts": {"id": outbox.id, "failures": outbox.failures, "trouble": outcome.message}})
+                # That one request fails is no news to anybody but its owner.
+                log.log(logging.INFO if outbox.failures == 1 else logging.WARNING, "webhook does not answer", extra={"facts": {"id": outbox.id, "failures": outbox.failures, "trouble": outcome.message}})
         outbox.trouble = outcome.message
         attempts = kept.attempts + 1
         kept = Kept(kept.notice, attempts, outcome.message)

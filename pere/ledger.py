@@ -8,7 +8,7 @@ add up to the audience. Nothing here waits, sends or looks at a clock; a store c
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pere.audience import Audience, Member
 from pere.errors import BadRequest, Gone, NotFound
@@ -33,6 +33,7 @@ from pere.receipt import (
     bucket,
     closes,
     ending,
+    quantiles,
 )
 
 ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
@@ -125,6 +126,18 @@ class Entry:
             self.sayings = {saying: code for code, saying in enumerate(sayings, 1)}
             self.saying_bytes = sum(map(len, sayings))
 
+    def summary(self) -> dict[str, Any]:
+        """How it stands, as publishers are told of it."""
+        return {
+            "audience": self.size,
+            "need": self.need,
+            "satisfied": self.is_satisfied,
+            "complete": self.is_complete,
+            "outstanding": self.owed,
+            "counts": dict(zip(NAMES, self.counts, strict=True)),
+            "latency": quantiles(self.latencies) if self.latencies is not None else {},
+        }
+
     def slot(self, device: str) -> int:
         """Where the device stands in the columns; -1 if it is not in the audience."""
         if self.slots is not None:
@@ -190,9 +203,9 @@ class Ledger:
         self.expired = {"ttl": 0, "evicted": 0, "attempts": 0}
         self.cancelled = {"recalled": 0, "removed": 0}
         self.on_answer: Callable[[str, int], None] = lambda device, id: None  # of devices that are `careful`
-        self.on_satisfied: Callable[[Entry], None] = lambda entry: None
-        self.on_complete: Callable[[Entry], None] = lambda entry: None
-        self.on_expired: Callable[[Entry], None] = lambda entry: None  # of an event whose time is over, or that makes way, with receipts owed
+        # Told of an event that is `satisfied` or `completed`, or `expired` (its time is over, or it makes way) with receipts owed; and when
+        # that was, in seconds since 1970.
+        self.on_decision: Callable[[str, Entry, float], None] = lambda word, entry, moment: None
         self.statuses_dropped = 0
         self._max_status_bytes = max_status_bytes
 
@@ -212,13 +225,13 @@ class Ledger:
             self._open[event.id] = entry
         return entry
 
-    def decide(self, entry: Entry) -> None:
+    def decide(self, entry: Entry, moment: float) -> None:
         """Say so if the event has just become satisfied, or complete: after each receipt, and once when it is accepted."""
         satisfied, complete = entry.decide()
         if satisfied:
-            self.on_satisfied(entry)
+            self.on_decision("satisfied", entry, moment)
         if complete:
-            self.on_complete(entry)
+            self.on_decision("completed", entry, moment)
 
     def record(self, event_id: int, channel: str | None, device: str, new: int, status: bytes | None, now: float,
                at: float | None = None) -> tuple[int, int]:
@@ -315,7 +328,7 @@ class Ledger:
                     else:
                         entry.said[slot] = code
                 if counts[PROCESSED] >= entry.goal or not entry.owed:
-                    self.decide(entry)
+                    self.decide(entry, now if at is None else at)
                 if entry.watchers:
                     entry.changed()
                 else:
@@ -422,7 +435,8 @@ class Ledger:
         count = self._end_all(event_id, EXPIRED)
         self.expired[reason] += count
         if count:
-            self.on_expired(self.entries[event_id])
+            entry = self.entries[event_id]
+            self.on_decision("expired", entry, entry.event.expires)
         return count
 
     def recall(self, event_id: int) -> int:

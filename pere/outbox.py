@@ -91,12 +91,12 @@ class Outbox:
         self.dropped += count
         self.lost += count
 
-    def make(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1) -> Notice:
+    def make(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1, at: float | None = None) -> Notice:
         """A notice for this endpoint, which is told in it what had no room before."""
         if self.dropped:
             data = data | {"dropped": self.dropped}
             self.dropped = 0
-        return notice(type, source, data, self._store.clock(), id, count)
+        return notice(type, source, data, self._store.clock() if at is None else at, id, count)
 
     def put(self, notices: Sequence[Notice], then: Done, cursor: int | None = None) -> None:
         """Keep notices, with a new `cursor` if there is one, and queue them when that is done; or all this has not happened, and `then` is
@@ -135,12 +135,12 @@ class Outbox:
         document = orjson.dumps({"cursor": cursor, "dropped": self.dropped}) if cursor is not None else None
         self._store.put_away(CURSOR, self.id, document, kept)
 
-    def tell(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1) -> None:
+    def tell(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1, at: float | None = None) -> None:
         """Queue a notice that nobody would make anew: as often as the disk refuses it, it is tried again. Without room it is dropped."""
         if self.room < count:
             self.drop(count)
         else:
-            self._tell(self.make(type, source, data, id, count))
+            self._tell(self.make(type, source, data, id, count, at))
 
     def _tell(self, notice: Notice) -> None:
         def kept(refusal: Refusal | None) -> None:

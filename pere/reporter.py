@@ -7,17 +7,16 @@ this process: a device is news once it is there, or has been away for longer tha
 
 import asyncio
 import logging
-from functools import partial
+from typing import Any
 
 import orjson
 
 from pere.endpoint import Endpoint
 from pere.errors import Refusal
-from pere.event import format_id, timestamp
+from pere.event import Event, format_id, timestamp
 from pere.ledger import Entry
 from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Notice, batches
 from pere.outbox import AGAIN, Outbox
-from pere.receipt import NAMES, quantiles
 from pere.storage import Page, Store
 from pere.webhooks import Webhooks
 
@@ -89,14 +88,13 @@ class Reporter:
         self._news: list[tuple[str, str, float, tuple[str, ...]]] = []
         self._alarm: asyncio.TimerHandle | None = None
         webhooks.on_change = self._changed
-        for word, hook in (("satisfied", "on_satisfied"), ("completed", "on_complete"), ("expired", "on_expired")):
-            setattr(store.ledger, hook, partial(self._decided, word))
+        store.ledger.on_decision = self._decided
 
     def start(self) -> None:
         self._changed()
         decided, self._store.decided = self._store.decided, []
-        for word, entry in decided:
-            self._decided(word, entry)
+        for each in decided:
+            self._tell(*each)
 
     async def stop(self) -> None:
         if self._alarm is not None:
@@ -194,34 +192,26 @@ class Reporter:
 
     # Events
 
-    def _decided(self, word: str, entry: Entry) -> None:
-        event, type = entry.event, f"pere.event.{word}"
-        hearing = self._by_type.get(type, ())
-        if not hearing and not event.callback:
-            return
-        meant = {endpoint.id for endpoint in hearing if endpoint.wants(type, (event.channel,))}
+    def _decided(self, word: str, entry: Entry, moment: float) -> None:
+        if f"pere.event.{word}" in self._by_type or entry.event.callback:
+            self._tell(word, entry.event, moment, entry.summary())
+
+    def _tell(self, word: str, event: Event, moment: float, summary: dict[str, Any]) -> None:
+        type, id = f"pere.event.{word}", format_id(event.id)
+        meant = {endpoint.id for endpoint in self._by_type.get(type, ()) if endpoint.wants(type, (event.channel,))}
         if event.callback and self._webhooks.can_hear(event.callback):
             meant.add(event.callback)
-        if not meant:
-            return
-        id = format_id(event.id)
         told = {
             "id": id,
             "channel": event.channel,
             "type": event.type or "message",
             "time": timestamp(event.time),
             "publisher": event.publisher or None,
-            "audience": entry.size,
-            "need": entry.need,
-            "satisfied": entry.is_satisfied,
-            "complete": entry.is_complete,
-            "outstanding": entry.owed,
-            "counts": dict(zip(NAMES, entry.counts, strict=True)),
-            "latency": quantiles(entry.latencies) if entry.latencies is not None else {},
-        }
+        } | summary
         for webhook in meant:
-            # Should it be told again after a crash, it is known by this.
-            self._webhooks.courier.outboxes[webhook].tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}")
+            # Should it be told again after a crash, it is the same in every byte.
+            outbox = self._webhooks.courier.outboxes[webhook]
+            outbox.tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}", at=moment)
 
     # Devices
 

@@ -3,6 +3,9 @@ started again on the same file and port; then everything that it promised is ask
 
     python -m tests.crash --kills 50 --seed 7 --devices 20 --sync full
 
+Beside the load, a webhook is told of all receipts and of every event that is completed; now and then it fails. It must have been told of all
+that was answered, and what came twice must be the same.
+
 The audit reads HTTP only: it knows nothing of files, tables or memory. SIGKILL leaves alone what the system already has
 in its buffers, so this shows that nothing is answered before it is written; that it also survives a loss of power is the
 business of fsync, and cannot be seen from here.
@@ -24,19 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 import uvloop
 
 # pytest finds the words of the tests beside this file, and so must `python -m tests.crash`.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fleet import CHANNELS, PATIENCE, RANK, REFUSED, Book, Device, Line, Promise, Publisher, chance, token_of
+from hooks import Receiver
 from processes import Process
 
 from pere.event import parse_id
+from pere.signing import verify
 
 STALLED = 3.0  # seconds without any news after which what is still missing will never come
 PAGE = 500
 AUDITORS = 6  # requests under way at once in the audit
+UNTOLD = 60.0  # seconds in which the webhook must be told of everything; it may have to be tried again after 5 s, and after 30 s
+FAILING = 0.01  # the share of notices that the webhook answers 503
 QUIET_START = 0.3  # the least time from spawning within which a start is killed
 
 
@@ -63,7 +71,7 @@ class Plan:
             # So few at hand that most of the past is read from the file.
             kept = ["--backlog-events", "50", "--retention-events", str(self.retained or 10_000_000), *(["--sync", self.sync] if self.sync else [])]
         return ["--store", self.store, *kept, "--backlog-bytes", str(1 << 30), "--backlog-total-bytes", str(1 << 32),
-                "--max-attempts", "15", "--idempotency-window", "86400", *self.flags]
+                "--max-attempts", "15", "--idempotency-window", "86400", "--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8", *self.flags]
 
 
 class Dead(Exception):
@@ -152,6 +160,8 @@ class Report:
     slowest: float
     pushes: int
     receipts: int
+    notices: int
+    posts: int
     received: int
     kept: int
     losses: Counter[str]
@@ -161,7 +171,7 @@ class Report:
     def text(self) -> str:
         figures = {
             "kills": self.kills, "restarts": self.restarts, "starts that became ready": self.ready, "pushes acknowledged": self.pushes,
-            "receipts acknowledged": self.receipts, "events received": self.received, "events kept at the end": self.kept,
+            "receipts acknowledged": self.receipts, "notices that the webhook got": self.notices, "requests that brought them": self.posts, "events received": self.received, "events kept at the end": self.kept,
             "losses": self.losses.total(), "slowest restart until /readyz is 200": f"{self.slowest:.2f} s"}
         lines = [f"{name:<40}{value:>12,}" if isinstance(value, int) else f"{name:<40}{value:>12}" for name, value in figures.items()]
         for kind, count in self.losses.most_common():
@@ -177,11 +187,14 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Rep
     publishers = [Publisher(number, plan.seed, port, book) for number in range(plan.publishers)]
     # Two thirds are there from the start; the others come one after the other, so that registering is under fire too.
     late = plan.kills * 0.8
-    lives = [asyncio.ensure_future(device.live(rng.uniform(0, late) if n % 3 == 2 else 0)) for n, device in enumerate(devices)]
-    pushing = [asyncio.ensure_future(publisher.live()) for publisher in publishers]
-    kept = 0
+    lives: list[asyncio.Task[None]] = []
+    pushing: list[asyncio.Task[None]] = []
+    hook, kept = Hook(plan, book), 0
     try:
         keeper.start()
+        await hook.begin(keeper, port)
+        lives += [asyncio.ensure_future(device.live(rng.uniform(0, late) if n % 3 == 2 else 0)) for n, device in enumerate(devices)]
+        pushing += [asyncio.ensure_future(publisher.live()) for publisher in publishers]
         for _ in range(plan.kills):
             when = await _until_the_kill(plan, keeper, rng)
             keeper.kill()
@@ -194,7 +207,9 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Rep
         async with asyncio.timeout(60):
             await asyncio.gather(*pushing)
         await _settle(book, devices)
-        kept = await Audit(plan, book, port).run()
+        audit = Audit(plan, book, port)
+        kept = await audit.run()
+        await hook.audit(audit)
         for task in lives:
             if task.done():
                 task.result()  # a mistake of the harness, not of the server
@@ -205,7 +220,9 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Rep
             task.cancel()
         await asyncio.gather(*lives, *pushing, return_exceptions=True)
         keeper.end()
-    return Report(keeper.kills, keeper.starts - 1, keeper.ready, keeper.slowest, _acknowledged(book), len(book.receipts), book.received, kept,
+        hook.receiver.close()
+    return Report(keeper.kills, keeper.starts - 1, keeper.ready, keeper.slowest, _acknowledged(book), len(book.receipts), len(hook.bodies),
+                  len(hook.receiver.got), book.received, kept,
                   book.lost, book.examples)
 
 
@@ -237,6 +254,65 @@ async def _settle(book: Book, devices: list[Device]) -> None:
         await asyncio.sleep(0.1)
 
 
+class Hook:
+    """A webhook, and what it was told."""
+
+    def __init__(self, plan: Plan, book: Book):
+        self.receiver = Receiver(*(503 if chance(plan.seed, f"hook {n}").random() < FAILING else 204 for n in range(1, 20_000)), 204)
+        self.receiver.answers.insert(0, 204)
+        self.bodies: dict[str, bytes] = {}
+        self.told: dict[tuple[str, str], set[str]] = defaultdict(set)  # event and device: states
+        self.completed: set[str] = set()
+        self._book = book
+        self._read = 0
+
+    async def begin(self, keeper: Keeper, port: int) -> None:
+        """Be there before anything else is."""
+        await keeper.until_ready()
+        line = Line(port, self._book)
+        try:
+            answer = await line.ask("POST", "/webhooks", {"url": self.receiver.url, "types": ["pere.receipt.batch", "pere.event.completed"]})
+            if answer is None or answer.status != 201:
+                raise Dead(f"the webhook was answered {answer}")
+            self._secret = answer.json["secret"]
+        finally:
+            line.close()
+
+    def read(self) -> None:
+        """What came since."""
+        got, self._read = self.receiver.got[self._read :], len(self.receiver.got)
+        for headers, body in got:
+            id = verify(headers, body, (self._secret,), time.time(), 3600)
+            if self.bodies.setdefault(id, body) != body:
+                self._book.find("notice", f"{id} came again with another body: {body[:200]!r}, before {self.bodies[id][:200]!r}")
+            said = orjson.loads(body)
+            if said["data"].get("dropped"):
+                self._book.find("notice", f"{id} says that something was dropped")
+            if said["type"] == "pere.event.completed":
+                self.completed.add(said["data"]["id"])
+            for each in said["data"].get("receipts", ()):
+                self.told[each["event_id"], each["device"]].add(each["state"])
+
+    async def audit(self, audit: "Audit") -> None:
+        """Wait until it was told of everything that was answered and that is kept, or nothing comes any more."""
+        await asyncio.sleep(0.1)
+        deadline, came = time.monotonic() + UNTOLD, -1
+        while (missing := self._missing(audit)) and time.monotonic() < deadline:
+            if came != len(self.receiver.got):
+                deadline, came = time.monotonic() + UNTOLD, len(self.receiver.got)
+            await asyncio.sleep(0.2)
+        for sentence in missing:
+            self._book.find("webhook", sentence)
+
+    def _missing(self, audit: "Audit") -> list[str]:
+        self.read()
+        missing = []
+        for (id, device), promise in self._book.receipts.items():
+            if not audit.is_pruned(id) and max((RANK[state] for state in self.told[id, device]), default=0) < RANK[promise.state]:
+                missing.append(f"{device} was answered {promise} for {id}, and the webhook was told {self.told[id, device]}")
+        return missing + [f"{id} is complete, and the webhook was not told" for id in audit.complete if id not in self.completed]
+
+
 class Audit:
     """Asks the server for everything that it promised."""
 
@@ -246,6 +322,7 @@ class Audit:
         self.kept: dict[str, dict[str, dict[str, Any]]] = {}  # channel: id: event
         self.oldest = 0  # the oldest id that is kept
         self.told: dict[tuple[str, str], dict[str, Any]] = {}  # id, device: what the server says of it
+        self.complete: set[str] = set()
 
     async def run(self) -> int:
         """How many events are kept."""
@@ -265,7 +342,7 @@ class Audit:
             for line in self._lines:
                 line.close()
 
-    def _is_pruned(self, id: str) -> bool:
+    def is_pruned(self, id: str) -> bool:
         """Whether an event may be gone: it is older than the oldest that is kept, and the server was told to keep no more."""
         return bool(self._plan.retained) and parse_id(id) < self.oldest
 
@@ -322,6 +399,8 @@ class Audit:
             find("counts", f"{id}: the counts {counts} of an audience of {told['audience']} do not agree with the devices {dict(states)}")
         if push.query["receipt"] == "none":
             return
+        if told["complete"]:
+            self.complete.add(id)
         if push.id == id and told["audience"] != push.audience:
             find("audience", f"{id} was answered with an audience of {push.audience}, and has {told['audience']}")
         if push.id == id and not push.due() <= names <= (push.to or push.begun):
@@ -337,14 +416,14 @@ class Audit:
                 self._book.find("twice", f"{token} exists {count} times: {self._book.pushes.get(token)}")
         for push in self._book.pushes.values():
             if push.id and push.id not in self.kept[push.channel]:
-                if not self._is_pruned(push.id):
+                if not self.is_pruned(push.id):
                     self._book.find("push", f"{push.id} of {push.channel} was answered 201 and is not there: {push.token}")
                 elif (status := (await self._get(self._lines[0], f"/events/{push.channel}/{push.id}"))[0]) not in REFUSED:
                     self._book.find("status", f"{push.id} of {push.channel} is no longer kept, and its status is {status}")
 
     def _receipts(self) -> None:
         for (id, device), promise in self._book.receipts.items():
-            if self._is_pruned(id):
+            if self.is_pruned(id):
                 continue
             line = self.told.get((id, device))
             if line is None or not _keeps(promise, line):
@@ -367,7 +446,7 @@ class Audit:
                         self._book.find("never came", f"{id} on {channel} never came to {device}: {self.told.get((id, device))}, {push}")
         for device, ids in seen.items():
             for id, channel in ids.items():
-                if id not in self.kept[channel] and not self._is_pruned(id):
+                if id not in self.kept[channel] and not self.is_pruned(id):
                     self._book.find("phantom", f"{device} got {id} on {channel}, which does not exist")
 
 

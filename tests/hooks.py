@@ -1,5 +1,6 @@
 """The other end of a webhook: a server that notes what it is sent, and answers as it is told."""
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ class Receiver:
 
     def __init__(self, *answers: int):
         self.answers = list(answers)
+        self.at: list[float] = []  # when each came, by the loop's time
         self.headers: dict[str, str] = {}
         self.got: list[tuple[dict[str, str], bytes]] = []
         sock, self.port = bind_unused_port()
@@ -25,6 +27,7 @@ class Receiver:
 
     def _take(self, request) -> None:
         self.got.append(({name.lower(): value for name, value in request.headers.get_all()}, request.body))
+        self.at.append(asyncio.get_running_loop().time())
         status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         request.connection.write_headers(ResponseStartLine("HTTP/1.1", status, "-"), HTTPHeaders({"Content-Length": "0"} | self.headers))
         request.connection.finish()

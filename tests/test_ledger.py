@@ -93,7 +93,7 @@ class AgainstADict(RuleBasedStateMachine):
     def push(self, level, to, need):
         self.last += 1
         event = a.event(self.last, now=self.now, level=LEVELS[level], to=tuple(to or ()))
-        self.ledger.decide(self.ledger.open(event, self.audience, need))
+        self.ledger.decide(self.ledger.open(event, self.audience, need), event.time)
         registrations = dict.fromkeys(to) if to else dict(self.registered)
         count = {None: len(registrations), 0: 0, "50%": math.ceil(len(registrations) / 2)}[need]
         self.kept[event.id] = Entered(event, level, count, registrations)

@@ -253,12 +253,12 @@ async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, act
     there, endpoint = await active(types=[SATISFIED])
     id = await push("c")
     # As if the process died after the receipt was kept and before the notice was.
-    server.store.ledger.on_satisfied = lambda entry: None
+    server.store.ledger.on_decision = lambda *told: None
     server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *told: None, print)
     await server.store.settle()
     await server.reporter.stop()
     await server.webhooks.stop()
-    path, lock = server.store.path, server.store._lock
+    path = server.store.path
     copy = path + ".died"
     for ending in ("", "-wal"):
         shutil.copy(path + ending, copy + ending)

@@ -17,7 +17,7 @@ from pere.backlog import Backlog
 from pere.devices import Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id, timestamp
-from pere.ledger import Entry, Ledger, Receipt
+from pere.ledger import Ledger, Receipt
 from pere.receipt import NAMES
 
 
@@ -117,7 +117,7 @@ class Store(ABC):
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold. `on_receipts` are told each channel of which records have become visible, maybe many times in
-    a turn of the loop. `decided` is what was decided while the store started, and of which nobody may have been told: `satisfied`, `completed` or `expired`, and of which event.
+    a turn of the loop. `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
     """
 
     ledger: Ledger
@@ -131,7 +131,7 @@ class Store(ABC):
     withdraw: Callable[[Event], None]
     on_commit: Callable[[float, int], None]
     on_receipts: tuple[Callable[[str], None], ...]
-    decided: list[tuple[str, Entry]]
+    decided: list[tuple[str, Event, float, dict[str, Any]]]
 
     @property
     @abstractmethod

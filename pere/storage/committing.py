@@ -355,7 +355,7 @@ class Committing(Reading):
                 with suppress(BadRequest):  # as many as were wanted are no longer there
                     need = needed(draft.need, audience)
                 entry.demand(min(need, audience))
-                self.ledger.decide(entry)
+                self.ledger.decide(entry, event.time)
             accepted = Accepted(event.id, audience)
             if draft.key:
                 self._keys[draft.channel, draft.key] = event.time, accepted

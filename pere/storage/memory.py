@@ -72,7 +72,7 @@ class MemoryStore(WorkingSet):
         accepted = self._take(shelf, event, draft, draft.need)
         entry = self.ledger.entries.get(event.id)
         if entry is not None:
-            self.ledger.decide(entry)
+            self.ledger.decide(entry, now)
         self.deliver(event)
         then(accepted)
 

@@ -98,10 +98,7 @@ class SqliteStore(Committing):
 
     def _replay(self) -> None:
         """Enter what the log says beyond the columns."""
-        ledger = self.ledger
-        hooks = ledger.on_satisfied, ledger.on_complete, ledger.on_expired
-        ledger.on_satisfied, ledger.on_complete, ledger.on_expired = (
-            partial(lambda word, entry: self.decided.append((word, entry)), word) for word in ("satisfied", "completed", "expired"))
+        self.ledger.on_decision = lambda word, entry, moment: self.decided.append((word, entry.event, moment, entry.summary()))
         rows = self._reader.execute("select number, records, sayings from receipts where number >= ? order by number", (self._floor - MAX_RECORDS,))
         for first, records, sayings in rows.fetchall():
             said = words(sayings)
@@ -113,9 +110,9 @@ class SqliteStore(Committing):
                 member = entry.audience.members.get(entry.names[slot]) if slot != ALL else None
                 self.ledger.apply(entry, member, slot, state, said[saying - 1] if saying else None, at)
                 entry.logged = number
-        ledger.on_satisfied, ledger.on_complete, ledger.on_expired = hooks
         # What is counted is what this process did.
         fresh = type(self.ledger)()
+        self.ledger.on_decision = fresh.on_decision
         self.ledger.receipts, self.ledger.roundtrips = fresh.receipts, fresh.roundtrips
         self.ledger.expired, self.ledger.cancelled = fresh.expired, fresh.cancelled
 

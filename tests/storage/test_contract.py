@@ -838,21 +838,20 @@ async def test_only_what_is_kept_can_be_recalled(open_desk):
 async def test_satisfied_and_complete_are_decided_once(open_desk):
     desk = await open_desk()
     decided: list[tuple[str, int]] = []
-    desk.store.ledger.on_satisfied = lambda entry: decided.append(("satisfied", entry.event.id))
-    desk.store.ledger.on_complete = lambda entry: decided.append(("complete", entry.event.id))
+    desk.store.ledger.on_decision = lambda word, entry, moment: decided.append((word, entry.event.id))
     empty = await desk.push()
     for device in ("d1", "d2", "d3"):
         desk.store.register("c", device)
     none, some, light = await desk.push(need=0), await desk.push(need=2), await desk.push(need=1, receipt="delivered")
-    assert decided == [("satisfied", empty), ("complete", empty), ("satisfied", none)]
+    assert decided == [("satisfied", empty), ("completed", empty), ("satisfied", none)]
     decided.clear()
     for device, state in (("d1", "delivered"), ("d1", "processed"), ("d2", "failed"), ("d3", "processed"), ("d3", "processed")):
         await desk.receipt(device, some, state)
-    assert decided == [("satisfied", some), ("complete", some)]
+    assert decided == [("satisfied", some), ("completed", some)]
     decided.clear()
     for device, state in (("d1", "delivered"), ("d1", "failed"), ("d2", "delivered"), ("d2", "processed"), ("d3", "failed")):
         await desk.receipt(device, light, state)
-    assert decided == [("satisfied", light), ("complete", light)]
+    assert decided == [("satisfied", light), ("completed", light)]
     status = await desk.store.status("c", light)
     assert (status["satisfied"], status["complete"]) == (True, True)
 
