@@ -10,7 +10,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 
-from pere.endpoint import ACTIVE, DISABLED
+from pere.endpoint import ACTIVE, DISABLED, Endpoint
 from pere.errors import Refusal
 from pere.event import IdClock
 from pere.notice import Kept, Notice
@@ -36,11 +36,11 @@ def wait_after(failures: int, wish: float | None) -> float | None:
 
 
 class Courier:
-    """`post` sends a notice to an endpoint, `state` tells how an endpoint stands, and `give_up` is told which is to get nothing more, and why.
+    """`post` sends a notice to an endpoint, `look` tells how one stands, and `give_up` is told which is to get nothing more, and why.
     `posts` by outcome, and `buried`, are for metrics."""
 
-    def __init__(self, store: Store, post: Callable[[str, Notice], Awaitable[Outcome]], state: Callable[[str], str],
-                 give_up: Callable[[str, str], None], on_post: Callable[[float], None] = lambda seconds: None):
+    def __init__(self, store: Store, post: Callable[[Endpoint, Notice], Awaitable[Outcome]], look: Callable[[str], Endpoint | None],
+                 give_up: Callable[[Endpoint, str], None], on_post: Callable[[float], None] = lambda seconds: None):
         self.outboxes: dict[str, Outbox] = {}
         self.posts: Counter[str] = Counter(dict.fromkeys(("ok", *FAILURES), 0))
         self.on_post = on_post
@@ -48,7 +48,9 @@ class Courier:
         self.lost = 0  # of outboxes that are no more
         self._store = store
         self._post = post
-        self._state = state
+        self._look = look
+        self._ending: set[str] = set()  # who is about to be given up
+        self._burying: set[str] = set()
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
         queued, dead = store.names(QUEUED), store.names(DEAD)
@@ -99,6 +101,8 @@ class Courier:
     async def stop(self) -> None:
         """Drop what is under way: it is sent again after the next start."""
         self._is_stopped = True
+        for outbox in self.outboxes.values():
+            outbox.tell_now()
         for alarm in self._alarms.values():
             alarm.cancel()
         tasks = [*self._under_way, *self._chores]
@@ -110,7 +114,10 @@ class Courier:
 
     def go(self, outbox: Outbox) -> None:
         """Send what is due of an outbox, as much as may be under way at once."""
-        while not self._is_stopped and not outbox.is_removed and self._state(outbox.id) == ACTIVE:
+        endpoint = self._look(outbox.id)
+        if endpoint is not None and endpoint.state == DISABLED and outbox.has_more():
+            self.bury_all(outbox, endpoint.trouble)
+        while not self._is_stopped and not outbox.is_removed and endpoint is not None and endpoint.state == ACTIVE and outbox.id not in self._ending:
             if len(outbox.flying) >= (1 if outbox.failures >= PROBE_AFTER else MAX_EACH):
                 return
             if outbox.due > self._loop.time():
@@ -123,7 +130,7 @@ class Courier:
             if name is None:
                 moment = outbox.next_retry()
                 return self._go_at(outbox, moment) if moment is not None else None
-            task = asyncio.ensure_future(self._send(outbox, name))
+            task = asyncio.ensure_future(self._send(outbox, endpoint, name))
             self._under_way[task] = outbox
             is_unwell = bool(outbox.failures)
             self._unwell += is_unwell
@@ -139,7 +146,9 @@ class Courier:
         self._unwell -= is_unwell
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a notice could not be sent", exc_info=error)
-        self.go(outbox)
+        # Who has just had a turn stands behind those who wait for theirs.
+        if outbox not in self._line:
+            self._line.append(outbox)
         for _ in range(len(self._line)):
             if len(self._under_way) >= MAX_ALL:
                 break
@@ -147,19 +156,22 @@ class Courier:
 
     # One is sent
 
-    async def _send(self, outbox: Outbox, name: str) -> None:
+    async def _send(self, outbox: Outbox, endpoint: Endpoint, name: str) -> None:
         began = self._loop.time()
         try:
             kept = outbox.read(name)
-        except Refusal:
-            return outbox.failed(name, None, AGAIN)  # the disk is in trouble, which is said elsewhere
-        if kept is None:
-            log.warning("a notice is not there any more", extra={"facts": {"name": name}})
-            return outbox.done(name)
-        try:
-            outcome = await self._post(outbox.id, kept.notice)
-        except BaseException:
-            outbox.failed(name, None, AGAIN)
+            if kept is None:
+                log.warning("a notice is not there any more", extra={"facts": {"name": name}})
+                return outbox.done(name)
+            outcome = await self._post(endpoint, kept.notice)
+        except ValueError as error:
+            log.warning("a notice was set aside", extra={"facts": {"name": name, "error": str(error)}})
+            return outbox.set_aside(name)
+        except BaseException as error:
+            outbox.due = max(outbox.due, began + AGAIN)
+            outbox.failed(name, None, 0)
+            if isinstance(error, Refusal):
+                return  # the disk is in trouble, which is said elsewhere
             raise
         self.posts[outcome.error or "ok"] += 1
         self.on_post(outcome.seconds)
@@ -167,15 +179,16 @@ class Courier:
             return
         if outcome.is_success:
             outbox.done(name)
-            if outbox.failures or outbox.trouble:
-                if outbox.failures:
-                    log.info("webhook answers again", extra={"facts": {"id": outbox.id, "failures": outbox.failures}})
-                outbox.failures, outbox.due, outbox.trouble = 0, 0.0, ""
-                outbox.save()
-            return
-        self._failed(outbox, name, kept, outcome, began)
+            if outbox.failures:
+                log.info("webhook answers again", extra={"facts": {"id": outbox.id, "failures": outbox.failures}})
+            return outbox.well()
+        now = self._look(outbox.id)
+        if now is not None and now.url != endpoint.url:
+            outbox.failed(name, None, 0)  # what it was sent to is of no interest any more
+        else:
+            self._failed(outbox, endpoint, name, kept, outcome, began)
 
-    def _failed(self, outbox: Outbox, name: str, kept: Kept, outcome: Outcome, began: float) -> None:
+    def _failed(self, outbox: Outbox, endpoint: Endpoint, name: str, kept: Kept, outcome: Outcome, began: float) -> None:
         # Of two that were under way together, one failure tells as much as both.
         if outbox.due <= began:
             outbox.failures += 1
@@ -188,12 +201,13 @@ class Courier:
         wait = wait_after(outbox.failures, outcome.retry_after)
         if outcome.status == 410 or wait is None:
             outbox.failed(name, kept, 0)
+            if outbox.id in self._ending:
+                return
+            self._ending.add(outbox.id)
             why = "it is gone (410)" if outcome.status == 410 else f"it failed {outbox.failures} times in a row, at last: {outcome.message}"
             outbox.failures, outbox.due = 0, 0.0
             outbox.save()
-            return self._give_up(outbox.id, why)
-        if self._state(outbox.id) == DISABLED:
-            return outbox.bury(name, kept)
+            return self._give_up(endpoint, why)
         now = self._loop.time()
         outbox.due = max(outbox.due, now + wait)
         own = wait_after(attempts, None)
@@ -208,5 +222,25 @@ class Courier:
 
     def bury_all(self, outbox: Outbox, why: str) -> None:
         """The endpoint was given up, and with it all that waits for it."""
-        self.buried += outbox.waiting
-        self.chore(outbox.bury_all(why, lambda: outbox.is_removed or self._state(outbox.id) != DISABLED))
+        if outbox.id not in self._burying:
+            self._burying.add(outbox.id)
+            self.chore(self._bury(outbox, why))
+
+    async def _bury(self, outbox: Outbox, why: str) -> None:
+        def is_over() -> bool:
+            endpoint = self._look(outbox.id)
+            return endpoint is None or endpoint.state != DISABLED
+
+        before = outbox.waiting
+        try:
+            await outbox.bury_all(why, is_over)
+        finally:
+            self._burying.discard(outbox.id)
+            self.buried += max(0, before - outbox.waiting)
+        self.go(outbox)
+
+    def ended(self, id: str) -> None:
+        """The endpoint was given up, or is not to be after all."""
+        self._ending.discard(id)
+        if id in self.outboxes:
+            self.go(self.outboxes[id])

@@ -27,6 +27,7 @@ PENDING, ACTIVE, PAUSED, DISABLED = "pending", "active", "paused", "disabled"
 
 GRACE = 24 * 3600.0  # seconds in which the secret before this one signs too
 MAX_CHANNELS = 100
+MAX_HEARD = 1_000  # channels of which is remembered whether an endpoint hears of them
 FIELDS = frozenset(("url", "types", "channels", "content_type"))
 
 
@@ -34,7 +35,8 @@ class Endpoint:
     """`secrets` are the newest first, each with the moment (seconds since 1970) up to which it signs, None for the one that stands.
     `trouble` is what went wrong last, for people; empty if nothing did."""
 
-    __slots__ = ("id", "url", "types", "channels", "content_type", "state", "is_verified", "secrets", "created", "trouble")
+    FIELDS = ("id", "url", "types", "channels", "content_type", "state", "is_verified", "secrets", "created", "trouble")
+    __slots__ = (*FIELDS, "_heard", "_tests")
 
     def __init__(self, url: str, types: tuple[str, ...], channels: tuple[str, ...], content_type: str, created: float, *, id: str = "",
                  state: str = PENDING, is_verified: bool = False, secrets: list[tuple[str, float | None]] | None = None, trouble: str = ""):
@@ -48,6 +50,8 @@ class Endpoint:
         self.is_verified = is_verified
         self.secrets = secrets or [(new_secret(), None)]
         self.trouble = trouble
+        self._tests: tuple[Callable[[str], object], ...] = ()
+        self._heard: dict[str, bool] = {}  # channels that were asked for lately
 
     def rotate(self, now: float) -> float:
         """Take a new secret. Returns until when the one before signs too. Raises Conflict where one is still on its way out: a third
@@ -65,7 +69,18 @@ class Endpoint:
 
     def wants(self, type: str, channels: Iterable[str]) -> bool:
         """Whether it is to hear of what is on one of these. Without channels of its own it hears of all."""
-        return type in self.types and (not self.channels or any(pattern(each)(channel) for channel in channels for each in self.channels))
+        return type in self.types and (not self.channels or any(map(self._hears, channels)))
+
+    def _hears(self, channel: str) -> bool:
+        known = self._heard.get(channel)
+        if known is None:
+            # Held here: all patterns of all endpoints are more than are remembered elsewhere.
+            if not self._tests:
+                self._tests = tuple(map(pattern, self.channels))
+            if len(self._heard) >= MAX_HEARD:
+                self._heard.clear()
+            known = self._heard[channel] = any(test(channel) for test in self._tests)
+        return known
 
     def as_dict(self) -> dict[str, Any]:
         """As it is told to its owner: never with a secret."""
@@ -82,7 +97,7 @@ class Endpoint:
 
     def document(self) -> bytes:
         """All of it, to be kept. This holds the secrets."""
-        return orjson.dumps({name: getattr(self, name) for name in self.__slots__})
+        return orjson.dumps({name: getattr(self, name) for name in self.FIELDS})
 
     @classmethod
     def of(cls, document: bytes) -> "Endpoint":

@@ -15,7 +15,7 @@ import orjson
 
 from pere.errors import Refusal
 from pere.event import SEQUENCE_BITS, IdClock
-from pere.notice import Kept, Notice, notice
+from pere.notice import RECEIPTS, Kept, Notice, notice
 from pere.storage import Store
 
 QUEUED, DEAD, STATE, CURSOR = "notice", "dead", "webhook-state", "webhook-cursor"  # kinds of documents
@@ -69,6 +69,7 @@ class Outbox:
         self.on_more: Callable[[Outbox], None] = lambda outbox: None
         self.lost = 0  # for want of room, in all
         self._retries: list[tuple[float, str]] = []
+        self._untold: dict[str, Notice] = {}  # by id, as long as they are not kept
         self._store = store
         self._ids = ids
         self._loop = asyncio.get_running_loop()
@@ -92,8 +93,8 @@ class Outbox:
         self.lost += count
 
     def make(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1, at: float | None = None) -> Notice:
-        """A notice for this endpoint, which is told in it what had no room before."""
-        if self.dropped:
+        """A notice for this endpoint. A batch of receipts tells what had no room before: it alone is kept together with how much that was."""
+        if self.dropped and type == RECEIPTS:
             data = data | {"dropped": self.dropped}
             self.dropped = 0
         return notice(type, source, data, self._store.clock() if at is None else at, id, count)
@@ -113,7 +114,7 @@ class Outbox:
             if refusal is not None:
                 self.waiting -= count
             elif self.is_removed:
-                self._forget(names)
+                self._forget(QUEUED, names)
             else:
                 self.queue += names
                 self.on_more(self)
@@ -143,11 +144,21 @@ class Outbox:
             self._tell(self.make(type, source, data, id, count, at))
 
     def _tell(self, notice: Notice) -> None:
+        self._untold[notice.id] = notice
+
         def kept(refusal: Refusal | None) -> None:
-            if refusal is not None and not self.is_removed:
-                self._loop.call_later(AGAIN, self._tell, notice)
+            if refusal is None:
+                self._untold.pop(notice.id, None)
+            elif not self.is_removed:
+                self._loop.call_later(AGAIN, lambda: self._tell(notice) if notice.id in self._untold else None)
 
         self.put((notice,), kept)
+
+    def tell_now(self) -> None:
+        """What the disk has refused, once more: there will be no later."""
+        untold, self._untold = self._untold, {}
+        if untold:
+            self.put(tuple(untold.values()), lambda refusal: None)
 
     def document(self) -> bytes:
         """The state, to be kept."""
@@ -157,6 +168,12 @@ class Outbox:
     def save(self) -> None:
         """Keep the state. Where that fails it is a little old after a crash, and nothing else."""
         self._store.put_away(STATE, self.id, self.document(), lambda refusal: None)
+
+    def well(self) -> None:
+        """The endpoint has answered: nothing holds it up."""
+        if self.failures or self.due or self.trouble:
+            self.failures, self.due, self.trouble = 0, 0.0, ""
+            self.save()
 
     # Out
 
@@ -181,13 +198,17 @@ class Outbox:
         return (min(map(number_of, names)) >> SEQUENCE_BITS) / 1000 if names else 0.0
 
     def read(self, name: str) -> Kept | None:
-        """A notice that is under way; None if it is not to be read any more. Raises Unavailable."""
+        """A notice that is under way; None if it is not there any more. Raises Unavailable, and ValueError for what cannot be read."""
         return self._read(QUEUED, name)
 
     def done(self, name: str) -> None:
         """It has arrived."""
         self._land(name)
-        self._forget((name,))
+        self._forget(QUEUED, (name,))
+
+    def set_aside(self, name: str) -> None:
+        """It is not to be read, and stays where it is for who can read it."""
+        self._land(name)
 
     def failed(self, name: str, kept: Kept | None, wait: float) -> None:
         """It has not, and is due again in so many seconds. `kept` is how it is known from now on, None if as before."""
@@ -198,13 +219,21 @@ class Outbox:
         if kept is not None:
             self._store.put_away(QUEUED, name, kept.document(), lambda refusal: None)
 
-    def bury(self, name: str, kept: Kept | None) -> None:
+    def bury(self, name: str, kept: Kept) -> None:
         """It is given up."""
-        self._land(name)
-        if kept is None:
-            self._forget((name,))
-        elif not self.is_removed:
-            self._move(QUEUED, DEAD, name, kept)
+        if self.is_removed:
+            return
+        self._put_move(QUEUED, DEAD, name, kept, buried := self._loop.create_future())
+
+        def done(_: object) -> None:
+            refusal = buried.result()
+            if refusal is not None and not self.is_removed:
+                self._loop.call_later(AGAIN, self.bury, name, kept)
+            else:
+                self._land(name)
+                self._died((name,))
+
+        buried.add_done_callback(done)
 
     def _land(self, name: str) -> None:
         self.flying.discard(name)
@@ -212,20 +241,34 @@ class Outbox:
 
     async def bury_all(self, trouble: str, is_over: Callable[[], bool]) -> None:
         """Give all up that is queued, a piece at a time, unless it `is_over` before."""
-        while not is_over() and (self.queue or self._retries):
-            for _ in range(SLICE):
-                name = self.queue.popleft() if self.queue else heapq.heappop(self._retries)[1] if self._retries else None
-                if name is None:
-                    break
-                try:
-                    kept = self._read(QUEUED, name)
-                except Refusal:
-                    self.queue.appendleft(name)
-                    await asyncio.sleep(AGAIN)
-                    break
-                self.flying.add(name)
-                self.bury(name, Kept(kept.notice, kept.attempts, kept.trouble or trouble) if kept is not None else None)
-            await asyncio.sleep(0)
+        while not is_over() and self.has_more():
+            self.queue.extendleft(name for _, name in self._retries)
+            self._retries.clear()
+            names = [self.queue.popleft() for _ in range(min(SLICE, len(self.queue)))]
+
+            def dead(kept: Kept) -> Kept:
+                return Kept(kept.notice, kept.attempts, kept.trouble or trouble)
+
+            if await self._move(QUEUED, DEAD, names, dead):
+                self.waiting -= sum(map(count_of, names))
+                self._died(names)
+            else:
+                self.queue.extendleft(reversed(names))
+                await asyncio.sleep(AGAIN)
+
+    def has_more(self) -> bool:
+        """Whether anything waits that is not under way."""
+        return bool(self.queue or self._retries)
+
+    def _died(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.dead[name] = None
+            self.dead_count += count_of(name)
+        while self.dead_count > MAX_DEAD and len(self.dead) > 1:
+            oldest = next(iter(self.dead))
+            self.dead_count -= count_of(oldest)
+            del self.dead[oldest]
+            self._forget(DEAD, (oldest,))
 
     # Given up
 
@@ -236,77 +279,75 @@ class Outbox:
         return (name for name in sorted(self.dead) if first <= number_of(name) < last)
 
     def letter(self, name: str) -> Kept | None:
-        """One of them; None if it is there no more. Raises Unavailable."""
-        return self._read(DEAD, name)
+        """One of them; None if it is there no more, or cannot be read. Raises Unavailable."""
+        try:
+            return self._read(DEAD, name)
+        except ValueError:
+            return None
 
     async def replay(self, names: Sequence[str]) -> None:
         """Queue these again, a piece at a time, as if they had never been tried."""
         left = iter(names)
-        while piece := tuple(islice(left, SLICE)):
+        while piece := [name for name in islice(left, SLICE) if name in self.dead]:
             for name in piece:
-                if name not in self.dead:
-                    continue
-                while True:
-                    try:
-                        kept = self._read(DEAD, name)
-                        break
-                    except Refusal:
-                        await asyncio.sleep(AGAIN)
-                if name not in self.dead or self.is_removed:
-                    continue
                 del self.dead[name]
-                self.dead_count -= count_of(name)
-                if kept is not None:
-                    self._move(DEAD, QUEUED, name, Kept(kept.notice))
-            await asyncio.sleep(0)
+            while not await self._move(DEAD, QUEUED, piece, lambda kept: Kept(kept.notice)):
+                await asyncio.sleep(AGAIN)
+            count = sum(map(count_of, piece))
+            self.dead_count -= count
+            self.waiting += count
+            self.queue += piece
+            self.on_more(self)
 
-    def _move(self, source: str, target: str, name: str, kept: Kept) -> None:
-        """From one kind to the other, in one piece; tried again until it is kept."""
+    async def _move(self, source: str, target: str, names: Sequence[str], made: Callable[[Kept], Kept]) -> bool:
+        """From one kind to the other, together; whether that is kept. What is not to be read stays where it is."""
+        moved = None
+        for name in names:
+            try:
+                kept = self._read(source, name)
+            except ValueError:
+                continue
+            except Refusal:
+                return False
+            if kept is not None:
+                self._put_move(source, target, name, made(kept), moved := self._loop.create_future())
+        # The last one stands for all: so few are one commit.
+        return moved is None or await moved is None
+
+    def _put_move(self, source: str, target: str, name: str, kept: Kept, moved: "asyncio.Future[Refusal | None]") -> None:
         self._store.put_away(target, name, kept.document(), lambda refusal: None)
-
-        def moved(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                self._loop.call_later(AGAIN, self._move, source, target, name, kept)
-            elif self.is_removed:
-                self._forget((name,))
-            elif target == DEAD:
-                self.dead[name] = None
-                self.dead_count += kept.notice.count
-                while self.dead_count > MAX_DEAD and len(self.dead) > 1:
-                    oldest = next(iter(self.dead))
-                    self._forget((oldest,))
-                    self.dead_count -= count_of(oldest)
-                    del self.dead[oldest]
-            else:
-                self.waiting += kept.notice.count
-                self.queue.append(name)
-                self.on_more(self)
-
-        self._store.put_away(source, name, None, moved)
+        self._store.put_away(source, name, None, lambda refusal: None if moved.done() else moved.set_result(refusal))
 
     async def remove(self) -> None:
         """The endpoint is no more: nor is anything that was for it."""
         self.is_removed = True
-        names = [*self.queue, *(name for _, name in self._retries), *self.flying, *self.dead]
+        gone = {QUEUED: [*self.queue, *(name for _, name in self._retries), *self.flying], DEAD: [*self.dead]}
         self.queue.clear()
         self._retries.clear()
         self.dead.clear()
         self.waiting = self.dead_count = 0
         for kind in (STATE, CURSOR):
-            self._store.put_away(kind, self.id, None, lambda refusal: None)
-        for start in range(0, len(names), SLICE):
-            self._forget(names[start : start + SLICE])
-            await asyncio.sleep(0)
+            self._forget(kind, (self.id,))
+        for kind, names in gone.items():
+            for start in range(0, len(names), SLICE):
+                done = self._loop.create_future()
+                self._forget(kind, names[start : start + SLICE], done)
+                await done
 
     def _read(self, kind: str, name: str) -> Kept | None:
         document = self._store.document(kind, name)
-        try:
-            return Kept.of(document) if document is not None else None
-        except ValueError:
-            return None
+        return Kept.of(document) if document is not None else None
 
-    def _forget(self, names: Iterable[str]) -> None:
-        for name in names:
-            for kind in (QUEUED, DEAD):
-                self._store.put_away(kind, name, None, lambda refusal, name=name: None if refusal is None else  # type: ignore[misc]
-                                     self._loop.call_later(AGAIN, self._forget, (name,)))
+    def _forget(self, kind: str, names: Sequence[str], done: "asyncio.Future[None] | None" = None) -> None:
+        """Together, as often as it takes."""
+
+        def told(refusal: Refusal | None) -> None:
+            if refusal is not None:
+                self._loop.call_later(AGAIN, self._forget, kind, names, done)
+            elif done is not None and not done.done():
+                done.set_result(None)
+
+        for name in names[:-1]:
+            self._store.put_away(kind, name, None, lambda refusal: None)
+        if names:
+            self._store.put_away(kind, names[-1], None, told)

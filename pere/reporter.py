@@ -26,24 +26,26 @@ GATHER = 0.1  # seconds in which receipts come together before they are read
 OLDEST = 1.0  # seconds after which a batch goes that is not full
 PAGE = 500  # records that are read at once: a few milliseconds of the loop
 SAVE = 10.0  # seconds after which it is noted how far the log was read, though nothing in it was wanted
+SAID = 60.0  # seconds in which a loss is said once
 AWAY = 10.0  # seconds without a feed, three times what `retry:` asks for, after which a device is gone
 
 
 class Tail:
     """How far one endpoint has read the log of receipts, and what is not in a batch yet."""
 
-    __slots__ = ("frames", "numbers", "outbox", "position", "saved", "since")
+    __slots__ = ("came", "frames", "numbers", "outbox", "position", "saved", "since")
 
     def __init__(self, outbox: Outbox, now: float):
         self.outbox = outbox
         self.position = outbox.cursor or 0
         self.frames: list[bytes] = []
         self.numbers: list[int] = []
-        self.since = self.saved = now
+        self.since = self.came = self.saved = now
 
     def take(self, endpoint: Endpoint, page: Page, frames: list[bytes], now: float) -> None:
         """What was read from its position on."""
         wanted = {channel: endpoint.wants(RECEIPTS, (channel,)) for channel in {record.channel for record in page.records}}
+        self.came = now
         if not self.frames:
             self.since = now
         room = self.outbox.room - len(self.frames)
@@ -58,17 +60,17 @@ class Tail:
             self.numbers.append(record.number)
         self.position = page.through
 
-    def cut(self, now: float) -> tuple[list[Notice], int]:
+    def cut(self, now: float, is_last: bool = False) -> tuple[list[Notice], int]:
         """The batches that are full, or all if the first receipt has waited for long enough; and the cursor that goes with them."""
         pieces = list(batches(self.frames))
-        if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST:
+        if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST and not is_last:
             pieces.pop()
         count = sum(map(len, pieces))
         cut = [self.outbox.make(RECEIPTS, "/receipts", {"receipts": [orjson.Fragment(frame) for frame in piece]}, count=len(piece)) for piece in pieces]
         cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else self.outbox.cursor or 0
         del self.frames[:count], self.numbers[:count]
         if cut:
-            self.since = self.saved = now
+            self.since, self.saved = self.came, now
         return cut, cursor
 
 
@@ -87,6 +89,7 @@ class Reporter:
         self._away: dict[str, tuple[float, float, tuple[str, ...]]] = {}
         self._news: list[tuple[str, str, float, tuple[str, ...]]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._said = -SAID  # when it was last said that receipts were lost
         webhooks.on_change = self._changed
         store.ledger.on_decision = self._decided
 
@@ -109,6 +112,10 @@ class Reporter:
         outboxes = self._webhooks.courier.outboxes
         now = self._loop.time()
         wanted = {endpoint.id for endpoint in self._by_type.get(RECEIPTS, ()) if outboxes[endpoint.id].cursor is not None}
+        for id, tail in self._tails.items():
+            if id not in wanted and id in outboxes and tail.frames:
+                # It was given up, or wants no more of them: what it should have been told of until now is with what waits for it.
+                outboxes[id].put(tail.cut(now, is_last=True)[0], lambda refusal: None)
         self._tails = {id: self._tails.get(id) or Tail(outboxes[id], now) for id in wanted}
         # Who is told of nothing costs nothing.
         others = tuple(heard for heard in self._store.on_receipts if heard != self._heard)
@@ -159,13 +166,14 @@ class Reporter:
         if position >= self._store.newest_record:
             return False
         page = await self._store.records(None, position, PAGE)
-        if page.is_lost:
+        now, endpoints = self._loop.time(), {endpoint.id: endpoint for endpoint in self._by_type.get(RECEIPTS, ())}
+        if page.is_lost and now > self._said + SAID:
+            self._said = now
             log.warning("receipts have made way before webhooks were told of them", extra={"facts": {"after": position}})
         frames = [record.encode() for record in page.records]
-        now = self._loop.time()
         for id, tail in self._tails.items():
             if tail.position == position:
-                tail.take(self._webhooks.find(id), page, frames, now)
+                tail.take(endpoints[id], page, frames, now)
         await self._cut()
         return True
 
@@ -209,9 +217,10 @@ class Reporter:
             "publisher": event.publisher or None,
         } | summary
         for webhook in meant:
-            # Should it be told again after a crash, it is the same in every byte.
-            outbox = self._webhooks.courier.outboxes[webhook]
-            outbox.tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}", at=moment)
+            # Should it be told again after a crash, it is the same in every byte. No webhook may hold up what is told, so nothing fails here.
+            outbox = self._webhooks.courier.outboxes.get(webhook)
+            if outbox is not None:
+                outbox.tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}", at=moment)
 
     # Devices
 
@@ -248,6 +257,6 @@ class Reporter:
             for endpoint in self._by_type.get(type, ()):
                 told = [orjson.dumps({"device": name, "at": timestamp(at)}) for kind, name, at, channels in news
                         if kind == type and endpoint.wants(type, channels)]
-                for piece in batches(told):
-                    data = {"devices": [orjson.Fragment(each) for each in piece]}
-                    self._webhooks.courier.outboxes[endpoint.id].tell(type, "/devices", data, count=len(piece))
+                outbox = self._webhooks.courier.outboxes.get(endpoint.id)
+                for piece in batches(told) if outbox is not None else ():
+                    outbox.tell(type, "/devices", {"devices": [orjson.Fragment(each) for each in piece]}, count=len(piece))  # type: ignore[union-attr]

@@ -141,14 +141,15 @@ class Server:
 
     async def start(self) -> None:
         """Listen. Raises OSError where the address cannot be had."""
+        # Before anything is awaited: what was decided while the store started is kept with the columns that say so.
+        self.webhooks.start()
+        self.reporter.start()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(partial(Connection, self.door), self.config.host, self.config.port, backlog=BACKLOG)
         self.port: int = self._listener.sockets[0].getsockname()[1]
         self.wheel.add(self.door, 0)
         self.wheel.add(self._sweeper, 1)
         self.wheel.start()
-        self.webhooks.start()
-        self.reporter.start()
         log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
 
     async def stop(self) -> None:

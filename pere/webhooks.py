@@ -43,7 +43,7 @@ class Webhooks:
         self._verifying: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()  # one change at a time: each is made to a copy, which must not be an old one
         self.on_change: Callable[[], None] = lambda: None
-        self.courier = Courier(store, self._post, self._state, self._give_up, on_post)
+        self.courier = Courier(store, self._send, self._endpoints.get, self._give_up, on_post)
         for id in self._endpoints:
             self.courier.open(id)
 
@@ -52,8 +52,6 @@ class Webhooks:
         for endpoint in self._endpoints.values():
             if endpoint.state == PENDING:
                 self._verify(endpoint)
-            elif endpoint.state == DISABLED:
-                self.courier.bury_all(self.courier.outboxes[endpoint.id], endpoint.trouble)
 
     async def stop(self) -> None:
         await self.courier.stop()
@@ -77,7 +75,7 @@ class Webhooks:
         outbox = self.courier.outboxes[endpoint.id]
         wait = outbox.due - asyncio.get_running_loop().time()
         return endpoint.as_dict() | {
-            "trouble": outbox.trouble or endpoint.trouble or None,
+            "trouble": (endpoint.trouble if endpoint.state == DISABLED else outbox.trouble or endpoint.trouble) or None,
             "failures": outbox.failures,
             "next_try": timestamp(self._store.clock() + wait) if wait > 0 and endpoint.state == ACTIVE else None,
             "queued": outbox.waiting,
@@ -91,7 +89,8 @@ class Webhooks:
 
     def can_hear(self, id: str) -> bool:
         """Whether there is such an endpoint, and it was not given up."""
-        return self._state(id) not in ("", DISABLED)
+        endpoint = self._endpoints.get(id)
+        return endpoint is not None and endpoint.state != DISABLED
 
     # What was given up
 
@@ -144,6 +143,7 @@ class Webhooks:
         except Refusal:
             self._endpoints.pop(endpoint.id, None)
             self.courier.remove(outbox)
+            self.on_change()
             raise
         self.on_change()
         log.info("webhook added", extra={"facts": {"id": endpoint.id}})
@@ -166,7 +166,7 @@ class Webhooks:
                 changed.state = PAUSED
             elif state == ACTIVE and changed.state == PAUSED and changed.is_verified:
                 changed.state = ACTIVE
-                self.courier.outboxes[id].due = 0.0
+                self.courier.outboxes[id].due = 0.0  # its owner says that it is well
             elif state == ACTIVE and changed.state != ACTIVE or changed.state == ACTIVE and not changed.is_verified:
                 changed.state = PENDING
             await self._replace(changed)
@@ -225,67 +225,62 @@ class Webhooks:
             failures += 1
             wait = wait_after(failures, outcome.retry_after)
             if wait is None:
-                self._give_up(id, f"it was never verified: {outcome.message}")
-                return
+                return await self._disable(endpoint, f"it was never verified: {outcome.message}")
             await asyncio.sleep(wait)
 
     def _greeting(self, endpoint: Endpoint) -> Notice:
         return notice(VERIFY, f"/webhooks/{endpoint.id}", {"webhook": endpoint.id, "types": endpoint.types, "channels": endpoint.channels},
                       self._store.clock())
 
-    async def _heard(self, endpoint: Endpoint, outcome: Outcome) -> None:
-        """What an endpoint that was greeted has answered."""
-        changed = Endpoint.of(endpoint.document())
-        if outcome.is_success:
-            outbox = self.courier.outboxes.get(endpoint.id)
-            if outbox is not None and outbox.due:
-                outbox.due = 0.0  # it answers, so why wait
-                self.courier.go(outbox)
-            changed.is_verified, changed.trouble = True, ""
-            if changed.state == PENDING:
-                changed.state = ACTIVE
-        else:
-            changed.trouble = outcome.message
-            if outcome.status == 410 and changed.state != PAUSED:
-                changed.state = DISABLED  # RFC 9110, 15.5.11: it is gone, and wishes that nobody asks again
+    async def _heard(self, greeted: Endpoint, outcome: Outcome) -> None:
+        """What an endpoint that was greeted has answered. Who meanwhile moved it to another URL has the last word."""
         async with self._lock:
-            # Only if it is still what was greeted: who changed it meanwhile has the last word.
-            if self._endpoints.get(endpoint.id) is not endpoint or changed.document() == endpoint.document():
+            endpoint = self._endpoints.get(greeted.id)
+            if endpoint is None or endpoint.url != greeted.url:
                 return
-            await self._replace(changed)
+            changed = Endpoint.of(endpoint.document())
+            if outcome.is_success:
+                self.courier.outboxes[endpoint.id].well()
+                changed.is_verified, changed.trouble = True, ""
+                if changed.state == PENDING:
+                    changed.state = ACTIVE
+            else:
+                changed.trouble = outcome.message
+            if changed.document() != endpoint.document():
+                await self._replace(changed)
             if changed.state != endpoint.state:
                 log.info("webhook is now %s", changed.state, extra={"facts": {"id": changed.id}})
+        if outcome.status == 410 and changed.state != PAUSED:
+            await self._disable(changed, "it is gone (410)")  # RFC 9110, 15.5.11: it wishes that nobody asks again
 
     # What the courier asks and says
 
-    def _state(self, id: str) -> str:
-        endpoint = self._endpoints.get(id)
-        return endpoint.state if endpoint is not None else ""
+    def _give_up(self, endpoint: Endpoint, why: str) -> None:
+        self.courier.chore(self._disable(endpoint, why))
 
-    async def _post(self, id: str, notice: Notice) -> Outcome:
-        return await self._send(self.find(id), notice)
-
-    def _give_up(self, id: str, why: str) -> None:
-        self.courier.chore(self._disable(id, why))
-
-    async def _disable(self, id: str, why: str) -> None:
-        """It gets nothing more, and the others are told. What waits for it can be replayed when it is well again."""
+    async def _disable(self, failed: Endpoint, why: str) -> None:
+        """It gets nothing more, and the others are told. What waits for it can be replayed when it is well again. Who meanwhile moved it to
+        another URL, or wants it to try once more, has the last word."""
+        id = failed.id
         async with self._lock:
             endpoint = self._endpoints.get(id)
-            if endpoint is None or endpoint.state == DISABLED:
-                return
-            changed = Endpoint.of(endpoint.document())
-            changed.state, changed.trouble = DISABLED, why
-            try:
-                await self._replace(changed)
-            except Refusal:
-                self._endpoints[id] = changed  # it has failed too often to ask the disk; after a start it is tried anew
+            is_over = endpoint is None or endpoint.state == DISABLED or endpoint.url != failed.url
+            if endpoint is not None and not is_over:
+                changed = Endpoint.of(endpoint.document())
+                changed.state, changed.trouble, changed.is_verified = DISABLED, why, False
+                try:
+                    await self._replace(changed)
+                except Refusal:
+                    # It has failed too often to ask the disk; after a start it is tried anew.
+                    self._endpoints[id] = changed
+                    self.on_change()
+        self.courier.ended(id)
+        if is_over:
+            return
         log.warning("webhook was given up", extra={"facts": {"id": id, "trouble": why}})
-        outbox = self.courier.outboxes[id]
-        self.courier.bury_all(outbox, why)
         for other in self.hearing(GIVEN_UP):
             if other.id != id:
-                self.courier.outboxes[other.id].tell(GIVEN_UP, f"/webhooks/{id}", {"webhook": id, "url": changed.url, "trouble": why})
+                self.courier.outboxes[other.id].tell(GIVEN_UP, f"/webhooks/{id}", {"webhook": id, "url": failed.url, "trouble": why})
 
     async def _send(self, endpoint: Endpoint, notice: Notice) -> Outcome:
         now = self._store.clock()

@@ -22,10 +22,10 @@ class Receiver:
         self.headers: dict[str, str] = {}
         self.got: list[tuple[dict[str, str], bytes]] = []
         sock, self.port = bind_unused_port()
-        self._server = HTTPServer(self._take)
+        self._server = HTTPServer(lambda request: self.take(request))
         self._server.add_socket(sock)
 
-    def _take(self, request) -> None:
+    def take(self, request) -> None:
         self.got.append(({name.lower(): value for name, value in request.headers.get_all()}, request.body))
         self.at.append(asyncio.get_running_loop().time())
         status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -44,7 +44,7 @@ class Receiver:
 
     def again(self, port: int) -> None:
         """Listen, as who was away does when it is back."""
-        self._server = HTTPServer(self._take)
+        self._server = HTTPServer(lambda request: self.take(request))
         self._server.listen(port, "127.0.0.1")
 
     @property

@@ -65,6 +65,10 @@ def register(server, channel: str, *devices: str) -> None:
         server.store.register(channel, device)
 
 
+async def paused(server, endpoint) -> None:
+    await server.webhooks.change(endpoint["id"], {"state": "paused"})
+
+
 def proved(there: Receiver, secret: str) -> list[dict]:
     """What came, verified and parsed as receivers do it, each once."""
     found = {}
@@ -227,11 +231,8 @@ async def test_who_comes_back_has_everything_in_batches_that_it_can_tell_apart(h
     caplog.clear()
 
 
-@STORES
-async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, kind, caplog):
-    if kind == "memory":
-        return  # it ends with its process, and so does what it has not sent
-    server = await hooked(kind)
+async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, caplog):
+    server = await hooked("sqlite")
     register(server, "c", "d1", "d2")
     there, endpoint = await active(503, types=[RECEIPTS, COMPLETED])
     first = await answered("c", "d1", "d2")
@@ -239,7 +240,7 @@ async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, k
     before = {headers["webhook-id"]: body for headers, body in there.got}
     await server.stop()
     there.answers = [204]
-    server = await hooked(kind)
+    server = await hooked("sqlite")
     second = await answered("c", "d1")
     await until(lambda: len(there.receipts()) == 3 and there.notices(COMPLETED))
     assert there.receipts() == [(first, "d1", "processed"), (first, "d2", "processed"), (second, "d1", "processed")]
@@ -247,27 +248,32 @@ async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, k
     caplog.clear()
 
 
-async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, active, push, until, caplog):
+@pytest.mark.parametrize("devices, query, words", [
+    (["d"], {}, ["satisfied", "completed"]), (["d", "e"], {"need": "0"}, ["satisfied"]), ([], {}, ["satisfied", "completed"])])
+async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, active, push, until, devices, query, words):
     server = await hooked("sqlite")
-    register(server, "c", "d")
-    there, endpoint = await active(types=[SATISFIED])
-    id = await push("c")
-    # As if the process died after the receipt was kept and before the notice was.
+    register(server, "c", *devices)
+    there, endpoint = await active(types=[SATISFIED, COMPLETED])
+    # As if the process died after this was kept and before the notices were.
     server.store.ledger.on_decision = lambda *told: None
-    server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *told: None, print)
+    id = await push("c", **query)
+    if not query and devices:
+        server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *told: None, print)
     await server.store.settle()
-    await server.reporter.stop()
-    await server.webhooks.stop()
     path = server.store.path
-    copy = path + ".died"
     for ending in ("", "-wal"):
-        shutil.copy(path + ending, copy + ending)
+        shutil.copy(path + ending, path + ".died" + ending)
     await server.stop()
     for ending in ("", "-wal"):
-        shutil.move(copy + ending, path + ending)
+        shutil.move(path + ".died" + ending, path + ending)
+    server = await hooked("sqlite")
+    await until(lambda: len(there.got) == len(words))
+    assert sorted(said["id"] for said in there.notices()) == sorted(f"event_{id}_{word}" for word in words)
+    bodies = {body for _, body in there.got}
+    await server.stop()
     await hooked("sqlite")
-    await until(lambda: there.got)
-    assert [said["id"] for said in there.notices()] == [f"event_{id}_satisfied"]
+    await asyncio.sleep(0.1)
+    assert {body for _, body in there.got} == bodies and len(there.got) == len(words), "an orderly end leaves nothing to be told again"
 
 
 async def test_a_server_that_wishes_to_be_left_alone_is(hooked, active, answered, until, caplog):
@@ -468,3 +474,160 @@ async def test_the_disk_may_refuse_for_a_while(hooked, active, answered, until, 
     await until(lambda: len(there.notices()) == 2)
     assert there.receipts() == [(id, "d", "processed")]
     caplog.clear()
+
+
+def refusing(store, until_count: int = 1 << 30):
+    """The store refuses all that is put away, so many times; returns the names."""
+    put_away, refused = store.put_away, []
+
+    def refuse(kind, name, document, then):
+        if len(refused) >= until_count:
+            return put_away(kind, name, document, then)
+        refused.append(name)
+        then(Unavailable("store_failed", "the disk is full, says the test", retry_after=5))
+
+    store.put_away = refuse
+    return refused
+
+
+async def test_what_cannot_be_deleted_is_not_asked_for_more_and_more_often(hooked, active, answered, until):
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(types=[COMPLETED])
+    outboxes = server.webhooks.courier.outboxes
+    await paused(server, endpoint)
+    await answered("c", "d")
+    await until(lambda: outboxes[endpoint["id"]].waiting)
+    refused = refusing(server.store)
+    server.webhooks._endpoints[endpoint["id"]].state = "active"
+    server.webhooks.courier.go(outboxes[endpoint["id"]])
+    await until(lambda: there.got)
+    await asyncio.sleep(0.6)
+    assert 2 < len(refused) < 20
+    del server.store.put_away
+    await until(lambda: server.store.names("notice") == [])
+
+
+async def test_an_endpoint_that_could_not_be_kept_disturbs_nobody(hooked, active, answered, ask, until, receiver):
+    server = await hooked()
+    register(server, "c", "d")
+    there, endpoint = await active(types=[COMPLETED])
+    refused = refusing(server.store, 6)
+    answer = asyncio.ensure_future(ask("POST", "/webhooks", {"url": receiver().url}))
+    await until(lambda: refused)
+    server.webhooks.on_change()
+    assert (await answer).error == (503, "store_failed")
+    id = await answered("c", "d")
+    await until(lambda: there.got)
+    assert [said["data"]["id"] for said in there.notices()] == [id]
+
+
+async def test_the_many_notices_of_some_do_not_keep_the_others_waiting(hooked, active, answered, until, monkeypatch):
+    monkeypatch.setattr(courier, "MAX_ALL", 4)
+    server = await hooked()
+    busy = [await active(types=[COMPLETED]) for _ in range(3)]
+    late, _ = await active(types=[COMPLETED], channels=["rare"])
+    for there, endpoint in busy:
+        for n in range(200):
+            server.webhooks.courier.outboxes[endpoint["id"]].tell(COMPLETED, "/", {"id": str(n)})
+    await answered("rare")
+    await until(lambda: late.got)
+    assert sum(len(there.got) for there, _ in busy) < 100
+
+
+async def test_two_that_are_gone_at_once_leave_nothing_behind(hooked, active, answered, in_state, until, get, caplog):
+    server = await hooked("sqlite")
+    there, endpoint = await active(410, types=[SATISFIED, COMPLETED])
+    await paused(server, endpoint)
+    for _ in range(5):
+        await answered("c")
+    await until(lambda: server.webhooks.courier.outboxes[endpoint["id"]].waiting == 10)
+    await server.webhooks.change(endpoint["id"], {"state": "active"})
+    await in_state(endpoint["id"], "disabled")
+    while (told := await get(f"/webhooks/{endpoint['id']}"))["queued"]:
+        await asyncio.sleep(0.01)
+    assert told["dead"] == 10
+    assert len(there.got) <= 2
+    assert told["trouble"] == "it is gone (410)"
+    await server.store.settle()
+    assert (len(server.store.names("dead")), server.store.names("notice")) == (10, [])
+    caplog.clear()
+
+
+async def test_who_says_to_a_test_that_it_is_gone_is_given_up_with_all_that_waits_for_it(hooked, active, answered, ask, until, get, caplog):
+    server = await hooked()
+    (there, endpoint), (other, _) = await active(410, types=[COMPLETED]), await active(types=[GIVEN_UP])
+    await paused(server, endpoint)
+    await answered("c")
+    there.answers = [500]
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "active"})
+    await until(lambda: there.got)
+    there.answers = [410]
+    assert (await ask("POST", f"/webhooks/{endpoint['id']}/test")).json["state"] == "disabled"
+    await until(lambda: other.got)
+    while (await get(f"/webhooks/{endpoint['id']}"))["dead"] != 1:
+        await asyncio.sleep(0.01)
+    # It was given up, so it has to answer before it is believed, whatever it is set to between.
+    there.answers = [500]
+    for state, is_now in (("paused", "paused"), ("active", "pending")):
+        assert (await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": state})).json["state"] == is_now
+    caplog.clear()
+
+
+async def test_what_an_old_address_answers_too_late_is_of_no_interest(hooked, receiver, active, ask, answered, in_state, until, get):
+    await hooked()
+    there, endpoint = await active(410, types=[COMPLETED])
+    elsewhere, held = receiver(), asyncio.Event()
+    take = there.take
+
+    def wait(request):
+        asyncio.get_running_loop().create_task(held.wait()).add_done_callback(lambda _: take(request))
+
+    there.take = wait
+    id = await answered("c")
+    await asyncio.sleep(0.1)
+    await ask("PATCH", f"/webhooks/{endpoint['id']}", {"url": elsewhere.url})
+    await in_state(endpoint["id"], "active")
+    held.set()
+    await until(lambda: elsewhere.notices())
+    assert [said["data"]["id"] for said in elsewhere.notices()] == [id]
+    assert (await get(f"/webhooks/{endpoint['id']}"))["state"] == "active"
+
+
+async def test_who_is_changed_while_it_is_greeted_is_verified_all_the_same(hooked, receiver, add, ask, in_state, until):
+    await hooked()
+    there, held = receiver(), asyncio.Event()
+    take = there.take
+    there.take = lambda request: asyncio.get_running_loop().create_task(held.wait()).add_done_callback(lambda _: take(request))
+    endpoint = await add(there.url)
+    await asyncio.sleep(0.1)
+    await ask("POST", f"/webhooks/{endpoint['id']}/rotate")
+    held.set()
+    await in_state(endpoint["id"], "active")
+
+
+async def test_what_was_read_and_not_told_when_it_was_given_up_is_with_the_rest(hooked, active, answered, until, get, in_state, monkeypatch, caplog):
+    monkeypatch.setattr(reporter, "OLDEST", 5.0)
+    server = await hooked()
+    register(server, "c", "d1", "d2")
+    there, endpoint = await active(410, types=[RECEIPTS, COMPLETED])
+    tail = server.reporter._tails[endpoint["id"]]
+    await paused(server, endpoint)
+    await answered("c", "d1", "d2")
+    await until(lambda: len(tail.frames) == 2)
+    await server.webhooks.change(endpoint["id"], {"state": "active"})
+    await in_state(endpoint["id"], "disabled")
+    while (await get(f"/webhooks/{endpoint['id']}"))["dead"] != 3:
+        await asyncio.sleep(0.01)
+    caplog.clear()
+
+
+async def test_a_refusal_that_comes_just_before_the_end_takes_nothing(hooked, active, answered, until):
+    server = await hooked("sqlite")
+    there, endpoint = await active(types=[COMPLETED])
+    refusing(server.store, 2)
+    id = await answered("c")
+    await server.stop()
+    await hooked("sqlite")
+    await until(lambda: there.got)
+    assert [said["data"]["id"] for said in there.notices()] == [id]

@@ -54,12 +54,13 @@ async def test_what_is_wrong_with_an_endpoint_is_told(hooked, receiver, add, get
     assert (told["state"], "500" in told["trouble"]) == ("pending", True)
 
 
-async def test_an_endpoint_that_is_gone_is_asked_no_more(hooked, receiver, add, in_state):
+async def test_an_endpoint_that_is_gone_is_asked_no_more(hooked, receiver, add, in_state, caplog):
     await hooked()
     there = receiver(410)
     made = await add(there.url)
     await in_state(made["id"], "disabled")
     assert len(there.got) == 1
+    caplog.clear()
 
 
 async def test_who_gives_up_says_so_and_tries_again_when_it_is_asked(hooked, receiver, add, in_state, ask, monkeypatch, caplog, until):

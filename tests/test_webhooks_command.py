@@ -8,7 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from signal import SIGINT
-from time import time
+from time import sleep, time
 
 import pytest
 from click.testing import CliRunner
@@ -228,3 +228,46 @@ def test_an_endpoint_is_added_answers_is_looked_after_and_removed():
         assert pere("webhooks", "list", "--url", served.url).stdout == ""
         done = pere("webhooks", "remove", made["id"], "--url", served.url)
         assert (done.returncode, "unknown_webhook" in done.stderr) == (1, True)
+
+
+def test_what_was_given_up_is_listed_and_replayed():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = str(sock.getsockname()[1])
+    with Served("--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8") as served:
+        def run(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+            done = pere("webhooks", verb, *arguments, "--url", served.url)
+            assert done.returncode == 0, done
+            return done
+
+        def until(words: str) -> None:
+            deadline = time() + 20
+            while words not in run("list").stdout:
+                assert time() < deadline, run("list").stdout
+                sleep(0.05)
+
+        made = json.loads(run("add", f"http://127.0.0.1:{port}/", "--json").stdout)
+        with Process("webhooks", "receive", "--port", port, "--secret", made["secret"]) as receiver:
+            receiver.until("listening on")
+            run("test", made["id"])
+        with Process("webhooks", "receive", "--port", port, "--secret", made["secret"], "--answer", "410") as receiver:
+            receiver.until("listening on")
+            pushed = pere("push", "orders", "1", "--url", served.url, "--json")
+            id = json.loads(pushed.stdout)["id"]
+            receiver.until(f"event_{id}_completed")
+            until("1 dead  (it is gone (410))")
+        letters = [json.loads(line) for line in run("dead", made["id"], "--json").stdout.splitlines()]
+        assert [(letter["type"], letter["body"]["data"]["id"], letter["attempts"]) for letter in letters] == [("pere.event.completed", id, 1)]
+        assert run("dead", made["id"]).stdout == f"{letters[0]['id']}  pere.event.completed  1 in it, tried 1 times  (answered 410, not 2xx)\n"
+        assert run("dead", made["id"], "--until", "2020-01-01T00:00:00Z").stdout == ""
+        done = pere("webhooks", "replay", made["id"], "--url", served.url)
+        assert (done.returncode, "webhook_disabled" in done.stderr) == (1, True)
+        with Process("webhooks", "receive", "--port", port, "--secret", made["secret"]) as receiver:
+            receiver.until("listening on")
+            run("resume", made["id"])
+            until("  active  ")
+            assert run("replay", made["id"], letters[0]["id"]).stdout == f"{made['id']}  1 queued again\n"
+            receiver.until(f"event_{id}_completed")
+        assert run("dead", made["id"]).stdout == ""
+        pushed = pere("push", "orders", "1", "--callback", "wh_none", "--url", served.url)
+        assert (pushed.returncode, "unknown_callback" in pushed.stderr) == (1, True)

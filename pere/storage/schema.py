@@ -9,7 +9,7 @@
     wishes     which patterns a device wants
     keys       Idempotency-Keys
     documents  what else is to be kept, by kind and name
-    meta       single values: `born`, `newest` (ids), `floor` (the log from here on may not be in `entries` yet)
+    meta       single values: `born`, `newest`, `told` (ids), `floor` (the log from here on may not be in `entries` yet)
 
 This file knows the tables and nothing of what they mean to the server.
 """

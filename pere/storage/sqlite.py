@@ -17,7 +17,7 @@ from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
-from pere.event import Draft, Event
+from pere.event import SEQUENCE_BITS, Draft, Event
 from pere.ledger import ALL, Entry, Receipt, gone_event, moment_of, unknown_receipt
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
@@ -28,6 +28,7 @@ from pere.storage.reading import DiskShelf
 
 log = logging.getLogger("pere.store")
 
+UNTOLD = 10_000  # milliseconds before the end within which it is not known whether all was told that was decided
 MAX_DUE = 500  # events that are expired in one sweep
 QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for long
 
@@ -94,6 +95,7 @@ class SqliteStore(Committing):
         self._newest_record = self._number
         self._floor = values.get("floor", 1)
         self._is_new = "born" not in values
+        self._retell(max(values.get("told", 0), newest - (UNTOLD << SEQUENCE_BITS)))
         self._replay()
 
     def _replay(self) -> None:
@@ -115,6 +117,14 @@ class SqliteStore(Committing):
         self.ledger.on_decision = fresh.on_decision
         self.ledger.receipts, self.ledger.roundtrips = fresh.receipts, fresh.roundtrips
         self.ledger.expired, self.ledger.cancelled = fresh.expired, fresh.cancelled
+
+    def _retell(self, after: int) -> None:
+        """What was decided when it was accepted is in no log: nobody was asked for a receipt, or none was needed."""
+        rows = self._reader.execute("select event from entries where event > ? and need = 0 and logged = 0", (after,))
+        for (id,) in rows.fetchall():
+            if (entry := self._find_entry(id)) is not None:
+                words = ("satisfied", "completed") if entry.is_complete else ("satisfied",)
+                self.decided += [(word, entry.event, entry.event.time, entry.summary()) for word in words]
 
     # What is said is queued
 
@@ -384,6 +394,8 @@ class SqliteStore(Committing):
                 member.saved = None
             self._visit(shelf)
         self._aged = self._number + 1
+        if self._trouble is None:
+            self._wishes.append(("insert or replace into meta values ('told', ?)", (self._ids.last,)))
         before = -1
         while self._trouble is None and (self._moved or self._wishes or len(self._dirty) not in (0, before)):
             before = len(self._dirty)
