@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -72,6 +72,18 @@ class Kept:
             raise ValueError(f"a notice that cannot be read: {error}") from None
         id, type, count, attempts, trouble = orjson.loads(head)
         return cls(Notice(id, type, body, count), attempts, trouble)
+
+
+class Packed(NamedTuple):
+    """A notice that was never tried, as it is kept: the same for all whom it is for."""
+
+    id: str
+    count: int
+    document: bytes
+
+    @classmethod
+    def of(cls, notice: Notice) -> "Packed":
+        return cls(notice.id, notice.count, Kept(notice).document())
 
 
 def notice(type: str, source: str, data: dict[str, Any], now: float, id: str = "", count: int = 1) -> Notice:

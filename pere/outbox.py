@@ -9,13 +9,12 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import orjson
 
 from pere.errors import Refusal
 from pere.event import SEQUENCE_BITS, IdClock
-from pere.notice import RECEIPTS, Kept, Notice, notice
+from pere.notice import Kept, Packed
 from pere.storage import Store
 
 QUEUED, DEAD, STATE, CURSOR = "notice", "dead", "webhook-state", "webhook-cursor"  # kinds of documents
@@ -44,8 +43,8 @@ def count_of(name: str) -> int:
     return int(name.rpartition("/")[2])
 
 
-def _bound(id: int) -> str:
-    return f"{id:016x}"
+def _ignore(refusal: Refusal | None) -> None:
+    """What else is put away in this turn of the loop tells of both; or it is no matter."""
 
 
 class Outbox:
@@ -69,7 +68,7 @@ class Outbox:
         self.on_more: Callable[[Outbox], None] = lambda outbox: None
         self.lost = 0  # for want of room, in all
         self._retries: list[tuple[float, str]] = []
-        self._untold: dict[str, Notice] = {}  # by id, as long as they are not kept
+        self._untold: dict[str, Packed] = {}  # by id, as long as they are not kept
         self._store = store
         self._ids = ids
         self._loop = asyncio.get_running_loop()
@@ -92,21 +91,10 @@ class Outbox:
         self.dropped += count
         self.lost += count
 
-    def make(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1, at: float | None = None) -> Notice:
-        """A notice for this endpoint. A batch of receipts tells what had no room before: it alone is kept together with how much that was."""
-        if self.dropped and type == RECEIPTS:
-            data = data | {"dropped": self.dropped}
-            self.dropped = 0
-        return notice(type, source, data, self._store.clock() if at is None else at, id, count)
-
-    def put(self, notices: Sequence[Notice], then: Done, cursor: int | None = None) -> None:
+    def put(self, notices: Sequence[Packed], then: Done, cursor: int | None = None) -> None:
         """Keep notices, with a new `cursor` if there is one, and queue them when that is done; or all this has not happened, and `then` is
         told why."""
         now, names = self._store.clock(), []
-        for each in notices:
-            name = f"{self.id}/{_bound(self._ids.next(now))}/{each.count}"
-            names.append(name)
-            self._store.put_away(QUEUED, name, Kept(each).document(), lambda refusal: None)
         count = sum(each.count for each in notices)
         self.waiting += count
 
@@ -121,11 +109,14 @@ class Outbox:
             then(refusal)
 
         if cursor is not None:
-            self.move(cursor, kept)
-        else:
-            self._store.put_away(STATE, self.id, self.document(), kept)
+            self.move(cursor)
+        for left, each in enumerate(notices, 1 - len(notices)):
+            name = f"{self.id}/{self._ids.next(now):016x}/{each.count}"
+            names.append(name)
+            # The last one stands for all.
+            self._store.put_away(QUEUED, name, each.document, kept if not left else _ignore)
 
-    def move(self, cursor: int | None, then: Done = lambda refusal: None) -> None:
+    def move(self, cursor: int | None, then: Done = _ignore) -> None:
         """It has been told of receipts up to this record, or does not hear of them any more. So many as are `dropped` now are a part of this."""
 
         def kept(refusal: Refusal | None) -> None:
@@ -136,14 +127,14 @@ class Outbox:
         document = orjson.dumps({"cursor": cursor, "dropped": self.dropped}) if cursor is not None else None
         self._store.put_away(CURSOR, self.id, document, kept)
 
-    def tell(self, type: str, source: str, data: dict[str, Any], id: str = "", count: int = 1, at: float | None = None) -> None:
+    def tell(self, notice: Packed) -> None:
         """Queue a notice that nobody would make anew: as often as the disk refuses it, it is tried again. Without room it is dropped."""
-        if self.room < count:
-            self.drop(count)
+        if self.room < notice.count:
+            self.drop(notice.count)
         else:
-            self._tell(self.make(type, source, data, id, count, at))
+            self._tell(notice)
 
-    def _tell(self, notice: Notice) -> None:
+    def _tell(self, notice: Packed) -> None:
         self._untold[notice.id] = notice
 
         def kept(refusal: Refusal | None) -> None:
@@ -158,7 +149,7 @@ class Outbox:
         """What the disk has refused, once more: there will be no later."""
         untold, self._untold = self._untold, {}
         if untold:
-            self.put(tuple(untold.values()), lambda refusal: None)
+            self.put(tuple(untold.values()), _ignore)
 
     def document(self) -> bytes:
         """The state, to be kept."""
@@ -167,7 +158,7 @@ class Outbox:
 
     def save(self) -> None:
         """Keep the state. Where that fails it is a little old after a crash, and nothing else."""
-        self._store.put_away(STATE, self.id, self.document(), lambda refusal: None)
+        self._store.put_away(STATE, self.id, self.document(), _ignore)
 
     def well(self) -> None:
         """The endpoint has answered: nothing holds it up."""
@@ -217,7 +208,7 @@ class Outbox:
         self.flying.discard(name)
         heapq.heappush(self._retries, (self._loop.time() + wait, name))
         if kept is not None:
-            self._store.put_away(QUEUED, name, kept.document(), lambda refusal: None)
+            self._store.put_away(QUEUED, name, kept.document(), _ignore)
 
     def bury(self, name: str, kept: Kept) -> None:
         """It is given up."""
@@ -315,7 +306,7 @@ class Outbox:
         return moved is None or await moved is None
 
     def _put_move(self, source: str, target: str, name: str, kept: Kept, moved: "asyncio.Future[Refusal | None]") -> None:
-        self._store.put_away(target, name, kept.document(), lambda refusal: None)
+        self._store.put_away(target, name, kept.document(), _ignore)
         self._store.put_away(source, name, None, lambda refusal: None if moved.done() else moved.set_result(refusal))
 
     async def remove(self) -> None:
@@ -348,6 +339,6 @@ class Outbox:
                 done.set_result(None)
 
         for name in names[:-1]:
-            self._store.put_away(kind, name, None, lambda refusal: None)
+            self._store.put_away(kind, name, None, _ignore)
         if names:
             self._store.put_away(kind, names[-1], None, told)

@@ -204,13 +204,17 @@ class OutsideResolver(Resolver):
         self._under_way: dict[tuple[str, int, int], asyncio.Future[Found]] = {}
 
     async def resolve(self, host: str, port: int, family: int = socket.AF_UNSPEC) -> Found:
+        if (literal := _literal(host, port)) is not None:
+            return self._admitted(host, [literal])
         asked = (host, port, family)
         under_way = self._under_way.get(asked)
         if under_way is None:
             under_way = self._under_way[asked] = self._begin(*asked)
             under_way.add_done_callback(lambda _: self._under_way.pop(asked))
         # One who gives up must not take the answer away from the others.
-        found = await asyncio.shield(under_way)
+        return self._admitted(host, await asyncio.shield(under_way))
+
+    def _admitted(self, host: str, found: Found) -> Found:
         admitted, refused = [], []
         for each in found:
             address = ipaddress.ip_address(each[1][0])
@@ -253,6 +257,17 @@ class OutsideResolver(Resolver):
         # A daemon, for nothing ends a getaddrinfo that is under way, and the process must not wait for it.
         threading.Thread(target=look_up, name="pere-resolve", daemon=True).start()
         return future
+
+
+def _literal(host: str, port: int) -> tuple[int, Any] | None:
+    """An address that needs no looking up, if it is one."""
+    try:
+        address = ipaddress.ip_address(host) if "%" not in host else None
+    except ValueError:
+        return None
+    if address is None:
+        return None
+    return (socket.AF_INET, (host, port)) if address.version == 4 else (socket.AF_INET6, (host, port, 0, 0))
 
 
 def system_lookup(host: str, port: int, family: int) -> Found:

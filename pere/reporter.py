@@ -7,6 +7,7 @@ this process: a device is news once it is there, or has been away for longer tha
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from pere.endpoint import Endpoint
 from pere.errors import Refusal
 from pere.event import Event, format_id, timestamp
 from pere.ledger import Entry
-from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Notice, batches
+from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Packed, batches, notice
 from pere.outbox import AGAIN, Outbox
 from pere.storage import Page, Store
 from pere.webhooks import Webhooks
@@ -42,36 +43,78 @@ class Tail:
         self.numbers: list[int] = []
         self.since = self.came = self.saved = now
 
-    def take(self, endpoint: Endpoint, page: Page, frames: list[bytes], now: float) -> None:
+    def take(self, endpoint: Endpoint, piece: "Piece", now: float) -> None:
         """What was read from its position on."""
-        wanted = {channel: endpoint.wants(RECEIPTS, (channel,)) for channel in {record.channel for record in page.records}}
         self.came = now
         if not self.frames:
             self.since = now
-        room = self.outbox.room - len(self.frames)
-        for record, frame in zip(page.records, frames, strict=True):
-            if not wanted[record.channel]:
-                continue
-            if room <= 0:
-                self.outbox.drop(1)
-                continue
-            room -= 1
-            self.frames.append(frame)
-            self.numbers.append(record.number)
-        self.position = page.through
+        frames, numbers = piece.of(endpoint)
+        room = max(0, self.outbox.room - len(self.frames))
+        self.frames += frames[:room]
+        self.numbers += numbers[:room]
+        if len(frames) > room:
+            self.outbox.drop(len(frames) - room)
+        self.position = piece.through
 
-    def cut(self, now: float, is_last: bool = False) -> tuple[list[Notice], int]:
+    def cut(self, now: float, made: "Made", is_last: bool = False) -> tuple[list[Packed], int]:
         """The batches that are full, or all if the first receipt has waited for long enough; and the cursor that goes with them."""
-        pieces = list(batches(self.frames))
+        pieces = made.pieces(self.frames)
         if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST and not is_last:
-            pieces.pop()
+            pieces = pieces[:-1]
         count = sum(map(len, pieces))
-        cut = [self.outbox.make(RECEIPTS, "/receipts", {"receipts": [orjson.Fragment(frame) for frame in piece]}, count=len(piece)) for piece in pieces]
+        cut = []
+        for piece in pieces:
+            cut.append(made.batch(piece, self.outbox.dropped))
+            self.outbox.dropped = 0
         cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else self.outbox.cursor or 0
         del self.frames[:count], self.numbers[:count]
         if cut:
             self.since, self.saved = self.came, now
         return cut, cursor
+
+
+class Piece:
+    """A page of the log, encoded; and what is in it for an endpoint, found once for all that hear of the same channels."""
+
+    def __init__(self, page: Page):
+        self.through = page.through
+        self._channels = [record.channel for record in page.records]
+        self._all = [record.encode() for record in page.records], [record.number for record in page.records]
+        self._found: dict[tuple[str, ...], tuple[list[bytes], list[int]]] = {(): self._all}
+
+    def of(self, endpoint: Endpoint) -> tuple[list[bytes], list[int]]:
+        found = self._found.get(endpoint.channels)
+        if found is None:
+            wanted = {channel: endpoint.wants(RECEIPTS, (channel,)) for channel in set(self._channels)}
+            places = [place for place, channel in enumerate(self._channels) if wanted[channel]]
+            frames, numbers = self._all
+            found = self._found[endpoint.channels] = [frames[place] for place in places], [numbers[place] for place in places]
+        return found
+
+
+class Made:
+    """The batches of one moment: most endpoints are told the same receipts, and then get the same notice, made once."""
+
+    def __init__(self, clock: float):
+        self._clock = clock
+        self._pieces: dict[tuple[int, ...], list[Sequence[bytes]]] = {}
+        self._batches: dict[tuple[int, ...], Packed] = {}
+
+    def pieces(self, frames: list[bytes]) -> list[Sequence[bytes]]:
+        key = tuple(map(id, frames))
+        if key not in self._pieces:
+            self._pieces[key] = list(batches(frames))
+        return self._pieces[key]
+
+    def batch(self, piece: Sequence[bytes], dropped: int) -> Packed:
+        key = (dropped, *map(id, piece))
+        packed = self._batches.get(key)
+        if packed is None:
+            data: dict[str, Any] = {"receipts": [orjson.Fragment(frame) for frame in piece]}
+            if dropped:
+                data["dropped"] = dropped
+            packed = self._batches[key] = Packed.of(notice(RECEIPTS, "/receipts", data, self._clock, count=len(piece)))
+        return packed
 
 
 class Reporter:
@@ -82,7 +125,6 @@ class Reporter:
         self._webhooks = webhooks
         self._loop = asyncio.get_running_loop()
         self._tails: dict[str, Tail] = {}
-        self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._by_type: dict[str, list[Endpoint]] = {}
         # Devices whose last feed has closed, with the moment and their channels, in the order of time; and what is to be told of others.
@@ -115,32 +157,23 @@ class Reporter:
         for id, tail in self._tails.items():
             if id not in wanted and id in outboxes and tail.frames:
                 # It was given up, or wants no more of them: what it should have been told of until now is with what waits for it.
-                outboxes[id].put(tail.cut(now, is_last=True)[0], lambda refusal: None)
+                outboxes[id].put(tail.cut(now, Made(self._store.clock()), is_last=True)[0], lambda refusal: None)
         self._tails = {id: self._tails.get(id) or Tail(outboxes[id], now) for id in wanted}
-        # Who is told of nothing costs nothing.
-        others = tuple(heard for heard in self._store.on_receipts if heard != self._heard)
-        self._store.on_receipts = (*others, self._heard) if self._tails else others
         is_seen = bool(self._by_type.get(CONNECTED) or self._by_type.get(DISCONNECTED))
         self._store.devices.on_presence = self._moved if is_seen else None
-        if self._tails:
-            self._more.set()
-            if self._task is None:
-                self._task = asyncio.ensure_future(self._follow())
+        # Who hears of nothing costs nothing.
+        if self._tails and self._task is None:
+            self._task = asyncio.ensure_future(self._follow())
+        elif self._task is not None and not self._tails:
+            self._task.cancel()
+            self._task = None
 
     # Receipts
 
-    def _heard(self, channel: str) -> None:
-        self._more.set()
-
     async def _follow(self) -> None:
+        # To look ten times a second whether there is more costs less than to be told of every receipt.
         while True:
-            try:
-                async with asyncio.timeout(self._wait()):
-                    await self._more.wait()
-                self._more.clear()
-                await asyncio.sleep(GATHER)
-            except TimeoutError:
-                pass
+            await asyncio.sleep(GATHER)
             try:
                 while await self._read():
                     await asyncio.sleep(0)
@@ -148,17 +181,9 @@ class Reporter:
             except Refusal as refusal:
                 log.debug("receipts could not be told", extra={"facts": {"error": refusal.code}})
                 await asyncio.sleep(AGAIN)
-                self._more.set()
             except Exception:
                 log.exception("receipts could not be told")
                 await asyncio.sleep(AGAIN)
-                self._more.set()
-
-    def _wait(self) -> float | None:
-        """Until a batch is to go that is not full, or a position is to be saved; None if there is nothing."""
-        moments = [tail.since + OLDEST if tail.frames else tail.saved + SAVE
-                   for tail in self._tails.values() if tail.frames or tail.position != tail.outbox.cursor]
-        return max(0.0, min(moments) - self._loop.time()) if moments else None
 
     async def _read(self) -> bool:
         """A page, for all who are where the last one is; whether there may be more."""
@@ -170,18 +195,20 @@ class Reporter:
         if page.is_lost and now > self._said + SAID:
             self._said = now
             log.warning("receipts have made way before webhooks were told of them", extra={"facts": {"after": position}})
-        frames = [record.encode() for record in page.records]
+        piece = Piece(page)
         for id, tail in self._tails.items():
             if tail.position == position:
-                tail.take(endpoints[id], page, frames, now)
+                tail.take(endpoints[id], piece, now)
         await self._cut()
         return True
 
     async def _cut(self) -> None:
         """Put what is to go into the outboxes, and wait until it is kept."""
-        now, waiting = self._loop.time(), []
+        now, made, waiting = self._loop.time(), Made(self._store.clock()), []
         for tail in self._tails.values():
-            cut, cursor = tail.cut(now)
+            if not tail.frames and tail.position == tail.outbox.cursor:
+                continue
+            cut, cursor = tail.cut(now, made)
             if cut:
                 waiting.append(self._put(tail, cut, cursor))
             elif cursor != tail.outbox.cursor and now - tail.saved >= SAVE:
@@ -190,7 +217,7 @@ class Reporter:
         if waiting:
             await asyncio.gather(*waiting)
 
-    async def _put(self, tail: Tail, cut: list[Notice], cursor: int) -> None:
+    async def _put(self, tail: Tail, cut: list[Packed], cursor: int) -> None:
         while not tail.outbox.is_removed:
             done: asyncio.Future[Refusal | None] = self._loop.create_future()
             tail.outbox.put(cut, lambda refusal, done=done: None if done.done() else done.set_result(refusal), cursor)  # type: ignore[misc]
@@ -209,6 +236,8 @@ class Reporter:
         meant = {endpoint.id for endpoint in self._by_type.get(type, ()) if endpoint.wants(type, (event.channel,))}
         if event.callback and self._webhooks.can_hear(event.callback):
             meant.add(event.callback)
+        if not meant:
+            return
         told = {
             "id": id,
             "channel": event.channel,
@@ -216,11 +245,12 @@ class Reporter:
             "time": timestamp(event.time),
             "publisher": event.publisher or None,
         } | summary
+        # Should it be told again after a crash, it is the same in every byte.
+        packed = Packed.of(notice(type, f"/events/{event.channel}/{id}", told, moment, f"event_{id}_{word}"))
         for webhook in meant:
-            # Should it be told again after a crash, it is the same in every byte. No webhook may hold up what is told, so nothing fails here.
-            outbox = self._webhooks.courier.outboxes.get(webhook)
-            if outbox is not None:
-                outbox.tell(type, f"/events/{event.channel}/{id}", told, id=f"event_{id}_{word}", at=moment)
+            # No webhook may hold up what is told, so nothing fails here.
+            if (outbox := self._webhooks.courier.outboxes.get(webhook)) is not None:
+                outbox.tell(packed)
 
     # Devices
 
@@ -253,10 +283,13 @@ class Reporter:
             del self._away[name]
             self._news.append((DISCONNECTED, name, moment, channels))
         news, self._news = self._news, []
+        now = self._store.clock()
         for type in (CONNECTED, DISCONNECTED):
             for endpoint in self._by_type.get(type, ()):
                 told = [orjson.dumps({"device": name, "at": timestamp(at)}) for kind, name, at, channels in news
                         if kind == type and endpoint.wants(type, channels)]
-                outbox = self._webhooks.courier.outboxes.get(endpoint.id)
-                for piece in batches(told) if outbox is not None else ():
-                    outbox.tell(type, "/devices", {"devices": [orjson.Fragment(each) for each in piece]}, count=len(piece))  # type: ignore[union-attr]
+                if (outbox := self._webhooks.courier.outboxes.get(endpoint.id)) is None:
+                    continue
+                for piece in batches(told):
+                    data = {"devices": [orjson.Fragment(each) for each in piece]}
+                    outbox.tell(Packed.of(notice(type, "/devices", data, now, count=len(piece))))

@@ -18,7 +18,7 @@ from pere.endpoint import ACTIVE, DEFAULT_TYPES, DISABLED, PAUSED, PENDING, Endp
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooMany
 from pere.event import format_id, timestamp
 from pere.names import shown
-from pere.notice import GIVEN_UP, RECEIPTS, VERIFY, Notice, notice
+from pere.notice import GIVEN_UP, RECEIPTS, VERIFY, Notice, Packed, notice
 from pere.outbox import Outbox, number_of
 from pere.outside import Outside
 from pere.sender import Outcome, Sender
@@ -278,9 +278,10 @@ class Webhooks:
         if is_over:
             return
         log.warning("webhook was given up", extra={"facts": {"id": id, "trouble": why}})
+        told = Packed.of(notice(GIVEN_UP, f"/webhooks/{id}", {"webhook": id, "url": failed.url, "trouble": why}, self._store.clock()))
         for other in self.hearing(GIVEN_UP):
             if other.id != id:
-                self.courier.outboxes[other.id].tell(GIVEN_UP, f"/webhooks/{id}", {"webhook": id, "url": failed.url, "trouble": why})
+                self.courier.outboxes[other.id].tell(told)
 
     async def _send(self, endpoint: Endpoint, notice: Notice) -> Outcome:
         now = self._store.clock()

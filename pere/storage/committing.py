@@ -276,17 +276,18 @@ class Committing(Reading):
         shown, self._shown = self._shown, set()
         for shelf in filter(self._is_there, shown):
             self._add_shelf(shelf, commit, batch)
-        for member, shelf in commit.members.items():
-            if not self._is_there(shelf):
-                continue
-            self._add_shelf(shelf, commit, batch)
-            member.saved = mark(member)
-            batch.put("members", row_of(shelf, member, None))
+        # Who left first: somebody else may have the slot by now.
         for shelf, row in commit.left:
             if not self._is_there(shelf):
                 continue
             self._add_shelf(shelf, commit, batch)
             batch.put("members", row)
+        for member, shelf in commit.members.items():
+            if not self._is_there(shelf) or shelf.audience.members.get(member.device) is not member:
+                continue
+            self._add_shelf(shelf, commit, batch)
+            member.saved = mark(member)
+            batch.put("members", row_of(shelf, member, None))
 
     def _is_there(self, shelf: DiskShelf) -> bool:
         """Whether a channel was not forgotten meanwhile, and its members with it."""

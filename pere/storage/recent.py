@@ -65,7 +65,9 @@ class Recent:
     def page(self, channel: str | None, after: int, limit: int) -> Page:
         log: deque[Row] | None
         if channel is None:
+            # Numbers have no holes here, so what is wanted need not be searched for.
             log, gone = self._all, self.newest - len(self._all)
+            start = max(0, min(after, self.newest) - gone)
         else:
             log, gone = self._logs.get(channel), self._gone
             if isinstance(log, Log):
@@ -75,7 +77,8 @@ class Recent:
         after = min(after, self.newest)
         if log is None:
             return Page([], self.newest, False, is_lost)
-        start = bisect_right(log, after, key=_number)
+        if channel is not None:
+            start = bisect_right(log, after, key=_number)
         rows = [log[place] for place in range(start, min(start + limit, len(log)))]
         is_more = start + limit < len(log)
         records = [

@@ -278,6 +278,18 @@ async def test_a_device_that_was_never_seen_again_leaves_a_channel_that_nobody_u
     assert await desk.counts(id) == {"cancelled": 1}
 
 
+async def test_who_takes_the_place_of_one_who_left_in_the_same_moment_keeps_it(files, restart):
+    desk = await files.open()
+    for device in ("a", "b"):
+        desk.store.register("c", device)
+    desk.store.unregister("c", "b")
+    assert desk.store.register("c", "new").slot == 1
+    await desk.store.settle()
+    desk = await restart()
+    assert sorted(desk.store.shelf("c").audience.members) == ["a", "new"]
+    assert (await desk.accept("c")).audience == 2
+
+
 async def test_a_device_that_joins_while_an_event_is_on_its_way_to_the_disk_is_in_its_audience_or_was_not_there(files, restart):
     desk = await files.open()
     told: list[Any] = []
