@@ -32,89 +32,42 @@ AWAY = 10.0  # seconds without a feed, three times what `retry:` asks for, after
 
 
 class Tail:
-    """How far one endpoint has read the log of receipts, and what is not in a batch yet."""
+    """How far the log of receipts was read for some endpoints, which hear of the same channels, and what is not in a batch yet. So what many
+    are told is read and written once."""
 
-    __slots__ = ("came", "frames", "numbers", "outbox", "position", "saved", "since")
+    __slots__ = ("came", "endpoint", "frames", "numbers", "outboxes", "position", "saved", "since")
 
-    def __init__(self, outbox: Outbox, now: float):
-        self.outbox = outbox
-        self.position = outbox.cursor or 0
+    def __init__(self, endpoint: Endpoint, position: int, now: float):
+        self.endpoint = endpoint  # one of them
+        self.outboxes: list[Outbox] = []
+        self.position = position
         self.frames: list[bytes] = []
         self.numbers: list[int] = []
         self.since = self.came = self.saved = now
 
-    def take(self, endpoint: Endpoint, piece: "Piece", now: float) -> None:
+    def take(self, page: Page, frames: list[bytes], now: float) -> None:
         """What was read from its position on."""
         self.came = now
         if not self.frames:
             self.since = now
-        frames, numbers = piece.of(endpoint)
-        room = max(0, self.outbox.room - len(self.frames))
-        self.frames += frames[:room]
-        self.numbers += numbers[:room]
-        if len(frames) > room:
-            self.outbox.drop(len(frames) - room)
-        self.position = piece.through
+        wanted = {channel: self.endpoint.wants(RECEIPTS, (channel,)) for channel in {record.channel for record in page.records}}
+        for record, frame in zip(page.records, frames, strict=True):
+            if wanted[record.channel]:
+                self.frames.append(frame)
+                self.numbers.append(record.number)
+        self.position = page.through
 
-    def cut(self, now: float, made: "Made", is_last: bool = False) -> tuple[list[Packed], int]:
-        """The batches that are full, or all if the first receipt has waited for long enough; and the cursor that goes with them."""
-        pieces = made.pieces(self.frames)
+    def cut(self, now: float, is_last: bool = False) -> tuple[list[Sequence[bytes]], int]:
+        """What is in the batches that are full, or in all if the first receipt has waited for long enough; and the cursor that goes with them."""
+        pieces = list(batches(self.frames))
         if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST and not is_last:
-            pieces = pieces[:-1]
+            pieces.pop()
         count = sum(map(len, pieces))
-        cut = []
-        for piece in pieces:
-            cut.append(made.batch(piece, self.outbox.dropped))
-            self.outbox.dropped = 0
-        cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else self.outbox.cursor or 0
+        cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else 0
         del self.frames[:count], self.numbers[:count]
-        if cut:
+        if pieces:
             self.since, self.saved = self.came, now
-        return cut, cursor
-
-
-class Piece:
-    """A page of the log, encoded; and what is in it for an endpoint, found once for all that hear of the same channels."""
-
-    def __init__(self, page: Page):
-        self.through = page.through
-        self._channels = [record.channel for record in page.records]
-        self._all = [record.encode() for record in page.records], [record.number for record in page.records]
-        self._found: dict[tuple[str, ...], tuple[list[bytes], list[int]]] = {(): self._all}
-
-    def of(self, endpoint: Endpoint) -> tuple[list[bytes], list[int]]:
-        found = self._found.get(endpoint.channels)
-        if found is None:
-            wanted = {channel: endpoint.wants(RECEIPTS, (channel,)) for channel in set(self._channels)}
-            places = [place for place, channel in enumerate(self._channels) if wanted[channel]]
-            frames, numbers = self._all
-            found = self._found[endpoint.channels] = [frames[place] for place in places], [numbers[place] for place in places]
-        return found
-
-
-class Made:
-    """The batches of one moment: most endpoints are told the same receipts, and then get the same notice, made once."""
-
-    def __init__(self, clock: float):
-        self._clock = clock
-        self._pieces: dict[tuple[int, ...], list[Sequence[bytes]]] = {}
-        self._batches: dict[tuple[int, ...], Packed] = {}
-
-    def pieces(self, frames: list[bytes]) -> list[Sequence[bytes]]:
-        key = tuple(map(id, frames))
-        if key not in self._pieces:
-            self._pieces[key] = list(batches(frames))
-        return self._pieces[key]
-
-    def batch(self, piece: Sequence[bytes], dropped: int) -> Packed:
-        key = (dropped, *map(id, piece))
-        packed = self._batches.get(key)
-        if packed is None:
-            data: dict[str, Any] = {"receipts": [orjson.Fragment(frame) for frame in piece]}
-            if dropped:
-                data["dropped"] = dropped
-            packed = self._batches[key] = Packed.of(notice(RECEIPTS, "/receipts", data, self._clock, count=len(piece)))
-        return packed
+        return pieces, cursor
 
 
 class Reporter:
@@ -124,7 +77,7 @@ class Reporter:
         self._store = store
         self._webhooks = webhooks
         self._loop = asyncio.get_running_loop()
-        self._tails: dict[str, Tail] = {}
+        self._tails: list[Tail] = []
         self._task: asyncio.Task[None] | None = None
         self._by_type: dict[str, list[Endpoint]] = {}
         # Devices whose last feed has closed, with the moment and their channels, in the order of time; and what is to be told of others.
@@ -151,14 +104,7 @@ class Reporter:
     def _changed(self) -> None:
         """Who wants what may be another than before."""
         self._by_type = {type: self._webhooks.hearing(type) for type in {type for each in self._webhooks.all() for type in each.types}}
-        outboxes = self._webhooks.courier.outboxes
-        now = self._loop.time()
-        wanted = {endpoint.id for endpoint in self._by_type.get(RECEIPTS, ()) if outboxes[endpoint.id].cursor is not None}
-        for id, tail in self._tails.items():
-            if id not in wanted and id in outboxes and tail.frames:
-                # It was given up, or wants no more of them: what it should have been told of until now is with what waits for it.
-                outboxes[id].put(tail.cut(now, Made(self._store.clock()), is_last=True)[0], lambda refusal: None)
-        self._tails = {id: self._tails.get(id) or Tail(outboxes[id], now) for id in wanted}
+        self._regroup()
         is_seen = bool(self._by_type.get(CONNECTED) or self._by_type.get(DISCONNECTED))
         self._store.devices.on_presence = self._moved if is_seen else None
         # Who hears of nothing costs nothing.
@@ -170,6 +116,40 @@ class Reporter:
 
     # Receipts
 
+    def _regroup(self) -> None:
+        """Each endpoint to where it belongs; what it has not been told of yet goes out, or is with what waits for it if it was given up."""
+        outboxes, now = self._webhooks.courier.outboxes, self._loop.time()
+        hearing = {endpoint.id: endpoint for endpoint in self._by_type.get(RECEIPTS, ()) if outboxes[endpoint.id].cursor is not None}
+        for tail in self._tails:
+            for outbox in [each for each in tail.outboxes if each.id not in hearing or hearing[each.id].channels != tail.endpoint.channels]:
+                tail.outboxes.remove(outbox)
+                if not outbox.is_removed and tail.frames:
+                    rest = [self._batch(piece) for piece in batches(tail.frames)]
+                    outbox.put(rest, lambda refusal: None, tail.position if outbox.id in hearing else None)
+                if outbox.id in hearing:
+                    self._join(outbox, hearing.pop(outbox.id), tail.position, now)
+            for outbox in tail.outboxes:
+                tail.endpoint = hearing.pop(outbox.id, tail.endpoint)
+        for id, endpoint in hearing.items():
+            self._join(outboxes[id], endpoint, outboxes[id].cursor or 0, now)
+        self._tails = [tail for tail in self._tails if tail.outboxes]
+
+    def _join(self, outbox: Outbox, endpoint: Endpoint, position: int, now: float) -> None:
+        tail = next((each for each in self._tails if each.endpoint.channels == endpoint.channels and each.position == position and not each.frames), None)
+        if tail is None:
+            tail = Tail(endpoint, position, now)
+            self._tails = [*self._tails, tail]
+        tail.outboxes.append(outbox)
+
+    def _merge(self) -> None:
+        """Who hears of the same channels and has come as far goes on together."""
+        merged: dict[tuple[object, ...], Tail] = {}
+        for tail in self._tails:
+            first = merged.setdefault((tail.endpoint.channels, tail.position, *tail.numbers), tail)
+            if first is not tail:
+                first.outboxes += tail.outboxes
+        self._tails = list(merged.values())
+
     async def _follow(self) -> None:
         # To look ten times a second whether there is more costs less than to be told of every receipt.
         while True:
@@ -178,6 +158,7 @@ class Reporter:
                 while await self._read():
                     await asyncio.sleep(0)
                 await self._cut()
+                self._merge()
             except Refusal as refusal:
                 log.debug("receipts could not be told", extra={"facts": {"error": refusal.code}})
                 await asyncio.sleep(AGAIN)
@@ -187,40 +168,62 @@ class Reporter:
 
     async def _read(self) -> bool:
         """A page, for all who are where the last one is; whether there may be more."""
-        position = min((tail.position for tail in self._tails.values()), default=self._store.newest_record)
+        position = min((tail.position for tail in self._tails), default=self._store.newest_record)
         if position >= self._store.newest_record:
             return False
         page = await self._store.records(None, position, PAGE)
-        now, endpoints = self._loop.time(), {endpoint.id: endpoint for endpoint in self._by_type.get(RECEIPTS, ())}
+        now = self._loop.time()
         if page.is_lost and now > self._said + SAID:
             self._said = now
             log.warning("receipts have made way before webhooks were told of them", extra={"facts": {"after": position}})
-        piece = Piece(page)
-        for id, tail in self._tails.items():
+        frames = [record.encode() for record in page.records]
+        for tail in self._tails:
             if tail.position == position:
-                tail.take(endpoints[id], piece, now)
+                tail.take(page, frames, now)
         await self._cut()
         return True
 
     async def _cut(self) -> None:
         """Put what is to go into the outboxes, and wait until it is kept."""
-        now, made, waiting = self._loop.time(), Made(self._store.clock()), []
-        for tail in self._tails.values():
-            if not tail.frames and tail.position == tail.outbox.cursor:
-                continue
-            cut, cursor = tail.cut(now, made)
-            if cut:
-                waiting.append(self._put(tail, cut, cursor))
-            elif cursor != tail.outbox.cursor and now - tail.saved >= SAVE:
+        now, waiting = self._loop.time(), []
+        for tail in self._tails:
+            pieces, cursor = tail.cut(now)
+            if pieces:
+                told = [self._batch(piece) for piece in pieces]
+                waiting += [self._put(outbox, pieces, told, cursor) for outbox in tail.outboxes]
+            elif not tail.frames and now - tail.saved >= SAVE:
                 tail.saved = now
-                tail.outbox.move(cursor)
+                for outbox in tail.outboxes:
+                    if outbox.cursor != tail.position:
+                        outbox.move(tail.position)
         if waiting:
             await asyncio.gather(*waiting)
 
-    async def _put(self, tail: Tail, cut: list[Packed], cursor: int) -> None:
-        while not tail.outbox.is_removed:
+    def _batch(self, piece: Sequence[bytes], dropped: int = 0) -> Packed:
+        data: dict[str, Any] = {"receipts": [orjson.Fragment(frame) for frame in piece]} | ({"dropped": dropped} if dropped else {})
+        return Packed.of(notice(RECEIPTS, "/receipts", data, self._store.clock(), count=len(piece)))
+
+    async def _put(self, outbox: Outbox, pieces: list[Sequence[bytes]], told: list[Packed], cursor: int) -> None:
+        """As many of the batches as there is room for. The next one tells of those for which there was none."""
+        room, mine = outbox.room, []
+        for piece, batch in zip(pieces, told, strict=True):
+            if room < batch.count:
+                outbox.drop(batch.count)
+                continue
+            room -= batch.count
+            mine.append(self._batch(piece, outbox.dropped) if outbox.dropped else batch)
+            outbox.dropped = 0
+        while not outbox.is_removed:
             done: asyncio.Future[Refusal | None] = self._loop.create_future()
-            tail.outbox.put(cut, lambda refusal, done=done: None if done.done() else done.set_result(refusal), cursor)  # type: ignore[misc]
+
+            def kept(refusal: Refusal | None, done: "asyncio.Future[Refusal | None]" = done) -> None:
+                if not done.done():
+                    done.set_result(refusal)
+
+            if mine:
+                outbox.put(mine, kept, cursor)
+            else:
+                outbox.move(cursor, kept)
             if await done is None:
                 return
             await asyncio.sleep(AGAIN)  # nothing more is read meanwhile, or it would be told in another order

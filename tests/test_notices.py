@@ -11,6 +11,7 @@ from hooks import Receiver
 from standardwebhooks.webhooks import Webhook
 
 from pere import courier, outbox, reporter
+from pere import notice as notices
 from pere.errors import Unavailable
 from pere.event import parse_id
 from pere.notice import BATCH, BATCH_BYTES, COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED, Packed, notice
@@ -152,6 +153,26 @@ async def test_endpoints_hear_of_what_they_named_and_of_no_other(hooked, active,
     assert orders.receipts() == [(first, "d", "processed")]
     assert [said["data"]["id"] for said in done.notices()] == [second]
     assert all.receipts() == [(first, "d", "processed"), (second, "d", "processed")]
+
+
+async def test_who_hears_of_the_same_is_told_together_and_goes_its_own_way_when_that_changes(hooked, active, answered, ask, until):
+    server = await hooked("sqlite")
+    register(server, "c", "d")
+    (first, one), (second, other) = await active(types=[RECEIPTS]), await active(types=[RECEIPTS])
+    ids = [await answered("c", "d")]
+    await until(lambda: first.got and second.got and len(server.reporter._tails) == 1)
+    assert first.got[0][1] == second.got[0][1]
+    for channels in (["elsewhere"], ["c"]):
+        # What has been read when it changes, and is not sent yet, is told as it was asked for.
+        ids.append(await answered("c", "d"))
+        await until(lambda: all(tail.position == server.store.newest_record for tail in server.reporter._tails))
+        await ask("PATCH", f"/webhooks/{other['id']}", {"channels": channels})
+    ids.append(await answered("c", "d"))
+    await until(lambda: len(first.receipts()) == 4 and (ids[3], "d", "processed") in second.receipts())
+    assert [id for id, _, _ in first.receipts()] == ids
+    assert [id for id, _, _ in second.receipts()] == [ids[0], ids[1], ids[3]]
+    for there, endpoint in ((first, one), (second, other)):
+        proved(there, endpoint["secret"])
 
 
 @STORES
@@ -402,6 +423,8 @@ async def test_a_notice_that_fails_alone_does_not_hold_up_the_others(hooked, rec
 @STORES
 async def test_what_has_no_room_is_counted_and_told(hooked, active, answered, until, monkeypatch, kind, ask, get, measured):
     monkeypatch.setattr(outbox, "MAX_QUEUED", 5)
+    monkeypatch.setattr(notices, "BATCH", 5)
+    monkeypatch.setattr(reporter, "BATCH", 5)
     server = await hooked(kind)
     register(server, "c", *(f"d{n}" for n in range(12)))
     there, endpoint = await active(types=[RECEIPTS])
@@ -611,7 +634,7 @@ async def test_what_was_read_and_not_told_when_it_was_given_up_is_with_the_rest(
     server = await hooked()
     register(server, "c", "d1", "d2")
     there, endpoint = await active(410, types=[RECEIPTS, COMPLETED])
-    tail = server.reporter._tails[endpoint["id"]]
+    (tail,) = server.reporter._tails
     await paused(server, endpoint)
     await answered("c", "d1", "d2")
     await until(lambda: len(tail.frames) == 2)
