@@ -14,7 +14,7 @@ class Member:
     """A device on a channel. `position` is the ordinal of the last event that was written to a feed of it; while `live`
     (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here."""
 
-    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id", "careful", "saved")
+    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id", "feeds", "careful", "saved")
 
     def __init__(self, device: str, slot: int, position: int, now: float):
         self.device = device
@@ -26,6 +26,7 @@ class Member:
         self.seen = now  # when a feed of it last opened or closed
         self.answered = 0.0  # when it last sent a receipt
         self.last_id = 0  # the event that it named last, in a receipt or as what it had read
+        self.feeds = 0  # how many it has open, up to date or not
         self.careful = 0  # how many of its feeds want to hear of its receipts
         self.saved: object = None  # what a store on disk knows of it
 
@@ -88,4 +89,4 @@ class Audience:
 
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
-        return [member for member in self if not member.live and not member.careful and max(member.seen, member.answered) < moment]
+        return [member for member in self if not member.feeds and max(member.seen, member.answered) < moment]

@@ -314,6 +314,8 @@ class Hub:
             channel.careful[feed] = None
             if member is not None:
                 member.careful += 1
+        if member is not None:
+            member.feeds += 1
         return place
 
     # A feed reads
@@ -397,6 +399,7 @@ class Hub:
         for place in feed.places:
             if place.member is not None:
                 place.member.seen = now
+                place.member.feeds -= 1
                 place.member.careful -= feed.care is not None
             place.channel.careful.pop(feed, None)
             place.channel.feeds -= 1

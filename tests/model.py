@@ -404,8 +404,8 @@ class Model:
     def _leave(self) -> None:
         for channel in self.channels.values():
             for member in list(channel.members.values()):
-                is_live = any(feed.device == member.device and channel.name in feed.at and feed.full_since is None for feed in self.feeds)
-                if not is_live and max(member.seen, member.answered) < self.now - self.limits.device_ttl:
+                is_there = any(feed.device == member.device and channel.name in feed.at for feed in self.feeds)
+                if not is_there and max(member.seen, member.answered) < self.now - self.limits.device_ttl:
                     self.leave(channel, member.device)
                     if not self.is_online(member.device) and not any(member.device in other.members for other in self.channels.values()):
                         self.wishes.pop(member.device, None)

@@ -678,7 +678,7 @@ def test_a_channel_that_was_forgotten_is_as_new(store):
 def test_devices_that_were_not_seen_for_long_leave_and_owe_nothing(store):
     kept = store(device_ttl=100, backlog_events=10)
     kept.register("c", "gone")
-    kept.register("c", "here").live = 1
+    kept.register("c", "here").feeds = 1
     id = append(kept, "c", ttl=1000)
     kept.clock.now += 101
     kept.sweep(kept.clock.now, lambda channel: True)
@@ -701,3 +701,15 @@ def test_the_ids_of_a_store_fit_what_stores_hold(store):
     kept.clock.now = 2 ** 43 / 1000 - 1
     assert append(kept, "c") < 2 ** 63
     assert parse_id(f"{2 ** 43 - 1}-0") < 2 ** 63
+
+
+async def test_a_device_that_is_connected_is_not_forgotten_though_its_socket_takes_nothing(start, listen):
+    server = await start(device_ttl=1000)
+    await listen("c", device="d")
+    (feed,) = server.hub.feeds.values()
+    server.hub.fall_behind(feed)
+    now = server.store.clock()
+    server.store.sweep(now + 2000, server.hub.is_used)
+    assert "d" in server.store.shelf("c").audience.members
+    server.hub.catch_up(feed)
+    assert feed.live

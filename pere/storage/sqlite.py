@@ -30,6 +30,7 @@ log = logging.getLogger("pere.store")
 
 UNTOLD = 10_000  # milliseconds before the end within which it is not known whether all was told that was decided
 MAX_DUE = 500  # events that are expired in one sweep
+HOUR = 3600.0
 QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for long
 
 
@@ -359,7 +360,10 @@ class SqliteStore(Committing):
     def _visit(self, shelf: Shelf) -> None:
         """Which members have moved since they were saved."""
         assert isinstance(shelf, DiskShelf)
+        now = self.clock()
         for member in shelf.audience:
+            if member.feeds and not member.live and member.seen < now - HOUR:
+                member.seen = now  # it is there, though not up to date: should we die now, it was not away for long
             if member.saved != mark(member):
                 self._moved[member] = shelf
         if shelf.shown != shelf.sent:

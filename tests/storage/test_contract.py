@@ -889,7 +889,8 @@ async def test_a_device_that_was_not_seen_for_long_leaves_the_audience(open_desk
     desk = await open_desk(device_ttl=1000)
     for device in ("gone", "answering", "listening"):
         desk.store.register("c", device)
-    desk.store.open("c").audience.members["listening"].live = 1
+    listening = desk.store.open("c").audience.members["listening"]
+    listening.feeds = listening.live = 1
     id = await desk.push()
     desk.clock.now += 600
     await desk.receipt("answering", id)
