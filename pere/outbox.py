@@ -278,8 +278,11 @@ class Outbox:
 
     async def replay(self, names: Sequence[str]) -> None:
         """Queue these again, a piece at a time, as if they had never been tried."""
-        left = iter(names)
-        while piece := [name for name in islice(left, SLICE) if name in self.dead]:
+        for start in range(0, len(names), SLICE):
+            # What another replay has taken meanwhile is not taken twice, and ends nothing.
+            piece = [name for name in names[start : start + SLICE] if name in self.dead]
+            if not piece:
+                continue
             for name in piece:
                 del self.dead[name]
             while not await self._move(DEAD, QUEUED, piece, lambda kept: Kept(kept.notice)):

@@ -377,6 +377,27 @@ async def test_who_never_answers_is_given_up_and_the_others_are_told_and_it_can_
     caplog.clear()
 
 
+async def test_two_replays_at_once_send_everything_once(hooked, active, answered, until, in_state, monkeypatch, caplog):
+    monkeypatch.setattr(outbox, "SLICE", 1)
+    server = await hooked()
+    there, endpoint = await active(410, types=[COMPLETED])
+    box = server.webhooks.courier.outboxes[endpoint["id"]]
+    await paused(server, endpoint)
+    ids = [await answered("c") for _ in range(3)]
+    await server.webhooks.change(endpoint["id"], {"state": "active"})
+    await until(lambda: len(box.dead) == 3)
+    there.answers = [204]
+    there.got.clear()
+    await server.webhooks.change(endpoint["id"], {"state": "active"})
+    await in_state(endpoint["id"], "active")
+    names = sorted(box.dead)
+    await asyncio.gather(box.replay(names[:1]), box.replay(names))
+    await until(lambda: len(there.notices()) == 3 and not box.waiting)
+    assert sorted(said["data"]["id"] for said in there.notices()) == sorted(ids)
+    assert (box.dead, box.dead_count, len(there.got)) == ({}, 0, 4), "and the one that asks whether it is there"
+    caplog.clear()
+
+
 async def test_gone_is_gone(hooked, active, answered, in_state, until, caplog, get):
     server = await hooked()
     register(server, "c", "d")
