@@ -35,8 +35,8 @@ class Endpoint:
     """`secrets` are the newest first, each with the moment (seconds since 1970) up to which it signs, None for the one that stands.
     `trouble` is what went wrong last, for people; empty if nothing did."""
 
-    FIELDS = ("id", "url", "types", "channels", "content_type", "state", "is_verified", "secrets", "created", "trouble")
-    __slots__ = (*FIELDS, "_heard", "_tests")
+    KEPT = ("id", "url", "types", "channels", "content_type", "state", "is_verified", "secrets", "created", "trouble")
+    __slots__ = (*KEPT, "_heard", "_tests")
 
     def __init__(self, url: str, types: tuple[str, ...], channels: tuple[str, ...], content_type: str, created: float, *, id: str = "",
                  state: str = PENDING, is_verified: bool = False, secrets: list[tuple[str, float | None]] | None = None, trouble: str = ""):
@@ -97,7 +97,7 @@ class Endpoint:
 
     def document(self) -> bytes:
         """All of it, to be kept. This holds the secrets."""
-        return orjson.dumps({name: getattr(self, name) for name in self.FIELDS})
+        return orjson.dumps({name: getattr(self, name) for name in self.KEPT})
 
     @classmethod
     def of(cls, document: bytes) -> "Endpoint":

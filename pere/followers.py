@@ -123,9 +123,8 @@ class Followers:
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, self.now)
         self._channels.setdefault(channel, {})[follower] = None
-        if self._heard not in self._store.on_receipts:
-            # Who is told of nothing costs nothing.
-            self._store.on_receipts += (self._heard,)
+        # Who is told of nothing costs nothing: the store looks once, and that is all.
+        self._store.on_receipts = self._heard
         feed = follower.feed
         self._wheel.add(feed, self._config.heartbeat)
         log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
@@ -211,7 +210,7 @@ class Followers:
         if not followers:
             del self._channels[follower.channel]
         if not self._channels:
-            self._store.on_receipts = tuple(heard for heard in self._store.on_receipts if heard != self._heard)
+            self._store.on_receipts = None
         self.closes[reason] += 1
         level = logging.DEBUG if reason in (GONE, DRAIN) else logging.INFO
         log.log(level, "receipts no longer followed", extra={"facts": {"reason": reason, "channel": follower.channel}})

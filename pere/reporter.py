@@ -57,10 +57,10 @@ class Tail:
                 self.numbers.append(record.number)
         self.position = page.through
 
-    def cut(self, now: float, is_last: bool = False) -> tuple[list[Sequence[bytes]], int]:
+    def cut(self, now: float) -> tuple[list[Sequence[bytes]], int]:
         """What is in the batches that are full, or in all if the first receipt has waited for long enough; and the cursor that goes with them."""
         pieces = list(batches(self.frames))
-        if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST and not is_last:
+        if pieces and len(pieces[-1]) < BATCH and now - self.since < OLDEST:
             pieces.pop()
         count = sum(map(len, pieces))
         cursor = self.position if count == len(self.numbers) else self.numbers[count - 1] if count else 0

@@ -454,7 +454,7 @@ async def test_they_count_into_the_feeds_and_leave_nothing_behind(start, ask, li
     feed.close()
     await until(lambda: not server.followers.count())
     followers = server.followers
-    assert (followers._channels, followers._reads, followers._tasks, followers._heard in server.store.on_receipts, followers.closes["gone"]) == ({}, {}, set(), False, 1)
+    assert (followers._channels, followers._reads, followers._tasks, server.store.on_receipts, followers.closes["gone"]) == ({}, {}, set(), None, 1)
     device.close()
 
 

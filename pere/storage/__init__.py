@@ -112,8 +112,8 @@ class Store(ABC):
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
-    `bytes` is what the backlogs hold. `on_receipts` are told each channel of which records have become visible, maybe many times in
-    a turn of the loop. `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
+    `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
+    a turn of the loop; None as long as nobody wants to know. `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
     """
 
     ledger: Ledger
@@ -126,7 +126,7 @@ class Store(ABC):
     deliver: Callable[[Event], None]
     withdraw: Callable[[Event], None]
     on_commit: Callable[[float, int], None]
-    on_receipts: tuple[Callable[[str], None], ...]
+    on_receipts: Callable[[str], None] | None
     decided: list[tuple[str, Event, float, dict[str, Any]]]
 
     @property

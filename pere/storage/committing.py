@@ -323,9 +323,9 @@ class Committing(Reading):
             self._apply_events(commit)
             self._apply_changes(commit)
             self._newest_record = commit.newest_record
-            for heard in self.on_receipts:
+            if self.on_receipts is not None:
                 for _, row in commit.changes:
-                    heard(row[0][0][0].event.channel)
+                    self.on_receipts(row[0][0][0].event.channel)
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)

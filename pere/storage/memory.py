@@ -105,8 +105,8 @@ class MemoryStore(WorkingSet):
         ((stands, outcome),) = ledger.enter_many(((entry, member, slot, state, status, at),), now)
         if outcome == FIRST or outcome == LATE_FIRST:
             self._recent.add(entry.event, device, entry.states[slot] & STATE_AND_LATE, status, now if at is None else at)
-            for heard in self.on_receipts:
-                heard(entry.event.channel)
+            if self.on_receipts is not None:
+                self.on_receipts(entry.event.channel)
         then(stands, outcome)
 
     def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
@@ -119,8 +119,8 @@ class MemoryStore(WorkingSet):
                 # Only what closes an event can be late, so this is so of all that follows too.
                 is_late = entry.states[entry.slot(device)] & LATE
                 self._recent.add(entry.event, device, answer[0] | is_late, status, now if moment is None else moment)
-                for heard in self.on_receipts:
-                    heard(entry.event.channel)
+                if self.on_receipts is not None:
+                    self.on_receipts(entry.event.channel)
         then(self._told(device, receipts, answers))
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
@@ -137,8 +137,8 @@ class MemoryStore(WorkingSet):
 
     def _note_end(self, event: Event, device: str | None, end: int) -> None:
         self._recent.add(event, device, end, None, self.clock())
-        for heard in self.on_receipts:
-            heard(event.channel)
+        if self.on_receipts is not None:
+            self.on_receipts(event.channel)
 
     def _end(self, entry: Entry, slot: int, end: int) -> None:
         if self.ledger.is_open(entry, slot):

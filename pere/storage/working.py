@@ -46,7 +46,7 @@ class WorkingSet(Store):
         self.deliver = lambda event: None
         self.withdraw = lambda event: None
         self.on_commit = lambda seconds, size: None
-        self.on_receipts = ()
+        self.on_receipts = None
         self.decided = []
         self.bytes = 0
         self.events = 0  # accepted since the start

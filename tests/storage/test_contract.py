@@ -998,9 +998,9 @@ async def test_whoever_follows_is_told_when_there_is_more_and_nothing_before(ope
         desk.store.register(channel, "d1")
     ids = [await desk.push("c"), await desk.push("other")]
     before = desk.store.newest_record
-    assert desk.store.on_receipts == ()
+    assert desk.store.on_receipts is None
     told: list[tuple[str, bool]] = []
-    desk.store.on_receipts = (lambda channel: told.append((channel, desk.store.newest_record > before)),)
+    desk.store.on_receipts = lambda channel: told.append((channel, desk.store.newest_record > before))
     await desk.receipt("d1", ids[0])
     await desk.store.settle()
     assert set(told) == {("c", True)}
