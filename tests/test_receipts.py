@@ -138,11 +138,12 @@ async def test_what_the_server_ended_is_told_and_what_came_late(serve, listen, p
     if level == "delivered":
         await answer(id, "d", state="delivered")
     await answer(id, "d", state="processed")
-    receipts = [orjson.loads(data) for data in await feed.events(4)]
+    live = await feed.events(4)
+    receipts = [orjson.loads(data) for data in live]
     (ended,) = [receipt for receipt in receipts if receipt["device"] is None]
     assert (ended["state"], ended["status"], ended["latency"]) == ("expired", None, None)
     assert [(receipt["device"], receipt["late"]) for receipt in receipts if receipt is not ended] == list(zip("fdd", late, strict=True))
-    assert [await (await follow(from_="all")).events(4)] == [[orjson.dumps(receipt).decode() for receipt in receipts]]
+    assert await (await follow(from_="all")).events(4) == live
 
 
 async def test_a_recall_and_a_device_that_is_removed_are_told(serve, listen, push, answer, ask, follow):
