@@ -72,7 +72,7 @@ def texts() -> Iterator[tuple[str, str]]:
     """Every text that belongs to the house, by its path; what tools make beside it does not."""
     for folder, folders, names in os.walk(HOUSE):
         folders[:] = [name for name in folders if name not in MADE and not name.endswith(".egg-info")]
-        for path in (Path(folder, name) for name in names):
+        for path in (Path(folder, name) for name in names if name not in MADE):  # `.git` is a file in a worktree
             with suppress(UnicodeDecodeError):  # a picture
                 yield path.relative_to(HOUSE).as_posix(), path.read_text("utf-8")
 
