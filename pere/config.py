@@ -16,6 +16,8 @@ from pere.errors import ConfigError
 KIB, MIB = 1024, 1024 * 1024
 DAY = 86_400
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
             choices: tuple[str, ...] = (), hidden: tuple[str, ...] = ()) -> Any:
@@ -37,6 +39,9 @@ class Config:
     retention_age: int = setting(30 * DAY, "how long events and receipts are kept in the file", low=60)
     retention_events: int = setting(10_000_000, "events kept in the file over all channels; older ones make way", low=1)
     retention_bytes: int = setting(16 * 1024 * MIB, "bytes in use in the file; beyond, the oldest events make way", low=MIB)
+
+    # listening
+    trusted_proxies: str = setting("", "networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as `10.0.0.0/8`; `unix` is whoever comes by the Unix socket")
 
     # feeds
     heartbeat: float = setting(20.0, "a comment line after so much silence on a feed; proxies cut connections that are quiet for 30 to 60 s", low=0.1, high=3600)
@@ -112,6 +117,15 @@ class Config:
                 "administer. Keep to 127.0.0.1 behind a proxy that authenticates, or accept it with --insecure")
 
     @property
+    def proxies(self) -> tuple[tuple[Network, ...], bool]:
+        """Whose word on a client is believed: these networks, and whether who comes by a Unix socket. Raises ConfigError for what is neither."""
+        named = words(self.trusted_proxies)
+        try:
+            return networks(",".join(sorted(named - {"unix"}))), "unix" in named
+        except ConfigError as error:
+            raise ConfigError(f"--trusted-proxies: {error}") from None
+
+    @property
     def origins(self) -> frozenset[str]:
         return words(self.cors_origins)
 
@@ -128,6 +142,14 @@ def variable(name: str) -> str:
 
 def words(text: str) -> frozenset[str]:
     return frozenset(word for word in (part.strip() for part in text.split(",")) if word)
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """The networks of a setting such as `10.0.0.0/8,127.0.0.0/8`. Raises ConfigError, which does not know the flag's name."""
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"networks are like 10.0.0.0/8,fd00::/8, not {text!r}: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ from tornado.web import Application
 
 from pere.config import Config
 from pere.errors import Refusal
+from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
 
@@ -57,6 +58,7 @@ class Door:
         self.small = min(config.max_line_bytes, config.max_header_bytes)  # what is not longer than this breaks neither limit
         self.cors = cors
         self.wheel = wheel
+        self.proxies = Proxies(*config.proxies)
         self.connections: set[Any] = set()
         self.draining = False
         self.shapes = Shapes()
@@ -144,6 +146,16 @@ class Ask:
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
         more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
         self.connection.answer(self, refusal.status, refusal.body(), more)
+
+    @property
+    def peer(self) -> str:
+        """The client's address, as far as somebody who is believed has said it; `unix:` of a Unix socket of which nobody says more."""
+        return self.connection.peer(self)
+
+    @property
+    def scheme(self) -> str:
+        """`https` or `http`, as the client speaks it."""
+        return self.connection.scheme(self)
 
     def on_gone(self, then: Callable[[], None]) -> None:
         """Call `then` if the client goes away before it is answered; it may have gone already."""

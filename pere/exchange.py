@@ -33,11 +33,10 @@ class Exchange(HTTPConnection):
         self._chunking = False
         self._has_body = True
         self._left: int | None = None  # of the Content-Length that was announced
-        peer = self._transport.get_extra_info("peername")
         # HTTPServerRequest reads both from here.
         self.context = self
-        self.remote_ip = peer[0] if isinstance(peer, tuple) else ""
-        self.protocol = "https" if self._transport.get_extra_info("sslcontext") else "http"
+        self.remote_ip = ask.peer
+        self.protocol = ask.scheme
 
     def start(self) -> None:
         ask = self.ask

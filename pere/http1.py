@@ -21,6 +21,7 @@ from pere.config import Config
 from pere.door import Ask, Door, Route, internal
 from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported
 from pere.exchange import Exchange
+from pere.peers import of_socket
 from pere.shape import HEAD_END, Again, Shape
 
 log = logging.getLogger("pere.http")
@@ -46,7 +47,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = ("_again", "_ask", "_body", "_busy", "_closing", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
                  "_lessons", "_model", "_parser", "_partial", "_pending", "_received", "_route", "_shape", "_since", "_stuck", "_took_at",
-                 "_unsent", "_url", "_waiters", "_wire", "fd", "transport")
+                 "_unsent", "_url", "_waiters", "_wire", "address", "fd", "transport")
 
     def __init__(self, door: Door):
         self._door = door
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.address = of_socket(transport.get_extra_info("peername"))
         self._door.connections.add(self)
         if self._door.draining:
             transport.close()
@@ -428,6 +430,13 @@ class Connection(asyncio.Protocol):
             more += b"Content-Length: %d\r\n" % length
         self.transport.write(b"%b%b\r\n%b" % (door.head(status), more, body))
         self.answered(ask)
+
+    def peer(self, ask: Ask) -> str:
+        return self._door.proxies.peer(self.address, ask.fields)
+
+    def scheme(self, ask: Ask) -> str:
+        own = "https" if self.transport.get_extra_info("sslcontext") is not None else "http"
+        return self._door.proxies.scheme(self.address, ask.fields, own)
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""

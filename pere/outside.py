@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 from tornado.netutil import Resolver
 
-from pere.errors import BadRequest, ConfigError
+from pere.config import Network
+from pere.errors import BadRequest
 from pere.names import shown
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # What browsers and proxies manage; longer ones are somebody's payload.
 MAX_URL = 2048
@@ -110,14 +110,6 @@ class Target(NamedTuple):
 
 
 _PORTS = {"http": 80, "https": 443}
-
-
-def networks(text: str) -> tuple[Network, ...]:
-    """The networks of a setting such as `10.0.0.0/8,127.0.0.0/8`. Raises ConfigError, which does not know the flag's name."""
-    try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"networks are like 10.0.0.0/8,fd00::/8, not {shown(text)}: {error}") from None
 
 
 @dataclass(frozen=True)

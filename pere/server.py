@@ -17,7 +17,7 @@ import uvloop
 from tornado.web import Application, RequestHandler
 
 import pere
-from pere.config import KIB, Config, words
+from pere.config import KIB, Config, networks, words
 from pere.door import Door, Route
 from pere.errors import ConfigError
 from pere.followers import Followers
@@ -33,7 +33,7 @@ from pere.http1 import Connection
 from pere.hub import Hub
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
-from pere.outside import Outside, networks
+from pere.outside import Outside
 from pere.reporter import Reporter
 from pere.sender import Sender
 from pere.storage import Store

@@ -72,7 +72,7 @@ class Echo(Handler):
         fields = sorted([name.lower(), value] for name, value in request.headers.get_all())
         self.set_header("X-Seen", "yes")
         self.answer({"method": request.method, "path": request.path, "query": request.query, "uri": request.uri, "version": request.version,
-                     "fields": fields, "body": request.body.decode("latin-1"), "host": request.host, "ip": request.remote_ip,
+                     "fields": fields, "body": request.body.decode("latin-1"), "host": request.host, "ip": request.remote_ip, "scheme": request.protocol,
                      "form": {name: [value.decode("latin-1") for value in values] for name, values in request.arguments.items()}})
 
     head = post = put = patch = delete = get
@@ -186,7 +186,7 @@ def seen(ask: Ask) -> bytes:
         "method": ask.method.decode(), "path": ask.path.decode("latin-1"), "query": ask.query.decode("latin-1"), "version": ask.version,
         "keep_alive": ask.keep_alive, "fields": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in ask.fields],
         "headers": {name.decode("latin-1"): value.decode("latin-1") for name, value in ask.headers.items()},
-        "body": ask.body.decode("latin-1")})
+        "body": ask.body.decode("latin-1"), "ip": ask.peer, "scheme": ask.scheme})
 
 
 VARYING = (b"device", b"last-event-id")

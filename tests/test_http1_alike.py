@@ -103,7 +103,8 @@ def plainly(said: bytes) -> dict[str, Any]:
             size, _, rest = rest.partition(b"\r\n")
             body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
     return {"method": method, "path": path, "query": query, "version": version.removeprefix("HTTP/"), "fields": fields, "headers": headers,
-            "keep_alive": headers.get("connection", "close" if version == "HTTP/1.0" else "") in ("", "keep-alive"), "body": body.decode("latin-1")}
+            "keep_alive": headers.get("connection", "close" if version == "HTTP/1.0" else "") in ("", "keep-alive"), "body": body.decode("latin-1"),
+            "ip": "127.0.0.1", "scheme": "http"}
 
 
 @for_all(80, method=st.sampled_from(["POST", "PUT"]), path=PATH, query=QUERY, fields=FIELDS, body=BODY, in_chunks=st.booleans(),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
+from pere.config import networks
 from pere.errors import BadRequest, ConfigError
-from pere.outside import INSIDE, MAX_URL, NotPublic, Outside, OutsideResolver, networks, system_lookup
+from pere.outside import INSIDE, MAX_URL, NotPublic, Outside, OutsideResolver, system_lookup
 
 PUBLIC = Outside()
 OPEN = Outside(networks("127.0.0.0/8,10.0.0.0/8,::1/128"), http=True)

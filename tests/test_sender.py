@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pere.outside import Outside, OutsideResolver, networks
+from pere.config import networks
+from pere.outside import Outside, OutsideResolver
 from pere.sender import FAILURES, LONGEST_WISH, Outcome, Sender, retry_after
 
 LOOPBACK = Outside(networks("127.0.0.0/8,::1/128"), http=True)
