@@ -66,11 +66,13 @@ class Door:
         # wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
         self.outbox: list[tuple[Any, bytes]] = []
         self.loop = asyncio.get_running_loop()
+        self.hosts: set[bytes] = set()  # what stood in Host of late, and may
         self._heads: dict[int, bytes] = {}
         self.ready: dict[bytes, bytes] = {}
 
     def due(self, now: float) -> float:
         """Once a second, on the wheel: a fresh Date, and an end for those who are too slow."""
+        self.hosts.clear()
         self._heads.clear()
         self.ready.clear()
         self.shapes.rest()

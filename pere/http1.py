@@ -10,6 +10,7 @@ This file knows no channel, no device and no event. What is refused here is refu
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -28,14 +29,18 @@ log = logging.getLogger("pere.http")
 
 LINGER = 2.0  # seconds in which a client that was refused may go on sending before the connection is cut under it
 
+HASH = ord("#")  # as a number, for which bytes are searched ten times faster
+MAX_HOSTS = 64  # that are remembered as good
 MAX_LESSONS = 4  # shapes that are learned from one connection
 AGAIN = object()  # stands for a request that was recognised and is being answered
 LAST_AGAIN = object()  # and for one that is the last on its connection, because the server ends
 
 # Headers that decide something. Twice, two readers could each believe another one, so twice is refused.
 SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"authorization", b"device",
-                    b"last-event-id", b"last_event_id", b"idempotency-key", b"origin"))
+                    b"last-event-id", b"last_event_id", b"idempotency-key", b"origin", b"content-encoding"))
 
+# RFC 3986, 3.2: a host and perhaps a port. It may hold a comma there, but here that would be two of them.
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
 
 # Headers that few requests have: those that change how the rest is read, and those that change the answer too.
 UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"content-encoding"))
@@ -117,7 +122,7 @@ class Connection(asyncio.Protocol):
             if not self._closing:
                 self._fail(error)
         if self._in_head:
-            self._measure()
+            self._measure(data)
         elif self._model is not None:
             self._learn(data)
         elif self._in_body:
@@ -172,15 +177,18 @@ class Connection(asyncio.Protocol):
             self._busy = ask = Ask(self, b"", b"", b"", "1.1", self._busy is AGAIN, {}, [], self._route)
             ask.refuse(refusal)
 
-    def _measure(self) -> None:
+    def _measure(self, data: bytes) -> None:
         """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""
+        config = self._door.config
         if not self._partial:
+            # It may have begun anywhere in this piece: what was read of it counts, and the line that is not at its end.
             self._partial = 1
+            if self._received > self._door.small:
+                self._partial += len(self._url) + _length(self._fields) + len(data) - data.rfind(b"\n") - 1
             self._since = self._door.wheel.now
             self._model = None
-            return
-        self._partial += self._received
-        config = self._door.config
+        else:
+            self._partial += self._received
         if self._partial > config.max_line_bytes + config.max_header_bytes:
             self._turn_away(_long_line(config) if len(self._url) > config.max_line_bytes else _long_head(config))
 
@@ -302,12 +310,13 @@ class Connection(asyncio.Protocol):
             self._check_length(fields)
         if len(headers) != len(fields):
             _check_repeated(fields)
-        if b"host" not in headers and version == "1.1":
-            raise BadRequest("no_host", "an HTTP/1.1 request names its Host (RFC 9112, 3.2)")
+        host = headers.get(b"host")
+        if host not in door.hosts:
+            self._check_host(host, version)
         length = headers.get(b"content-length")
         if length is not None and int(length) > route.max_body:
             raise _large_body(route)
-        if version != "1.1" or not UNUSUAL.isdisjoint(headers) or path[:1] != b"/":
+        if version != "1.1" or not UNUSUAL.isdisjoint(headers) or path[:1] != b"/" or HASH in self._url:
             self._check_unusual(ask)
         self._in_body = True
         self._since = door.wheel.now
@@ -317,9 +326,18 @@ class Connection(asyncio.Protocol):
         self._partial = 0
         if len(self._url) > config.max_line_bytes:
             raise _long_line(config)
-        # The name and the value, and the colon, the space and the line end that belong to them.
-        if sum(len(name) + len(value) + 4 for name, value in fields) > config.max_header_bytes:
+        if _length(fields) > config.max_header_bytes:
             raise _long_head(config)
+
+    def _check_host(self, host: bytes | None, version: str) -> None:
+        """RFC 9112, 3.2: a server must refuse a request without a Host, and one whose Host is none. What passed is remembered for a second."""
+        if host is None:
+            if version == "1.1":
+                raise BadRequest("no_host", "an HTTP/1.1 request names its Host (RFC 9112, 3.2)")
+        elif not HOST.fullmatch(host):
+            raise BadRequest("bad_host", "a Host is a name or an address, and perhaps a port (RFC 9110, 7.2)")
+        elif len(self._door.hosts) < MAX_HOSTS:
+            self._door.hosts.add(host)
 
     def _check_unusual(self, ask: Ask) -> None:
         """What few requests have, so that the others need not be asked for it one by one."""
@@ -346,12 +364,21 @@ class Connection(asyncio.Protocol):
             if coding is not None or int(headers.get(b"content-length", b"0")):
                 raise Unsupported("upgrade", "a request with a body cannot ask for another protocol")
             ask.keep_alive = False
+        if HASH in self._url:
+            # RFC 9112, 3.2: no form of a target has a fragment, and one who cuts it off before us would have asked for something else.
+            raise BadRequest("bad_target", "the target of a request has no #fragment")
         if not ask.path.startswith(b"/") and ask.path != b"*":
-            # RFC 9112, 3.2.2: a server must accept the absolute form.
+            # RFC 9112, 3.2.2: a server must accept the absolute form, and the host in it instead of the one in Host.
             scheme, _, rest = ask.path.partition(b"://")
-            if scheme.lower() not in (b"http", b"https") or not rest:
+            host, _, path = rest.partition(b"/")
+            if scheme.lower() not in (b"http", b"https") or not host:
                 raise BadRequest("bad_target", "the request is for a path of this server, such as /feed/news")
-            ask.path = b"/" + rest.partition(b"/")[2]
+            if not HOST.fullmatch(host):
+                # RFC 9110, 4.2.4: somebody's name before the host is an error.
+                raise BadRequest("bad_target", "the target names a host, and perhaps a port, and nothing else before its path")
+            ask.path = b"/" + path
+            ask.headers[b"host"] = host
+            ask.fields = [(name, host if name == b"host" else value) for name, value in ask.fields]
             slash = ask.path.find(b"/", 1)
             ask.route = self._door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self._door.other)
 
@@ -520,6 +547,11 @@ def _go_ahead(ask: Ask) -> None:
 
 
 CONTINUE = Route("continue", 0, _go_ahead)
+
+
+def _length(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """The names and the values, and the colon, the space and the line end that belong to them."""
+    return sum(len(name) + len(value) + 4 for name, value in fields)
 
 
 def _check_repeated(fields: Iterable[tuple[bytes, bytes]]) -> None:

@@ -3,6 +3,8 @@
 import pytest
 from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, opened, request, turns  # noqa: F401
 
+from pere import http1
+
 # One after the other
 
 
@@ -224,6 +226,35 @@ async def test_the_absolute_form_is_taken_as_the_path_in_it():
             assert (said["path"], said["query"]) == ("/hot/a", "b=c")
         assert (await house.ask(request("GET http://pere.test/echo?b=c"))).json["uri"] == "/echo?b=c"
         assert (await house.ask(request("GET http://pere.test"))).error == (404, "not_found")
+        assert (await house.ask(request("GET http://pere.test?a=b"))).error == (404, "not_found")
+
+
+async def test_the_host_in_the_target_is_believed_before_the_other():
+    async with opened() as house:
+        assert (await house.ask(request("GET http://other.test:80/echo"))).json["host"] == "other.test:80"
+        said = (await house.ask(request("POST http://other.test/hot"))).json
+        assert (said["headers"]["host"], said["fields"][0]) == ("other.test", ["host", "other.test"])
+
+
+@pytest.mark.parametrize("host", ["", "a", "a.example:4567", "A-b_c~d:", ":80", "10.0.0.1:80", "[::1]:4567", "[::ffff:10.0.0.1]", "xn--mgba3a4f16a", "a%20b", "a!$&'()*+;=b"])
+async def test_a_host_may_be_a_name_or_an_address_and_a_port(host):
+    async with opened() as house:
+        for line in ("GET /echo", "POST /hot"):
+            assert (await house.ask(request(line).replace(b"pere.test", host.encode()))).status == 200
+
+
+async def test_only_so_many_hosts_are_remembered():
+    async with opened() as house:
+        for number in range(http1.MAX_HOSTS + 10):
+            assert (await house.ask(request("POST /hot").replace(b"pere", b"p%d" % number))).status == 200
+        assert len(house.door.hosts) <= http1.MAX_HOSTS
+
+
+async def test_a_chunk_may_have_extensions():
+    async with opened() as house:
+        for extension in (b";a", b";a=b", b';a="b;c\\"";d'):
+            said = request("PUT /hot/a", b"", "Transfer-Encoding: chunked") + b"4" + extension + b"\r\nbody\r\n0\r\n\r\n"
+            assert (await house.ask(said)).json["body"] == "body"
 
 
 async def test_who_asks_for_another_protocol_gets_an_answer_in_this_one():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pere.shape import Shapes
+from pere.shape import MAX_HEAD, Shapes
 
 VARYING = (b"device", b"last-event-id")
 REQUEST = (b"POST /feedback/orders HTTP/1.1\r\n"
@@ -151,6 +151,14 @@ def test_what_another_request_means_is_what_the_parser_reads_in_it(known, other)
 ], ids=["no device", "no event", "no length", "two devices", "two lengths", "chunked", "no end of the head"])
 def test_a_request_without_each_value_exactly_once_has_no_shape(request_):
     assert Shapes().learn(request_, VARYING) is None
+
+
+def test_a_head_that_takes_long_to_learn_is_not_learned():
+    def padded(size: int) -> bytes:
+        return REQUEST.replace(b"Host", b"X: " + b"~" * (size - len(REQUEST.partition(b"\r\n\r\n")[0]) - 5) + b"\r\nHost")
+
+    assert Shapes().learn(padded(MAX_HEAD), VARYING).read(padded(MAX_HEAD))
+    assert Shapes().learn(padded(MAX_HEAD + 1), VARYING) is None
 
 
 @pytest.mark.parametrize("value, is_read", [(b"d" * 200, True), (b"d" * 201, False), (b"", False), (b"a b", False),
