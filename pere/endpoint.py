@@ -133,7 +133,7 @@ def asked(fields: Any, check_url: Callable[[str], object], more: frozenset[str] 
         for channel in said["channels"]:
             pattern(channel)
     if "content_type" in said and said["content_type"] not in CONTENT_TYPES:
-        raise BadRequest("bad_content_type", f"content_type is {' or '.join(CONTENT_TYPES)}, not {shown(str(said['content_type']))}")
+        raise BadRequest("bad_content_type", f"content_type is {' or '.join(CONTENT_TYPES)}, not {shown(said['content_type'])}")
     return said
 
 

@@ -70,6 +70,10 @@ def _part(glob: str) -> str:
     return first + "".join(f"(?>[^.]*?{piece})" for piece in middle) + "[^.]*" + last
 
 
-def shown(text: str, most: int = 80) -> str:
-    """A stranger's text, made safe and short enough to stand in an error."""
+def shown(said: object, most: int = 80) -> str:
+    """What a stranger said, made safe and short enough to stand in an error. A list or an object may be of any size and depth, so it is
+    only called one."""
+    if isinstance(said, (list, dict)):
+        return "a list" if isinstance(said, list) else "an object"
+    text = str(said)
     return repr(text if len(text) <= most else text[:most] + "...")

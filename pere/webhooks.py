@@ -156,7 +156,7 @@ class Webhooks:
         said = asked(fields, self._outside.target, frozenset(("state",)))
         state = said.pop("state", None)
         if state not in (None, ACTIVE, PAUSED):
-            raise BadRequest("bad_webhook_state", f"a webhook is set to {ACTIVE} or {PAUSED}, not {shown(str(state))}")
+            raise BadRequest("bad_webhook_state", f"a webhook is set to {ACTIVE} or {PAUSED}, not {shown(state)}")
         async with self._lock:
             changed = Endpoint.of(self.find(id).document())
             changed.is_verified = changed.is_verified and said.get("url", changed.url) == changed.url

@@ -346,6 +346,29 @@ async def test_a_bad_item_does_not_spoil_the_others(start, ask, item, error):
     assert server.store.events == 2
 
 
+@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "123456789012345678901234567890", "9007199254740993", "18446744073709551615",
+                                    "123456789012345678901.50", "1.50E+30", '"1e+5"', '{"a":[0.1,{"b":98765432109876543210}]}'])
+async def test_a_number_in_a_batch_is_passed_on_as_it_was_written(ask, listen, number):
+    feed = await listen("c")
+    items = [b'{"channel": "c", "data": %b, "ttl": 60}' % said for said in (b"1.10", number.encode(), b"[2, 12345678901234567890123]")]
+    for body, kind in ((b"[%b]" % b",".join(items), "application/json"), (b"\n".join(items), "application/x-ndjson")):
+        answer = await ask("POST", "/push", body, Content_Type=kind)
+        assert all("id" in told for told in answer.json["results"]), answer
+        assert await feed.events(3) == ["1.1", number, "[2,12345678901234567890123]"]
+
+
+async def test_an_item_that_is_nested_too_deep_does_not_spoil_the_others(start, ask):
+    server = await start()
+    for depth in (255, 1000):
+        items = [b'{"channel":"c","data":%b}' % data for data in (b"1", b"[" * depth + b"]" * depth, b"[" * 254 + b"]" * 254)]
+        first, deep, last = (await ask("POST", "/push", b"\n".join(items))).json["results"]
+        assert ("id" in first, deep["error"], deep["status"], "id" in last) == (True, "deep_json", 400, True)
+    # To read numbers as they were written, less deep must do: all of the array is read once more.
+    body = b'[{"channel":"c","data":%b},{"channel":"c","data":18446744073709551616}]' % (b"[" * 1000 + b"]" * 1000)
+    assert [told["error"] for told in (await ask("POST", "/push", body)).json["results"]] == ["deep_json"] * 2
+    assert server.store.events == 4
+
+
 async def test_a_line_that_is_no_json_spoils_only_itself(ask):
     first, bad, last = (await ask("POST", "/push", lines(ITEM, b'{"channel": "c"', ITEM), Content_Type="application/x-ndjson")).json["results"]
     assert ("id" in first, bad["error"], bad["status"], "id" in last) == (True, "bad_json", 400, True)

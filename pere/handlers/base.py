@@ -93,6 +93,15 @@ def loads(body: bytes, what: str) -> Any:
         raise BadRequest("bad_json", f"{what} is not JSON: {error}") from None
 
 
+def dumps(value: Any, what: str) -> bytes:
+    """What somebody said in JSON, as JSON again."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # 1,024 levels can be read, and 254 written.
+        raise BadRequest("deep_json", f"{what} is nested more than 254 deep") from None
+
+
 def media_type(ask: Ask) -> str:
     """The Content-Type without its parameters, in lower case; empty if there is none."""
     return ask.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()

@@ -13,7 +13,7 @@ from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
 from pere.event import format_id, parse_id, parse_time
-from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, event_id, loads, media_type
+from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, dumps, event_id, loads, media_type
 from pere.ledger import Receipt
 from pere.names import channel_name, device_name, shown
 from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, RETRY, WORDS, WORKING, state_code
@@ -196,7 +196,7 @@ class Feedback:
 
     def _status(self, status: Any) -> bytes:
         """The device's own word, as JSON."""
-        word = orjson.dumps(status)
+        word = dumps(status, "a status")
         if len(word) > self._config.max_status_bytes:
             raise BadRequest("large_status", f"a status has at most {self._config.max_status_bytes} bytes as JSON, not {len(word)}")
         return word
@@ -310,11 +310,11 @@ class Feedback:
                 raise BadRequest("unknown_field", f'"{name}" is said of one event; beside "up_to" there is "channel", and "state" and "device" if need be')
         state, channel, last = fields.get("state", "delivered"), fields.get("channel"), fields["up_to"]
         if not isinstance(state, str) or state_code(state) != DELIVERED:
-            raise BadRequest("bad_up_to", f"up_to can only say delivered, not {shown(str(state))}")
+            raise BadRequest("bad_up_to", f"up_to can only say delivered, not {shown(state)}")
         if not isinstance(channel, str):
             raise BadRequest("no_channel", 'up_to is of one channel: "channel" says which')
         if not isinstance(last, str):
-            raise BadRequest("bad_event_id", f"up_to is an event id, not {shown(str(last))}")
+            raise BadRequest("bad_event_id", f"up_to is an event id, not {shown(last)}")
         channel, id = channel_name(channel), parse_id(last)
         if id > self._store.newest:
             raise BadRequest("future_event_id", f"there is no event yet that is as new as {last}")
@@ -330,7 +330,7 @@ def _time(text: Any) -> float:
     """When a device did it. Raises BadRequest where that is no time."""
     seconds = parse_time(text) if isinstance(text, str) else None
     if seconds is None:
-        raise BadRequest("bad_at", f'"at" is a time such as 2014-12-01T14:28:30.993Z, not {shown(str(text))}')
+        raise BadRequest("bad_at", f'"at" is a time such as 2014-12-01T14:28:30.993Z, not {shown(text)}')
     return seconds
 
 
@@ -344,7 +344,7 @@ def _not_ahead(at: float | None, now: float) -> float | None:
 def _delay(said: Any) -> float:
     """How long to wait before it is sent again. Raises BadRequest where that is no such time."""
     if said.__class__ not in (int, float) or not 0 <= said <= MAX_DELAY:
-        raise BadRequest("bad_delay", f'"delay" is a number of seconds from 0 to {MAX_DELAY:g}, not {shown(str(said))}')
+        raise BadRequest("bad_delay", f'"delay" is a number of seconds from 0 to {MAX_DELAY:g}, not {shown(said)}')
     return float(said)
 
 

@@ -1,7 +1,9 @@
 """`POST /push/{channel}` and `POST /push`: a publisher pushes an event, or many."""
 
 import asyncio
+import json
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +13,7 @@ from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
 from pere.event import LEVELS, Draft, format_id
-from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, loads, media_type, number, text
+from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, dumps, loads, media_type, number, text
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
@@ -73,7 +75,8 @@ class Push:
         ask.answer(201, orjson.dumps(told), b"Preference-Applied: wait=%d\r\n" % seconds)
 
     def many(self, ask: Ask) -> None:
-        items = _items(ask)
+        batch = Batch(ask)
+        items = batch.items
         if len(items) > self._config.max_batch:
             raise TooLarge("large_batch", f"a batch has at most {self._config.max_batch} events, not {len(items)}")
         publisher = device_of(ask, NO_QUERY)
@@ -94,12 +97,12 @@ class Push:
             ask.answer(200, b'{"results":[]}')
         for place, item in enumerate(items):
             try:
-                draft = self._draft_of(item, publisher)
+                draft = self._draft_of(item, publisher, partial(batch.data, place))
                 self._store.append(draft, keep(place, draft.channel))
             except Refusal as refusal:
                 keep(place, "")(refusal)
 
-    def _draft_of(self, item: Any, publisher: str) -> Draft:
+    def _draft_of(self, item: Any, publisher: str, read_data: Callable[[], bytes]) -> Draft:
         if isinstance(item, BadRequest):
             raise item
         if not isinstance(item, dict) or not isinstance(item.get("channel"), str) or "data" not in item:
@@ -113,9 +116,10 @@ class Push:
         # An empty list is most likely a mistake of the program that made it; it must not mean everybody.
         if to is not None and not (isinstance(to, list) and to and all(isinstance(name, str) for name in to)):
             raise BadRequest("bad_to", '"to" is a device or a list of at least one')
-        data = orjson.dumps(item["data"])
+        data = read_data()
         self._check_size(data)
-        word = {name: str(value) for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
+        word = {name: shown(value) if isinstance(value, (list, dict)) else str(value)
+                for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
         return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to or [], word.get("ttl"),
                            word.get("receipt"), word.get("need"), "", word.get("callback"))
 
@@ -181,16 +185,41 @@ def _key(ask: Ask) -> str:
     return raw.decode()
 
 
-def _items(ask: Ask) -> list[Any]:
-    """The items of a batch: a JSON array, or NDJSON, in which a line that is no JSON spoils only itself."""
-    body = ask.body.strip()
-    kind = media_type(ask)
-    if kind not in UNSAID and kind not in ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"):
-        raise WrongType("wrong_type", f"a batch is application/json or application/x-ndjson, not {shown(kind)}")
-    if body.startswith(b"["):
-        items = loads(body, "the body")
-        return items if isinstance(items, list) else [items]
-    return [_line(line) for line in body.splitlines() if line.strip()]
+class Batch:
+    """A JSON array, or NDJSON, in which a line that is no JSON spoils only itself: there, the item is the refusal."""
+
+    def __init__(self, ask: Ask):
+        body = ask.body.strip()
+        kind = media_type(ask)
+        if kind not in UNSAID and kind not in ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"):
+            raise WrongType("wrong_type", f"a batch is application/json or application/x-ndjson, not {shown(kind)}")
+        self._body = body
+        self._lines = None if body.startswith(b"[") else [line for line in body.splitlines() if line.strip()]
+        self._exact: list[Any] | None = None
+        self.items: list[Any] = loads(body, "the body") if self._lines is None else [_line(line) for line in self._lines]
+
+    def data(self, place: int) -> bytes:
+        """The payload of an item, with each number as it was written."""
+        data = dumps(self.items[place]["data"], "an item")
+        # An integer of more than 64 bits was read as a float, and so large a float is written with an exponent.
+        if data.find(b"e+") >= 0:
+            data = dumps(self._exactly(place)["data"], "an item")
+        return data
+
+    def _exactly(self, place: int) -> Any:
+        """An item, in which each number is its own text. It takes four times as long to read."""
+        try:
+            if self._lines is not None:
+                return _with_numbers_as_written(self._lines[place])
+            if self._exact is None:
+                self._exact = _with_numbers_as_written(self._body)
+            return self._exact[place]
+        except RecursionError:
+            raise BadRequest("deep_json", "what is nested so deep cannot be read number for number") from None
+
+
+def _with_numbers_as_written(body: bytes) -> Any:
+    return json.loads(body, parse_int=orjson.Fragment, parse_float=orjson.Fragment)
 
 
 def _line(line: bytes) -> Any:

@@ -112,5 +112,5 @@ def moment(value: Any, name: str, default: float) -> float:
         return default
     found = parse_time(value) if isinstance(value, str) else None
     if found is None:
-        raise BadRequest(f"bad_{name}", f"{name} is a time such as 2026-11-25T14:00:00Z, not {shown(str(value))}")
+        raise BadRequest(f"bad_{name}", f"{name} is a time such as 2026-11-25T14:00:00Z, not {shown(value)}")
     return found
