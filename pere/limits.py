@@ -1,0 +1,130 @@
+"""How much one client may ask for: how often, and what share of that of which there is only so much.
+
+*How often* is a token bucket. It is kept as the GCRA keeps it (ITU-T I.371, annex A: the generic cell rate algorithm in its form of
+virtual scheduling): one number, the moment at which the bucket is full again. What is taken moves that moment on; what
+would move it further than the whole bucket takes to fill is refused, and it is known when there will be room.
+
+*What share* is a dynamic threshold (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998): nobody
+may hold more than what is left for all others. One who takes all he can gets half, and two of them a third each, so there is
+always room for who comes next; but a fleet behind one address may have as much as it needs as long as nobody else does.
+
+This file knows no socket and no clock. It is handed the time, which may stand still or jump.
+"""
+
+import ipaddress
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+
+from pere.errors import ConfigError
+
+# What is counted, each in a bucket of its own.
+CONNECTS, PUSHES, RECEIPTS, REQUESTS, NAMES = range(5)
+WORDS = ("connects", "pushes", "receipts", "requests", "names")
+
+MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
+LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made
+
+RATE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)/([0-9]{1,9})")
+
+
+class Rate:
+    """So many a second, and so many at once: `burst` tokens that come back one in `interval` seconds."""
+
+    __slots__ = ("burst", "interval", "window")
+
+    def __init__(self, per_second: float, burst: int):
+        self.burst = burst
+        self.interval = 1 / per_second
+        self.window = burst * self.interval  # how long an empty bucket takes to fill
+
+    @classmethod
+    def read(cls, text: str) -> "Rate | None":
+        """`100/500` is 100 a second and 500 at once, `0` is no limit. Raises ConfigError, which does not know the flag's name."""
+        if text == "0":
+            return None
+        found = RATE.fullmatch(text)
+        if found is None or not float(found[1]) or not int(found[2]):
+            raise ConfigError(f"a rate is so many a second and so many at once, as in 100/500, or 0 for none, not {text!r}")
+        return cls(float(found[1]), int(found[2]))
+
+    def take(self, full: float, now: float, count: int) -> tuple[float, float]:
+        """Take so many out of a bucket that is full again at `full`. Returns when it is full then, and 0; or, where it has not as many,
+        `full` as it stands, and in how many seconds it has."""
+        # It was at most empty when it was last looked at: where it seems to be more than that, the clock has stepped back.
+        full = min(max(full, now), now + self.window)
+        wait = full + count * self.interval - (now + self.window)
+        # In floats a whole bucket may seem to miss a trillionth.
+        return (full, wait) if wait > 1e-9 * self.interval * self.burst else (full + count * self.interval, 0.0)
+
+
+class Account:
+    """What one client has used: `full` is when each of its buckets is full again, `connections` and `feeds` what it holds."""
+
+    __slots__ = ("connections", "feeds", "full")
+
+    def __init__(self) -> None:
+        self.full = [0.0] * len(WORDS)
+        self.connections = 0
+        self.feeds = 0
+
+    def is_idle(self, now: float) -> bool:
+        """Whether a new account would say the same."""
+        return not self.connections and not self.feeds and max(self.full) <= now
+
+
+class Accounts:
+    """One account for each client that has used anything of late. What is idle is cleared away, and nothing else is: no stranger can make
+    us forget what somebody has used. Where there are too many all the same, those who come new share one account."""
+
+    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS):
+        self.known: OrderedDict[str, Account] = OrderedDict()
+        self.rates = tuple(rates)
+        self._most = most
+        self._crowd = Account()
+
+    def of(self, client: str, now: float) -> Account:
+        account = self.known.get(client)
+        if account is None:
+            self.clear(now, LOOKS)
+            if len(self.known) >= self._most:
+                return self._crowd
+            account = self.known[client] = Account()
+        return account
+
+    def take(self, account: Account, kind: int, now: float, count: int = 1) -> float:
+        """Take so many of a kind. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
+        rate = self.rates[kind]
+        if rate is None:
+            return 0.0
+        account.full[kind], wait = rate.take(account.full[kind], now, count)
+        return wait
+
+    def clear(self, now: float, looks: int) -> None:
+        """Look at so many accounts, those first that were not looked at for longest, and drop the idle ones."""
+        known = self.known
+        for _ in range(min(looks, len(known))):
+            client, account = known.popitem(last=False)
+            if not account.is_idle(now):
+                known[client] = account
+
+
+def has_room(own: int, all: int, most: int, most_own: int) -> bool:
+    """Whether a client that holds `own` of the `all` that are taken may have one more, where there are `most`, and `most_own` for one; 0 is
+    as many as are left for the others."""
+    return all < most and (own < most_own if most_own else own < most - all)
+
+
+@lru_cache(maxsize=4096)
+def client_of(address: str) -> str:
+    """Whom an address stands for. IPv6 is given out by /64 (RFC 6177), so whoever has one address has 2^64."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
