@@ -50,6 +50,8 @@ class Config:
     max_feeds: int = setting(100_000, "open feeds in all; the limit on open files is usually reached first", low=1)
     max_feeds_per_device: int = setting(8, "open feeds of one device; one more replaces the oldest, which is usually a connection that died unnoticed", low=1)
     max_feed_channels: int = setting(100, "channels and patterns on one feed", low=1, high=1000)
+    max_connections_per_peer: int = setting(0, "open connections of one address (of IPv6: one /64), feeds included; with 0 none may have more than are left for all others, which is half of them for one that takes all it can", low=0)
+    max_feeds_per_peer: int = setting(0, "the same for feeds", low=0)
     cors_origins: str = setting("", "origins that browsers may call from, separated by commas; `*` is any; empty is none")
 
     # events
@@ -90,6 +92,14 @@ class Config:
     body_timeout: float = setting(30.0, "time for the body to arrive, from the end of the headers", low=0.1)
     drain_seconds: float = setting(5.0, "at the end, how long requests under way may take to be answered", low=0)
 
+    # limits
+    max_connections: int = setting(0, "open connections in all, feeds included; 0 is what the limit on open files leaves", low=0)
+    limits_exempt: str = setting("127.0.0.0/8,::1/128,unix", "networks, separated by commas, that have no limits of their own; `unix` is whoever comes by the Unix socket. What is on this machine is most often a proxy: limits on it would be limits on everybody behind it")
+    peer_connects: str = setting("1000/30000", "connections accepted and feeds opened of one address (of IPv6: one /64), as RATE/BURST: so many a second and so many at once; 0 is no limit. Ten thousand devices behind one address that all come back at once take 30000: two connections each, and a feed")
+    peer_pushes: str = setting("1000/10000", "events pushed by one address, as RATE/BURST")
+    peer_receipts: str = setting("20000/100000", "receipts given by one address, as RATE/BURST; the rate is about a fifth of what one processor takes")
+    peer_requests: str = setting("500/5000", "all other requests of one address, as RATE/BURST; they cost the most each")
+
     # watching
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", "`json` writes a line as one object, for machines", choices=("text", "json"))
@@ -119,11 +129,12 @@ class Config:
     @property
     def proxies(self) -> tuple[tuple[Network, ...], bool]:
         """Whose word on a client is believed: these networks, and whether who comes by a Unix socket. Raises ConfigError for what is neither."""
-        named = words(self.trusted_proxies)
-        try:
-            return networks(",".join(sorted(named - {"unix"}))), "unix" in named
-        except ConfigError as error:
-            raise ConfigError(f"--trusted-proxies: {error}") from None
+        return _peers("trusted_proxies", self.trusted_proxies)
+
+    @property
+    def exempt(self) -> tuple[tuple[Network, ...], bool]:
+        """The same for those that have no limits of their own."""
+        return _peers("limits_exempt", self.limits_exempt)
 
     @property
     def origins(self) -> frozenset[str]:
@@ -150,6 +161,14 @@ def networks(text: str) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise ConfigError(f"networks are like 10.0.0.0/8,fd00::/8, not {text!r}: {error}") from None
+
+
+def _peers(name: str, text: str) -> tuple[tuple[Network, ...], bool]:
+    named = words(text)
+    try:
+        return networks(",".join(sorted(named - {"unix"}))), "unix" in named
+    except ConfigError as error:
+        raise ConfigError(f"{flag(name)}: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

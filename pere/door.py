@@ -16,6 +16,8 @@ from tornado.web import Application
 
 from pere.config import Config
 from pere.errors import Refusal
+from pere.gate import Gate
+from pere.limits import REQUESTS, Account
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
@@ -28,17 +30,18 @@ SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadli
 class Route:
     """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
     Tornado, if anybody does. `again` makes what answers requests that differ from one only in the headers `varying` and the
-    body (see `shape.py`). `name` is what metrics call it."""
+    body (see `shape.py`). `name` is what metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "hot", "max_body", "name", "tally", "varying")
+    __slots__ = ("again", "hot", "kind", "max_body", "name", "tally", "varying")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
-                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = ()):
+                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS):
         self.name = name
         self.max_body = max_body
         self.hot = hot
         self.again = again
         self.varying = varying
+        self.kind = kind
         self.tally: dict[int, int] = {}  # hot answers by status
 
 
@@ -50,7 +53,7 @@ class Door:
     """
 
     def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
-                 wheel: Wheel):
+                 wheel: Wheel, gate: Gate):
         self.app = app
         self.config = config
         self.routes = routes
@@ -59,6 +62,7 @@ class Door:
         self.cors = cors
         self.wheel = wheel
         self.proxies = Proxies(*config.proxies)
+        self.gate = gate
         self.connections: set[Any] = set()
         self.draining = False
         self.shapes = Shapes()
@@ -95,6 +99,11 @@ class Door:
             self.ready[body] = made
         return made
 
+    def goodbye(self, refusal: Refusal) -> bytes:
+        """The whole answer to who has not asked yet, and need not."""
+        body = refusal.body()
+        return b"%bRetry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (self.head(refusal.status), refusal.retry_after or 0, len(body), body)
+
     def flush(self) -> None:
         """Write the outbox: straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
         outbox, self.outbox = self.outbox, []
@@ -122,7 +131,7 @@ class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
     Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
 
-    __slots__ = ("body", "connection", "gone", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("account", "body", "connection", "gone", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
                  headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
@@ -136,6 +145,7 @@ class Ask:
         self.fields = fields
         self.route = route
         self.body = b""
+        self.account: Account | None = None  # what limits count it in, if they do
         self.gone: Callable[[], None] | None = None  # who is told when the client goes away before it is answered
         self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
 
@@ -158,6 +168,11 @@ class Ask:
     def scheme(self) -> str:
         """`https` or `http`, as the client speaks it."""
         return self.connection.scheme(self)
+
+    def charge(self, kind: int, count: int) -> None:
+        """It turned out to be so many more than one of a kind. Raises TooMany."""
+        if self.account is not None and count > 0:
+            self.connection.charge(self.account, kind, count)
 
     def on_gone(self, then: Callable[[], None]) -> None:
         """Call `then` if the client goes away before it is answered; it may have gone already."""

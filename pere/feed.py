@@ -15,6 +15,7 @@ import orjson
 from pere.audience import Member
 from pere.devices import Device
 from pere.event import UNCHUNKED
+from pere.limits import Account
 from pere.sse import chunk, frame
 
 # Why a feed was closed: each is counted by name.
@@ -65,7 +66,7 @@ class Owner(Protocol):
 class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
 
-    __slots__ = ("care", "device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
+    __slots__ = ("account", "care", "device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
                  "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
@@ -74,6 +75,7 @@ class Feed(asyncio.Protocol):
         self.form = form
         self.device = device
         self.patterns = patterns
+        self.account: Account | None = None  # whose feeds it counts among, if limits do count
         self.greeting = b""  # the response head and first frames, until they are written
         self.places: tuple[Place, ...] = ()
         self.care: Any = None  # for what it has under way (`redelivery.py`); such a feed is never live
@@ -87,6 +89,18 @@ class Feed(asyncio.Protocol):
         # Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport.
         transport.set_write_buffer_limits(high=0)
         transport.set_protocol(self)
+
+    def count_for(self, account: Account | None) -> None:
+        """Until it is closed, it is one of the feeds of this account."""
+        if account is not None and not self.reason:
+            self.account = account
+            account.feeds += 1
+
+    def _leave(self, reason: str) -> None:
+        self.reason = reason
+        if self.account is not None:
+            self.account.feeds -= 1
+        self.owner.left(self)
 
     def write(self, data: bytes) -> bool:
         """Write, and tell whether the socket took it all. What it did not take is not lost: it waits in the transport."""
@@ -145,8 +159,7 @@ class Feed(asyncio.Protocol):
             self.write(self.greeting + self.control(last) + end)
         if self.reason:
             return
-        self.reason = reason
-        self.owner.left(self)
+        self._leave(reason)
         if self.stuck_since:
             # It reads nothing, so it would never read the end either.
             self.transport.abort()
@@ -163,8 +176,7 @@ class Feed(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.reason:
-            self.reason = GONE
-            self.owner.left(self)
+            self._leave(GONE)
 
     def pause_writing(self) -> None:
         self.stuck_since = asyncio.get_running_loop().time()

@@ -118,7 +118,7 @@ class Followers:
     def count(self) -> int:
         return sum(map(len, self._channels.values()))
 
-    def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes) -> None:
+    def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes) -> Feed:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, self.now)
@@ -131,6 +131,7 @@ class Followers:
         hello = sse.frame(orjson.dumps({"channel": channel, "position": str(position)}), event=b"pere.hello")
         feed.write(greeting + feed.control(hello))
         follower.catch_up(feed)
+        return feed
 
     # There is more
 

@@ -22,6 +22,7 @@ from pere.config import Config
 from pere.door import Ask, Door, Route, internal
 from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported
 from pere.exchange import Exchange
+from pere.limits import Account
 from pere.peers import of_socket
 from pere.shape import HEAD_END, Again, Shape
 
@@ -51,8 +52,8 @@ class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached."""
 
     __slots__ = ("_again", "_ask", "_body", "_busy", "_closing", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
-                 "_lessons", "_model", "_parser", "_partial", "_pending", "_received", "_route", "_shape", "_since", "_stuck", "_took_at",
-                 "_unsent", "_url", "_waiters", "_wire", "address", "fd", "transport")
+                 "_lessons", "_model", "_parser", "_partial", "_payer", "_pending", "_received", "_route", "_shape", "_since", "_stuck", "_took_at",
+                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "fd", "transport")
 
     def __init__(self, door: Door):
         self._door = door
@@ -78,17 +79,28 @@ class Connection(asyncio.Protocol):
         self._shape: Shape | None = None  # what recognises the next request, if it is like the last one
         self._again: Again | None = None  # and what answers it
         self._route = door.other
+        self._payer: Account | None = None  # and whom it is charged to
         self._model: Ask | None = None
         self._known: Shape | None = None
         self._lessons = 0
+        self.account: Account | None = None  # of whoever is at the other end, if that is no proxy of ours and has limits
 
     # What the transport says
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.address = of_socket(transport.get_extra_info("peername"))
-        self._door.connections.add(self)
-        if self._door.draining:
+        door = self._door
+        self.account = account = door.gate.account(self.address, is_socket=True)
+        refusal = door.gate.enter(account, len(door.connections))
+        door.connections.add(self)
+        if refusal is not None:
+            # As cheap as can be: nothing is read, and nobody waits for the client to go.
+            self.account = None
+            self._closing = True
+            transport.write(door.goodbye(refusal))
+            transport.close()
+        elif door.draining:
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -97,7 +109,8 @@ class Connection(asyncio.Protocol):
             match = self._shape.match(data)
             if match is not None and not self._door.draining:
                 values = match.group(*self._shape.order)
-                if int(values[-2]) == len(values[-1]) <= self._route.max_body:
+                if int(values[-2]) == len(values[-1]) <= self._route.max_body and (
+                        self._payer is None or self._door.gate.admits(self._payer, self._route.kind)):
                     self._busy = AGAIN
                     try:
                         self._again(values, self._answer_again, self._refuse_again)  # type: ignore[misc]
@@ -149,7 +162,7 @@ class Connection(asyncio.Protocol):
         except Refusal:
             return
         self._shape = shape if self._again is not None else None
-        self._route = model.route
+        self._route, self._payer = model.route, model.account
         self.fd = self.transport.get_extra_info("socket").fileno()
 
     def _answer_again(self, status: int, body: bytes) -> None:
@@ -229,6 +242,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._door.connections.discard(self)
+        if self.account is not None:
+            self.account.connections -= 1
         self._closing = True
         busy, self._busy = self._busy, None
         # The parser and the connection hold each other.
@@ -305,6 +320,9 @@ class Connection(asyncio.Protocol):
         self._ask = ask = Ask(self, method, path, query, version, self._parser.should_keep_alive(), headers, fields, route)
         if self._closing:
             raise httptools.HttpParserError("the connection is closing")
+        ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
+        if account is not None:
+            door.gate.charge(account, route.kind)  # before the body, which is not read if there is no room for it
         self._in_head = False
         if self._partial or self._received > door.small:
             self._check_length(fields)
@@ -465,6 +483,9 @@ class Connection(asyncio.Protocol):
         own = "https" if self.transport.get_extra_info("sslcontext") is not None else "http"
         return self._door.proxies.scheme(self.address, ask.fields, own)
 
+    def charge(self, account: Account, kind: int, count: int) -> None:
+        self._door.gate.charge(account, kind, count)
+
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""
         return self._busy is ask
@@ -501,6 +522,9 @@ class Connection(asyncio.Protocol):
     def detach(self) -> Any:
         transport = self.transport
         self._door.connections.discard(self)
+        if self.account is not None:
+            self.account.connections -= 1  # what it becomes is counted there
+            self.account = None
         if self._stuck or self._is_full():
             transport.resume_reading()
         self._closing = True

@@ -70,7 +70,6 @@ class Hub:
         self.redelivery = Redelivery(store, wheel)
         self.replay = Replay(store, self.redelivery)
         self.on_fanout: Callable[[float], None] = lambda seconds: None
-        self.others: Callable[[], int] = lambda: 0  # how many feeds are open that are not of events
         self._store = store
         self._wheel = wheel
         self._config = config
@@ -205,14 +204,9 @@ class Hub:
 
     # A feed comes
 
-    def check_room(self) -> None:
-        if len(self.feeds) + self.others() >= self._config.max_feeds:
-            raise Unavailable("too_many_feeds", f"no more than {self._config.max_feeds} feeds are open at once", retry_after=5)
-
     def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
         """All that can still be refused: the device is registered on all channels that it wants, which are returned, or on none. Raises
-        Unavailable where no more feeds or devices are taken; a device that has its share of feeds loses its oldest one instead."""
-        self.check_room()
+        Unavailable where no more devices are taken; a device that has its share of feeds loses its oldest one instead."""
         meant: dict[str, Member | None] = dict.fromkeys(channels)
         for pattern in patterns:
             meant.update(dict.fromkeys(filter(compiled(pattern), self._store.channels())))

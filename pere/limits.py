@@ -20,8 +20,8 @@ from functools import lru_cache
 from pere.errors import ConfigError
 
 # What is counted, each in a bucket of its own.
-CONNECTS, PUSHES, RECEIPTS, REQUESTS, NAMES = range(5)
-WORDS = ("connects", "pushes", "receipts", "requests", "names")
+CONNECTS, PUSHES, RECEIPTS, REQUESTS = range(4)
+WORDS = ("connects", "pushes", "receipts", "requests")
 
 MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
 LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made

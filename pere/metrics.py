@@ -14,6 +14,7 @@ import pere
 from pere.door import Door
 from pere.endpoint import ACTIVE, DISABLED, PAUSED, PENDING
 from pere.followers import Followers
+from pere.gate import Gate
 from pere.hub import Hub
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
@@ -71,12 +72,13 @@ class Collector:
     """Reads everybody. `channels` are those that a label may name; `answered` counts what Tornado handlers answered, by route,
     method and status (the door counts the hot ones)."""
 
-    def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, webhooks: Webhooks, measures: Measures, channels: frozenset[str],
+    def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, gate: Gate, webhooks: Webhooks, measures: Measures, channels: frozenset[str],
                  answered: Counter[tuple[str, str, int]]):
         self._store = store
         self._hub = hub
         self._followers = followers
         self._door = door
+        self._gate = gate
         self._webhooks = webhooks
         self._measures = measures
         self._channels = channels
@@ -202,6 +204,10 @@ class Collector:
         for (name, method, status), count in self._answered.items():
             requests.add_metric([name, method, str(status)], count)
         yield requests
+        limited = CounterMetricFamily("pere_limited", "Refused at a limit, by what it limits and whose it is.", labels=["limit", "whose"])
+        for (limit, whose), count in self._gate.limited.items():
+            limited.add_metric([limit, whose], count)
+        yield limited
         yield InfoMetricFamily("pere_build", "What is running.", {"version": pere.__version__})
 
 

@@ -30,11 +30,11 @@ class Proxies:
         self._networks = networks
         self._unix = unix
         self._are_there = unix or bool(networks)
-        self._trusts = lru_cache(maxsize=1024)(self._is_trusted)
+        self.trusts = lru_cache(maxsize=1024)(self._is_trusted)
 
     def peer(self, address: str, fields: Fields) -> str:
         """The client behind the socket's `address`. Where a word is no address, it is the proxy that said so."""
-        if not self._are_there or not self._trusts(address):
+        if not self._are_there or not self.trusts(address):
             return address
         rest = b",".join([value for name, value in fields if name == b"x-forwarded-for"])
         for _ in range(MAX_HOPS):
@@ -43,13 +43,13 @@ class Proxies:
             if hop is None:
                 break
             address = hop
-            if not self._trusts(address):
+            if not self.trusts(address):
                 break
         return address
 
     def scheme(self, address: str, fields: Fields, own: str) -> str:
         """`https` or `http`: what the client speaks, who may speak to a proxy that speaks `own` to us."""
-        if self._are_there and self._trusts(address):
+        if self._are_there and self.trusts(address):
             said = [value for name, value in fields if name == b"x-forwarded-proto"]
             # Of a list, the last word: the one that the nearest proxy is responsible for.
             word = said[-1].rpartition(b",")[2].strip().lower() if said else b""

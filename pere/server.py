@@ -21,6 +21,7 @@ from pere.config import KIB, Config, networks, words
 from pere.door import Door, Route
 from pere.errors import ConfigError
 from pere.followers import Followers
+from pere.gate import Gate
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
 from pere.handlers.base import Cors, Elsewhere, NotThere
 from pere.handlers.events import Events, Status, StatusDevices
@@ -31,6 +32,7 @@ from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
 from pere.http1 import Connection
 from pere.hub import Hub
+from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
@@ -61,12 +63,13 @@ class Server:
         loop = asyncio.get_running_loop()
         self.config = config
         self.wheel = Wheel(loop.time, loop.call_later)
+        self.gate = Gate(config, lambda: self.wheel.now)
         self.store = store if store is not None else open_store(config)
         self.hub = Hub(self.store, self.wheel, config)
         self.store.deliver = self.hub.deliver
         self.store.withdraw = self.hub.withdraw
         self.followers = Followers(self.store, self.wheel, config)
-        self.hub.others = self.followers.count
+        self.gate.feeds = lambda: len(self.hub.feeds) + self.followers.count()
         self.store.ledger.on_answer = self.hub.redelivery.heard
 
         self.measures = Measures()
@@ -81,22 +84,22 @@ class Server:
         self.webhooks = Webhooks(self.store, Sender(outside, timeout=config.webhook_timeout), outside, config, self.measures.post.observe)
         self.reporter = Reporter(self.store, self.webhooks)
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
-        feed = OpenFeed(self.hub, self.store, config, cors)
-        receipts = OpenReceipts(self.followers, self.hub.check_room, config, cors)
+        feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
+        receipts = OpenReceipts(self.followers, config, cors, self.gate)
         feedback = Feedback(self.store, self.hub.redelivery, config)
         hot = {
-            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one),
-            b"POST /push": Route("/push", config.max_batch_bytes, push.many),
-            b"GET /feed/": Route("/feed/{channel}", 0, feed.one),
-            b"GET /feed": Route("/feed", 0, feed.many),
-            b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one),
-            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, VARYING),
-            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many),
+            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES),
+            b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES),
+            b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS),
+            b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS),
+            b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS),
+            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, VARYING, RECEIPTS),
+            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS),
         }
         self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
                                is_draining=lambda: self.door.draining)
-        self.door = Door(self.app, config, hot, cors, self.wheel)
-        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
+        self.door = Door(self.app, config, hot, cors, self.wheel, self.gate)
+        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
         self._sweeper = Sweeper(self.store, self.hub)
         self._listener: asyncio.Server | None = None
 
@@ -149,6 +152,7 @@ class Server:
         self.port: int = self._listener.sockets[0].getsockname()[1]
         self.wheel.add(self.door, 0)
         self.wheel.add(self._sweeper, 1)
+        self.wheel.add(self.gate, 1)
         self.wheel.start()
         log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
 

@@ -20,6 +20,7 @@ from wire import Answer, Wire
 from pere.config import Config
 from pere.door import Ask, Door, Route
 from pere.errors import NotFound, Unavailable
+from pere.gate import Gate
 from pere.handlers.base import Cors, Handler, NotThere
 from pere.http1 import Connection
 from pere.shape import Again
@@ -335,7 +336,7 @@ async def opened(origins: str = "", recognise: bool = True, **settings: Any) -> 
     loop, stage, keep = asyncio.get_running_loop(), Stage(), _Keep()
     wheel, cors = Wheel(loop.time, loop.call_later, tick=0.01), Cors(frozenset(filter(None, [origins])))
     app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=cors)
-    house = House(Door(app, Config(**settings), routes(stage, recognise), cors, wheel), stage, keep.records)
+    house = House(Door(app, Config(**settings), routes(stage, recognise), cors, wheel, Gate(Config(), lambda: wheel.now)), stage, keep.records)
     logging.getLogger().addHandler(keep)
     listening = socket.create_server(("127.0.0.1", 0))
     # Else the kernel takes megabytes for a client that does not read.

@@ -51,8 +51,10 @@ class Wire:
         self._rest = b""
 
     @classmethod
-    async def open(cls, port: int, buffer: int = 0) -> Self:
+    async def open(cls, port: int, buffer: int = 0, source: str = "") -> Self:
         sock = socket.socket()
+        if source:
+            sock.bind((source, 0))
         sock.setblocking(False)
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)

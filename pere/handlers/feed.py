@@ -7,6 +7,7 @@ from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
+from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, number, seconds, text
 from pere.hub import Hub
 from pere.names import channel_name, is_pattern, pattern, shown
@@ -37,7 +38,8 @@ class Opening:
 class OpenFeed:
     """Checks all that a feed asks for, then hands the connection to the hub."""
 
-    def __init__(self, hub: Hub, store: Store, config: Config, cors: Cors):
+    def __init__(self, hub: Hub, store: Store, config: Config, cors: Cors, gate: Gate):
+        self._gate = gate
         self._hub = hub
         self._store = store
         self._config = config
@@ -77,9 +79,11 @@ class OpenFeed:
         window = number(query.one("window") or "0", "window", 0, MAX_WINDOW)
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
+        account = ask.account
+        self._gate.check_feeds(account)
         meant = self._hub.admit(device, channels, patterns)
         greeting, framing = self._opening.greet(ask)
-        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window)
+        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window).count_for(account)
 
 
 def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:

@@ -15,6 +15,7 @@ from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, Wrong
 from pere.event import format_id, parse_id, parse_time
 from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, dumps, event_id, loads, media_type
 from pere.ledger import Receipt
+from pere.limits import RECEIPTS
 from pere.names import channel_name, device_name, shown
 from pere.receipt import CONFLICT, DELIVERED, DUPLICATE, FIRST, LATE_FIRST, NAMES, OUTCOMES, PROCESSED, RETRY, WORDS, WORKING, state_code
 from pere.redelivery import Redelivery
@@ -227,6 +228,7 @@ class Feedback:
         """Enter the receipts and answer with a result for each, in their order."""
         # This loop runs once for a receipt where a request of its own costs ten times as much (`bench/micro/receipts.py`), so it takes
         # the common forms as they come; whatever surprises it is left to `_item`, which takes its time and says what is wrong.
+        ask.charge(RECEIPTS, len(items) - 1)
         now = self._store.clock()
         receipts: list[Receipt] = []
         texts: list[str] = []

@@ -14,6 +14,7 @@ from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
 from pere.event import LEVELS, Draft, format_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, dumps, loads, media_type, number, text
+from pere.limits import PUSHES
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
@@ -79,6 +80,7 @@ class Push:
         items = batch.items
         if len(items) > self._config.max_batch:
             raise TooLarge("large_batch", f"a batch has at most {self._config.max_batch} events, not {len(items)}")
+        ask.charge(PUSHES, len(items) - 1)
         publisher = device_of(ask, NO_QUERY)
         results: list[Any] = [None] * len(items)
         left = len(items)

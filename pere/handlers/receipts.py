@@ -1,12 +1,12 @@
 """`GET /receipts/{channel}`: a connection becomes a feed of receipts."""
 
 import re
-from collections.abc import Callable
 
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest
 from pere.followers import Followers
+from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Cors, Query, channel_of
 from pere.handlers.feed import Opening, cursor_of, start_of
 from pere.names import shown
@@ -22,11 +22,11 @@ def parse_number(text: str) -> int:
 
 
 class OpenReceipts:
-    """Checks what a follower asks for, then hands it the connection. `check_room` raises Unavailable where there are too many."""
+    """Checks what a follower asks for, then hands it the connection."""
 
-    def __init__(self, followers: Followers, check_room: Callable[[], None], config: Config, cors: Cors):
+    def __init__(self, followers: Followers, config: Config, cors: Cors, gate: Gate):
         self._followers = followers
-        self._check_room = check_room
+        self._gate = gate
         self._opening = Opening(config.retry, cors)
 
     def one(self, ask: Ask) -> None:
@@ -34,6 +34,7 @@ class OpenReceipts:
         query = Query(ask.query) if ask.query else NO_QUERY
         cursor = cursor_of(ask, query, parse_number)
         start = start_of(query, parse_number)
-        self._check_room()
+        account = ask.account
+        self._gate.check_feeds(account)
         greeting, form = self._opening.greet(ask)
-        self._followers.open(ask.detach(), form, channel, cursor if cursor is not None else start, greeting)
+        self._followers.open(ask.detach(), form, channel, cursor if cursor is not None else start, greeting).count_for(account)

@@ -1,0 +1,108 @@
+"""Who is let in, and to how much: the limits of `limits.py` put to connections, requests and feeds, and what is said where one is reached.
+
+A client is looked at when its connection is accepted, when the head of a request is there and the body is not yet, and when a feed
+opens. Some have no account, and so no limits of their own: those that `--limits-exempt` names, and trusted proxies, whose clients have one each.
+"""
+
+import resource
+from collections.abc import Callable
+
+from pere.config import Config, flag
+from pere.errors import ConfigError, Refusal, TooMany, Unavailable
+from pere.limits import CONNECTS, WORDS, Account, Accounts, Rate, client_of, has_room
+from pere.peers import Proxies
+
+SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
+SOON = 5  # seconds after which to try again where nobody can know when there will be room
+SPARE = 64  # open files that are no connections
+
+# Whose limit it was: that of one client, or that of the whole server.
+CLIENT, ALL = "client", "all"
+
+
+class Gate:
+    """`time` is the wheel's. `feeds` tells how many are open; `limited` counts what was refused."""
+
+    def __init__(self, config: Config, time: Callable[[], float]):
+        self.rates = [_rate(config, f"peer_{word}") for word in WORDS]
+        self.accounts = Accounts(self.rates)
+        self.feeds: Callable[[], int] = lambda: 0
+        self.limited = dict.fromkeys([*((word, CLIENT) for word in WORDS), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
+        self._time = time
+        self._most = most_connections(config)
+        self._config = config
+        self._proxies = Proxies(*config.proxies)
+        self._exempt = Proxies(*config.exempt)
+
+    def due(self, now: float) -> float:
+        self.accounts.clear(now, SWEEP)
+        return 1.0
+
+    def account(self, address: str, is_socket: bool = False) -> Account | None:
+        """The account of whoever is at this address, if there is one; at the other end of a socket, a trusted proxy has none."""
+        if self._exempt.trusts(address) or (is_socket and self._proxies.trusts(address)):
+            return None
+        return self.accounts.of(client_of(address), self._time())
+
+    def enter(self, account: Account | None, connections: int) -> Refusal | None:
+        """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
+        connections of the account until somebody says otherwise."""
+        held = connections + self.feeds()
+        if held >= self._most:
+            return self._full("connections", ALL, f"no more than {self._most} connections are open at once")
+        if account is None:
+            return None
+        if not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
+            return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
+        wait = self.accounts.take(account, CONNECTS, self._time())
+        if wait:
+            return self._too_many(CONNECTS, wait)
+        account.connections += 1
+        return None
+
+    def charge(self, account: Account, kind: int, count: int = 1) -> None:
+        """Somebody asks for so many of a kind. Raises TooMany."""
+        wait = self.accounts.take(account, kind, self._time(), count)
+        if wait:
+            raise self._too_many(kind, wait)
+
+    def admits(self, account: Account, kind: int) -> bool:
+        """The same for one; who is not let in goes the usual way, and hears there why."""
+        return not self.accounts.take(account, kind, self._time())
+
+    def check_feeds(self, account: Account | None) -> None:
+        """Whether one feed more can be open. Raises TooMany where the client has its share, Unavailable where nobody can have another."""
+        feeds, config = self.feeds(), self._config
+        if feeds >= config.max_feeds:
+            raise self._full("feeds", ALL, f"no more than {config.max_feeds} feeds are open at once")
+        if account is not None and not has_room(account.feeds, feeds, config.max_feeds, config.max_feeds_per_peer):
+            raise self._full("feeds", CLIENT, f"one client may not have more than the {account.feeds} feeds that this one has")
+
+    def _too_many(self, kind: int, wait: float) -> TooMany:
+        word, rate = WORDS[kind], self.rates[kind]
+        assert rate is not None
+        self.limited[word, CLIENT] += 1
+        # To the next whole second, after which there is room.
+        return TooMany(f"too_many_{word}", f"one client may have {1 / rate.interval:g} {word} a second, {rate.burst} at once, and this one has had them", retry_after=int(wait) + 1)
+
+    def _full(self, limit: str, whose: str, message: str) -> Refusal:
+        self.limited[limit, whose] += 1
+        return (Unavailable if whose == ALL else TooMany)(f"too_many_{limit}", message, retry_after=SOON)
+
+
+def most_connections(config: Config) -> int:
+    """How many there can be: as many as are wanted, as far as files may be open."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    can_be = max(1, files - SPARE) if files != resource.RLIM_INFINITY else 1 << 20
+    return min(config.max_connections or can_be, can_be)
+
+
+def _rate(config: Config, name: str) -> Rate | None:
+    """The rate of this setting. Raises ConfigError for one that is none, or that no batch would ever fit into."""
+    try:
+        rate = Rate.read(getattr(config, name))
+    except ConfigError as error:
+        raise ConfigError(f"{flag(name)}: {error}") from None
+    if rate is not None and name.endswith(("pushes", "receipts")) and rate.burst < config.max_batch:
+        raise ConfigError(f"{flag(name)} must let one batch of --max-batch ({config.max_batch}) through at once, not {rate.burst}")
+    return rate
