@@ -69,7 +69,9 @@ class Config:
 
     # receipts
     device_ttl: int = setting(30 * DAY, "a device that was not seen for so long leaves the audience of its channels", low=1)
-    max_devices: int = setting(1_000_000, "registered devices in all, counted once per channel", low=1)
+    max_devices: int = setting(1_000_000, "registered devices in all, counted once for each channel and each pattern", low=1)
+    max_channels_per_device: int = setting(10_000, "channels and patterns that one device may register on; those that are born later and meant by its patterns come in addition", low=1)
+    max_channels: int = setting(1_000_000, "channels of which anything is kept, some 2 KB each in memory", low=1)
     max_wait: int = setting(300, "longest that a push with `Prefer: wait`, or a `?wait` for a delivery status, may take", low=1, high=3600)
     max_attempts: int = setting(5, "sends of one event to one device before it is given up as `expired`", low=1, high=15)
     max_status_bytes: int = setting(KIB, "largest `status` of a receipt that is kept; more is refused", low=0, high=64 * KIB)

@@ -3,6 +3,7 @@
 A feed is opaque here. Presence is derived: a device is online as long as it has a feed. No clock, no socket.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,8 @@ class Device:
 
 
 class Devices:
-    """All devices, by name; and by pattern those who want every channel that is yet to be born."""
+    """All devices, by name; and by pattern those who want every channel that is yet to be born. `registrations` counts the channels and
+    patterns of each."""
 
     def __init__(self) -> None:
         self.known: dict[str, Device] = {}
@@ -32,6 +34,7 @@ class Devices:
         # Told of a device that opens its first feed, or closes its last one: its name, its channels, and which of both; None if nobody wants to know.
         self.on_presence: Callable[[str, tuple[str, ...], bool], None] | None = None
         self._removed: dict[str, float] = {}
+        self._wanting: OrderedDict[str, Device] = OrderedDict()  # who has patterns, in the order in which they are looked at
 
     def get(self, name: str) -> Device | None:
         return self.known.get(name)
@@ -56,6 +59,8 @@ class Devices:
         device = self.add(name)
         if pattern not in device.patterns:
             device.patterns += (pattern,)
+            self.registrations += 1
+            self._wanting[name] = device
             self.patterns.setdefault(pattern, set()).add(name)
         return device
 
@@ -64,14 +69,24 @@ class Devices:
         device.channels = tuple(name for name in device.channels if name != channel)
         self.registrations -= 1
         if not device.channels and not device.feeds:
-            self._forget(device)
+            self.forget(device)
+
+    def quiet_since(self, moment: float, looks: int) -> list[Device]:
+        """Those who want patterns, are registered nowhere, have no feed and were last seen before this moment; so many are looked at, in turn."""
+        quiet = []
+        for _ in range(min(looks, len(self._wanting))):
+            name, device = next(iter(self._wanting.items()))
+            self._wanting.move_to_end(name)
+            if not device.channels and not device.feeds and device.seen < moment:
+                quiet.append(device)
+        return quiet
 
     def remove(self, name: str, now: float) -> Device | None:
         """Forget a device altogether; for a while it is remembered that it was removed. Its channels are still in the answer."""
         device = self.known.get(name)
         if device is not None:
             self.registrations -= len(device.channels)
-            self._forget(device)
+            self.forget(device)
             self._removed[name] = now
         return device
 
@@ -107,8 +122,11 @@ class Devices:
         names = sorted(other for other in self.known if other > name)
         return (self.known[other] for other in names[:limit])
 
-    def _forget(self, device: Device) -> None:
+    def forget(self, device: Device) -> None:
+        """No more of a device that is registered nowhere: what it wanted goes with it."""
         del self.known[device.name]
+        self._wanting.pop(device.name, None)
+        self.registrations -= len(device.patterns)
         for pattern in device.patterns:
             self.patterns[pattern].discard(device.name)
             if not self.patterns[pattern]:

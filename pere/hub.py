@@ -22,7 +22,7 @@ from pere import sse
 from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
-from pere.errors import Refusal, Unavailable
+from pere.errors import Refusal
 from pere.event import Event, format_id
 from pere.feed import DRAIN, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
 from pere.names import pattern as compiled
@@ -206,22 +206,18 @@ class Hub:
 
     def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
         """All that can still be refused: the device is registered on all channels that it wants, which are returned, or on none. Raises
-        Unavailable where no more devices are taken; a device that has its share of feeds loses its oldest one instead."""
+        Unavailable or TooMany where there is no room for that; a device that has its share of feeds loses its oldest one instead."""
         meant: dict[str, Member | None] = dict.fromkeys(channels)
         for pattern in patterns:
             meant.update(dict.fromkeys(filter(compiled(pattern), self._store.channels())))
+        store, known = self._store, self._store.devices.get(device)
+        store.check_room(device, meant, patterns)
         if not device:
             return meant
-        store, known = self._store, self._store.devices.get(device)
-        held = known.channels if known is not None else ()
-        try:
-            for name in meant:
-                meant[name] = store.register(name, device)
-        except Unavailable:
-            for name, member in meant.items():
-                if member is not None and name not in held:
-                    store.unregister(name, device)
-            raise
+        for name in meant:
+            meant[name] = store.register(name, device)
+        for pattern in patterns:
+            store.want(device, pattern)
         if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
         return meant
@@ -241,8 +237,6 @@ class Hub:
         for name, member in meant.items():
             self.replay.begin(self._place(feed, name, member), start, cursor)
         for pattern in patterns:
-            if device:
-                store.want(device, pattern)
             self._wildcards.setdefault(pattern, set()).add(feed)
         if patterns or len(feed.places) > 1:
             for place in feed.places:

@@ -59,7 +59,7 @@ def test_a_device_that_wants_a_pattern_is_found_by_the_pattern():
     devices.want("d1", "news.**")
     assert device.patterns == ("orders.*", "news.**")
     assert devices.patterns == {"orders.*": {"d1", "d2"}, "news.**": {"d1"}}
-    assert devices.registrations == 0
+    assert devices.registrations == 3
 
 
 def test_who_is_forgotten_wants_nothing_any_more():
@@ -70,6 +70,22 @@ def test_who_is_forgotten_wants_nothing_any_more():
     assert devices.patterns == {"orders.*": {"d2"}}
     devices.remove("d2", now=0.0)
     assert devices.patterns == {}
+    assert devices.registrations == 0
+
+
+def test_who_waits_in_vain_for_too_long_is_found_by_looking_at_a_few_at_a_time():
+    devices = Devices()
+    for n in range(10):
+        devices.want(f"d{n}", "never.*").seen = float(n)
+    devices.register("d0", "c")
+    devices.open(devices.add("d1"), "feed")
+    found = [device.name for _ in range(4) for device in devices.quiet_since(5.0, 3)]
+    assert found == ["d2", "d3", "d4"]  # by twelve looks at ten devices
+    for name in ("d2", "d3", "d4"):
+        devices.forget(devices.known[name])
+    assert (devices.registrations, devices.patterns) == (8, {"never.*": {"d0", "d1", "d5", "d6", "d7", "d8", "d9"}})
+    assert devices.quiet_since(5.0, 100) == []
+    assert not devices.removed_since("d2", 0.0)  # so it may come back at once
 
 
 # Presence
@@ -119,6 +135,15 @@ class Counting(RuleBasedStateMachine):
             self.devices.unregister(device, channel)
             assert channel not in device.channels
 
+    @rule(name=names, pattern=st.sampled_from(["x.*", "**"]))
+    def want(self, name, pattern):
+        assert pattern in self.devices.want(name, pattern).patterns
+
+    @rule()
+    def forget_who_waits_in_vain(self):
+        for device in self.devices.quiet_since(1.0, 2):
+            self.devices.forget(device)
+
     @rule(name=names)
     def remove(self, name):
         device = self.devices.get(name)
@@ -137,7 +162,9 @@ class Counting(RuleBasedStateMachine):
 
     @invariant()
     def the_tallies_are_what_counting_finds(self):
-        assert self.devices.registrations == sum(len(device.channels) for device in self.devices.known.values())
+        assert self.devices.registrations == sum(len(device.channels) + len(device.patterns) for device in self.devices.known.values())
+        wanted = [(name, pattern) for name, device in self.devices.known.items() for pattern in device.patterns]
+        assert sorted(wanted) == sorted((name, pattern) for pattern, names in self.devices.patterns.items() for name in names)
         assert self.devices.online == len({device for device, _ in self.feeds})
 
 

@@ -207,8 +207,14 @@ class Store(ABC):
         """Take a device into the audience of a channel. Raises Unavailable where no more devices are taken."""
 
     @abstractmethod
+    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> None:
+        """Whether all these can be opened, and the device (if there is one) registered on them. Raises TooMany where it would have more
+        than a device may have, Unavailable where no more are taken."""
+
+    @abstractmethod
     def want(self, device: str, pattern: str) -> None:
-        """Take a device into the audience of every channel that the pattern means, those that are yet to be born included."""
+        """Take a device into the audience of every channel that the pattern means, those that are yet to be born included. Raises
+        Unavailable where no more devices are taken."""
 
     @abstractmethod
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:

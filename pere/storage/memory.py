@@ -66,7 +66,7 @@ class MemoryStore(WorkingSet):
         if known is not None:
             then(known)
             return
-        self._check_need(draft)
+        self._check(draft)
         shelf = self.open(draft.channel)
         event = Event(draft, self._ids.next(now), shelf.backlog.last + 1, now)
         accepted = self._take(shelf, event, draft, draft.need)

@@ -139,7 +139,7 @@ class SqliteStore(Committing):
         if known is not None:
             then(known)
             return
-        self._check_need(draft)
+        self._check(draft)
         shelf = self.open(draft.channel)
         if draft.key:
             self._asked[draft.channel, draft.key] = []
@@ -287,9 +287,15 @@ class SqliteStore(Committing):
     def want(self, device: str, pattern: str) -> None:
         known = self.devices.get(device)
         if known is None or pattern not in known.patterns:
+            super().want(device, pattern)
             self._wishes.append(("insert or replace into wishes values (?, ?)", (device, pattern)))
             self._fresh.setdefault(device, [])
-        super().want(device, pattern)
+        else:
+            super().want(device, pattern)
+
+    def _forget_wishes(self, device: Device) -> None:
+        super()._forget_wishes(device)
+        self._wishes.append(("delete from wishes where device = ?", (device.name,)))
 
     def unregister(self, channel: str, device: str) -> None:
         super().unregister(channel, device)

@@ -7,7 +7,7 @@ inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it 
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device, Devices
-from pere.errors import NotFound, Refusal, Unavailable
+from pere.errors import NotFound, Refusal, TooMany, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
 from pere.ledger import PRESENT, Entry, Ledger, Receipt, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
@@ -146,8 +146,11 @@ class WorkingSet(Store):
         meant = dict.fromkeys(known[name] for wanted, names in self.devices.patterns.items() if compiled(wanted)(channel) for name in names)
         return [device for device in meant if device.feeds or device.seen >= since]
 
-    def _check_need(self, draft: Draft) -> None:
-        """Raises BadRequest where a push asks for what cannot be, before it brings a channel into being."""
+    def _check(self, draft: Draft) -> None:
+        """Before a push brings a channel into being: raises BadRequest where it asks for what cannot be, Unavailable where there is no room
+        for another channel."""
+        if draft.channel not in self._shelves:
+            self._check_channels((draft.channel,))
         if draft.need is not None and draft.level != NONE:
             shelf = self.shelf(draft.channel)
             needed(draft.need, len(draft.to) or len(shelf.audience if shelf is not None else self._wanting(draft.channel)))
@@ -386,6 +389,25 @@ class WorkingSet(Store):
 
     # Devices
 
+    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> None:
+        config, devices = self._config, self.devices
+        self._check_channels(channels)
+        known = devices.get(device)
+        if not device:
+            return
+        has = (known.channels, known.patterns) if known is not None else ((), ())
+        fresh = len(set(channels).difference(has[0])) + len(set(patterns).difference(has[1]))
+        if fresh and fresh + len(has[0]) + len(has[1]) > config.max_channels_per_device:
+            raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60)
+        if fresh and devices.registrations + fresh > config.max_devices:
+            raise Unavailable("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
+
+    def _check_channels(self, channels: Iterable[str]) -> None:
+        """Raises Unavailable where there is no room for those that are not there yet."""
+        room = self._config.max_channels - len(self.channels())
+        if sum(self.shelf(name) is None for name in channels) > max(room, 0):
+            raise Unavailable("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
+
     def register(self, channel: str, device: str) -> Member:
         shelf = self.open(channel)
         member = shelf.audience.members.get(device)
@@ -406,6 +428,9 @@ class WorkingSet(Store):
         return member
 
     def want(self, device: str, pattern: str) -> None:
+        known = self.devices.get(device)
+        if (known is None or pattern not in known.patterns) and self.devices.registrations >= self._config.max_devices:
+            raise Unavailable("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
         self.devices.want(device, pattern).seen = self.clock()
         meant = compiled(pattern)
         for channel in [name for name in self._shelves if meant(name)]:
@@ -436,6 +461,8 @@ class WorkingSet(Store):
     # Time
 
     def _sweep_channels(self, now: float, is_used: Callable[[str], bool]) -> None:
+        for device in self.devices.quiet_since(now - self._config.device_ttl, SWEEP_CHANNELS):
+            self._forget_wishes(device)
         members = 0
         for _ in range(min(SWEEP_CHANNELS, len(self._round))):
             shelf = self._shelves[self._round.popleft()]
@@ -449,6 +476,10 @@ class WorkingSet(Store):
             members += len(shelf.audience)
             if members > SWEEP_MEMBERS:
                 break
+
+    def _forget_wishes(self, device: Device) -> None:
+        """It wanted channels that never came, and has not been seen for too long."""
+        self.devices.forget(device)
 
     def _visit(self, shelf: Shelf) -> None:
         """A look at a channel from time to time."""

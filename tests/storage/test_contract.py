@@ -12,7 +12,7 @@ import pytest
 from made import NOW
 
 from pere.config import KIB, Config
-from pere.errors import BadRequest, Gone, NotFound, Refusal, Unavailable
+from pere.errors import BadRequest, Gone, NotFound, Refusal, TooMany, Unavailable
 from pere.event import Event, format_id, parse_id
 from pere.receipt import NAMES, NONE, OUTCOMES, WORDS, state_code
 from pere.storage import Accepted, Store
@@ -690,6 +690,46 @@ async def test_no_more_devices_are_registered_than_there_is_room_for(open_desk):
     assert desk.store.register("c", "d2")
 
 
+async def test_who_wants_a_pattern_that_means_nothing_is_counted_and_forgotten_in_the_end(open_desk):
+    desk = await open_desk(max_devices=2, device_ttl=100)
+    desk.store.want("d1", "never.*")
+    desk.store.want("d2", "never.*")
+    desk.store.want("d2", "never.*")
+    for refused in (lambda: desk.store.want("d3", "never.*"), lambda: desk.store.register("c", "d1")):
+        with pytest.raises(Unavailable):
+            refused()
+    assert list(desk.store.devices.known) == ["d1", "d2"]
+    await desk.store.settle()
+    desk.clock.now += 50
+    desk.store.want("d2", "never.*")
+    await desk.sweep(51)
+    assert list(desk.store.devices.known) == ["d2"]
+    desk.store.want("d3", "never.*")
+
+
+async def test_there_is_room_for_what_a_device_may_have_and_for_what_the_store_may(open_desk):
+    desk = await open_desk(max_devices=4, max_channels_per_device=3, max_channels=3)
+    check = desk.store.check_room
+    desk.store.register("a", "d1")
+    desk.store.want("d1", "x.*")
+    check("d1", ["a", "b"], ["x.*"])
+    with pytest.raises(TooMany):
+        check("d1", ["b", "c"], [])
+    with pytest.raises(TooMany):
+        check("d2", ["a"], ["x.*", "y.*", "z.*"])
+    check("d2", ["a", "b"], [])
+    with pytest.raises(Unavailable):
+        check("d2", ["a", "b"], ["x.*"])
+    check("", ["b", "c"], [])
+    with pytest.raises(Unavailable):
+        check("", ["b", "c", "d"], [])
+    assert await desk.push("b") and await desk.push("c")
+    with pytest.raises(Unavailable):
+        await desk.push("d")
+    check("d1", ["a", "b"], ["x.*"])
+    assert sorted(desk.store.channels()) == ["a", "b", "c"]
+
+
 async def test_who_wants_a_pattern_is_registered_on_what_there_is_and_on_what_is_yet_to_be_born(open_desk):
     desk = await open_desk()
     await desk.push("orders.eu")
@@ -703,7 +743,7 @@ async def test_who_wants_a_pattern_is_registered_on_what_there_is_and_on_what_is
 
 
 async def test_a_channel_that_is_born_takes_in_all_who_wanted_it_even_where_no_more_are_registered(open_desk):
-    desk = await open_desk(max_devices=1)
+    desk = await open_desk(max_devices=3)
     for device in ("d1", "d2", "d3"):
         desk.store.want(device, "orders.*")
     assert [(await desk.accept(channel)).audience for channel in ("orders.eu", "orders.us")] == [3, 3]

@@ -190,7 +190,7 @@ async def test_who_is_registered_survives_and_who_left_has_left(files, restart):
     assert (await desk.accept("orders.eu")).audience == 1
     assert await desk.devices(first) == ["d1", "d2", "d3"]
     assert await desk.devices(first, "cancelled") == ["d2"]
-    assert (desk.store.devices.registrations, desk.store.devices.get("d2")) == (3, None)
+    assert (desk.store.devices.registrations, desk.store.devices.get("d2")) == (4, None)
 
 
 async def test_positions_survive(files, restart):
