@@ -5,7 +5,6 @@ This file knows no channel, no device and no event; and of a connection only tha
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
@@ -15,6 +14,7 @@ from typing import Any
 from tornado.web import Application
 
 from pere.config import Config
+from pere.crowd import Crowds
 from pere.errors import Refusal
 from pere.gate import Gate
 from pere.limits import REQUESTS, Account
@@ -66,9 +66,7 @@ class Door:
         self.connections: set[Any] = set()
         self.draining = False
         self.shapes = Shapes()
-        # Answers to recognised requests, written together at the end of this turn of the loop: to write between two reads would
-        # wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
-        self.outbox: list[tuple[Any, bytes]] = []
+        self.crowds = Crowds(self)
         self.loop = asyncio.get_running_loop()
         self.hosts: set[bytes] = set()  # what stood in Host of late, and may
         self._heads: dict[int, bytes] = {}
@@ -104,25 +102,9 @@ class Door:
         body = refusal.body()
         return b"%bRetry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (self.head(refusal.status), refusal.retry_after or 0, len(body), body)
 
-    def flush(self) -> None:
-        """Write the outbox: straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
-        outbox, self.outbox = self.outbox, []
-        for connection, data in outbox:
-            transport, taken = connection.transport, 0
-            if transport is None or transport.is_closing():
-                continue  # this client has gone meanwhile, the others have not
-            if not transport.get_write_buffer_size():
-                try:
-                    taken = os.write(connection.fd, data)
-                except OSError:
-                    pass  # full, or gone: the transport finds out which
-            if taken < len(data):
-                transport.write(data[taken:])
-
     def drain(self) -> None:
         """Take no further request; each connection closes once what it asked is answered."""
         self.draining = True
-        self.flush()
         for connection in list(self.connections):
             connection.close_if_idle()
 
@@ -184,8 +166,3 @@ class Ask:
         """The transport, which is the caller's from now on; this connection forgets it."""
         self.route.tally[200] = self.route.tally.get(200, 0) + 1
         return self.connection.detach()
-
-
-def internal() -> Refusal:
-    """What a client is told of a mistake that is ours."""
-    return Refusal("internal", "something went wrong in the server, and was logged there")

@@ -98,3 +98,8 @@ class Unavailable(Refusal):
 
 class ConfigError(Exception):
     """A setting, or a pair of settings, that cannot be; the message names the flag."""
+
+
+def internal() -> Refusal:
+    """What a client is told of a mistake that is ours."""
+    return Refusal("internal", "something went wrong in the server, and was logged there")

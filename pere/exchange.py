@@ -12,8 +12,8 @@ from typing import Any
 
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPInputError, HTTPOutputError, RequestStartLine
 
-from pere.door import Ask, internal
-from pere.errors import BadRequest
+from pere.door import Ask
+from pere.errors import BadRequest, internal
 from pere.sse import chunk as chunked
 
 log = logging.getLogger("pere.http")
@@ -62,11 +62,11 @@ class Exchange(HTTPConnection):
         try:
             await ready
             # Each time it may have been answered already, or the client may have gone.
-            if self.ask.body and self._connection._busy is self:
+            if self.ask.body and self._connection.busy is self:
                 taken = self._delegate.data_received(self.ask.body)
                 if taken is not None:
                     await taken
-            if self._connection._busy is self:
+            if self._connection.busy is self:
                 self._finish_request()
         except Exception as error:
             self._fail(error)
@@ -83,12 +83,12 @@ class Exchange(HTTPConnection):
         else:
             log.error("%s could not be taken", ask.path.decode("latin-1"), exc_info=error)
             ask.refusal = internal()
-        if connection._busy is not self:
+        if connection.busy is not self:
             return
         if self._begun:
             self._transport.abort()
             return
-        connection._busy, connection._closing, ask.keep_alive = ask, True, False
+        connection.busy, connection._closing, ask.keep_alive = ask, True, False
         ask.refuse(ask.refusal)
         self.connection_lost()
 
@@ -134,7 +134,7 @@ class Exchange(HTTPConnection):
         if self._chunking and not self._transport.is_closing():
             self._transport.write(b"0\r\n\r\n")
         # What Tornado still does after this call must not meet the next request.
-        if self._connection._busy is self:
+        if self._connection.busy is self:
             self._connection.answered(self.ask)
 
     def set_close_callback(self, callback: Callable[[], object] | None) -> None:

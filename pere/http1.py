@@ -19,12 +19,13 @@ import httptools
 from tornado.iostream import StreamClosedError
 
 from pere.config import Config
-from pere.door import Ask, Door, Route, internal
-from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported
+from pere.crowd import AGAIN, Crowd
+from pere.door import Ask, Door, Route
+from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.exchange import Exchange
 from pere.limits import Account
 from pere.peers import of_socket
-from pere.shape import HEAD_END, Again, Shape
+from pere.shape import HEAD_END, Shape
 
 log = logging.getLogger("pere.http")
 
@@ -33,8 +34,7 @@ LINGER = 2.0  # seconds in which a client that was refused may go on sending bef
 HASH = ord("#")  # as a number, for which bytes are searched ten times faster
 MAX_HOSTS = 64  # that are remembered as good
 MAX_LESSONS = 4  # shapes that are learned from one connection
-AGAIN = object()  # stands for a request that was recognised and is being answered
-LAST_AGAIN = object()  # and for one that is the last on its connection, because the server ends
+LAST_AGAIN = object()  # as AGAIN, where it is the last on its connection, because the server ends
 
 # Headers that decide something. Twice, two readers could each believe another one, so twice is refused.
 SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"authorization", b"device",
@@ -51,9 +51,9 @@ MARKED = UNUSUAL | {b"origin"}
 class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached."""
 
-    __slots__ = ("_again", "_ask", "_body", "_busy", "_closing", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
-                 "_lessons", "_model", "_parser", "_partial", "_payer", "_pending", "_received", "_route", "_shape", "_since", "_stuck", "_took_at",
-                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "fd", "transport")
+    __slots__ = ("_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
+                 "_lessons", "_model", "_parser", "_partial", "_payer", "_received", "_route", "_shape", "_stuck", "_took_at",
+                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "busy", "fd", "pending", "since", "transport")
 
     def __init__(self, door: Door):
         self._door = door
@@ -62,14 +62,14 @@ class Connection(asyncio.Protocol):
         self._fields: list[tuple[bytes, bytes]] = []
         self._ask: Ask | None = None  # the request whose body is arriving
         self._body: bytes | bytearray = b""
-        self._busy: Ask | Exchange | object | None = None  # the request that is being answered
-        self._pending: deque[Ask] | None = None  # those that wait behind it
+        self.busy: Ask | Exchange | object | None = None  # the request that is being answered
+        self.pending: deque[Ask] | None = None  # those that wait behind it
         self._in_head = False
         self._in_body = False
         self._partial = 0  # bytes of a head that comes in pieces
         self._received = 0  # bytes of the newest piece
         self._closing = False  # nothing that comes from now on is read
-        self._since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
+        self.since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
         self._wire = 0  # bytes of a body in chunks, with all that stands around them
         self._going_on = False
         self._stuck = False  # the client does not read, so nothing more is written, and nothing more is read
@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._took_at = 0.0  # when it last took some of them
         self._waiters: list[asyncio.Future[None]] | None = None
         self._shape: Shape | None = None  # what recognises the next request, if it is like the last one
-        self._again: Again | None = None  # and what answers it
+        self._crowd: Crowd | None = None  # and with which others it is answered
         self._route = door.other
         self._payer: Account | None = None  # and whom it is charged to
         self._model: Ask | None = None
@@ -105,26 +105,20 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # Between two requests, one that is like the last one needs no parser.
-        if self._shape is not None and self._busy is None:
+        if self._shape is not None and self.busy is None:
             match = self._shape.match(data)
             if match is not None and not self._door.draining:
                 values = match.group(*self._shape.order)
                 if int(values[-2]) == len(values[-1]) <= self._route.max_body and (
                         self._payer is None or self._door.gate.admits(self._payer, self._route.kind)):
-                    self._busy = AGAIN
-                    try:
-                        self._again(values, self._answer_again, self._refuse_again)  # type: ignore[misc]
-                        return
-                    except Refusal:
-                        self._busy = None
-                    except Exception:
-                        log.exception("%s could not be answered", self._route.name)
-                        self._answer_again(500, internal().body())
-                        return
+                    self.busy = AGAIN
+                    asked = self._crowd.asked  # type: ignore[union-attr]
+                    if not asked:
+                        self._door.crowds.gather(self._crowd)  # type: ignore[arg-type]
+                    asked.append((self, values))
+                    return
         if self._closing:
             return
-        if self._door.outbox:
-            self._door.flush()  # one of them may be ours, and what is answered below is written at once
         self._shape = None
         self._received = len(data)
         try:
@@ -158,37 +152,24 @@ class Connection(asyncio.Protocol):
             self._lessons += 1
             self._known = shape
         try:
-            self._again = model.route.again(model)
+            again = model.route.again(model)
         except Refusal:
             return
-        self._shape = shape if self._again is not None else None
+        if shape is None or again is None:
+            return
+        self._shape, self._crowd = shape, self._door.crowds.of(model.route, again)
         self._route, self._payer = model.route, model.account
         self.fd = self.transport.get_extra_info("socket").fileno()
 
-    def _answer_again(self, status: int, body: bytes) -> None:
-        if self._busy is not AGAIN:
-            if self._busy is LAST_AGAIN:
-                self._busy = Ask(self, b"", b"", b"", "1.1", False, {}, [], self._route)
-                self._busy.answer(status, body)
-            return  # else the client went away before its answer was ready
-        self._busy = None
-        door = self._door
-        self._since = door.wheel.now
-        tally = self._route.tally
-        tally[status] = tally.get(status, 0) + 1
-        if not door.outbox:
-            door.loop.call_soon(door.flush)
-        door.outbox.append((self, (door.ready.get(body) if status == 200 else None) or door.whole(status, body)))
-        if self._pending:
-            door.flush()  # before the answers to those
-            self._go_on()
-
-    def _refuse_again(self, refusal: Refusal) -> None:
-        if self._busy is AGAIN or self._busy is LAST_AGAIN:
-            # Rare, so it need not be fast: it is answered as if it had been parsed.
-            self._door.flush()  # what was answered before comes before
-            self._busy = ask = Ask(self, b"", b"", b"", "1.1", self._busy is AGAIN, {}, [], self._route)
-            ask.refuse(refusal)
+    def answer_again(self, answer: bytes | Refusal) -> None:
+        """A recognised request that cannot be answered as most are: it is answered as if it had been parsed."""
+        if self.busy is not AGAIN and self.busy is not LAST_AGAIN:
+            return  # the client went away before its answer was ready
+        self.busy = ask = Ask(self, b"", b"", b"", "1.1", self.busy is AGAIN, {}, [], self._route)
+        if isinstance(answer, Refusal):
+            ask.refuse(answer)
+        else:
+            ask.answer(200, answer)
 
     def _measure(self, data: bytes) -> None:
         """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""
@@ -198,7 +179,7 @@ class Connection(asyncio.Protocol):
             self._partial = 1
             if self._received > self._door.small:
                 self._partial += len(self._url) + _length(self._fields) + len(data) - data.rfind(b"\n") - 1
-            self._since = self._door.wheel.now
+            self.since = self._door.wheel.now
             self._model = None
         else:
             self._partial += self._received
@@ -245,9 +226,9 @@ class Connection(asyncio.Protocol):
         if self.account is not None:
             self.account.connections -= 1
         self._closing = True
-        busy, self._busy = self._busy, None
+        busy, self.busy = self.busy, None
         # The parser and the connection hold each other.
-        self._parser = self._ask = self._pending = None
+        self._parser = self._ask = self.pending = None
         self._wake(StreamClosedError(real_error=error))
         if isinstance(busy, Exchange):
             busy.connection_lost()
@@ -268,7 +249,7 @@ class Connection(asyncio.Protocol):
         self._wake(None)
 
     def _is_full(self) -> bool:
-        return self._pending is not None and len(self._pending) >= self._door.config.max_pipeline
+        return self.pending is not None and len(self.pending) >= self._door.config.max_pipeline
 
     def _wake(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, None
@@ -337,7 +318,7 @@ class Connection(asyncio.Protocol):
         if version != "1.1" or not UNUSUAL.isdisjoint(headers) or path[:1] != b"/" or HASH in self._url:
             self._check_unusual(ask)
         self._in_body = True
-        self._since = door.wheel.now
+        self.since = door.wheel.now
 
     def _check_length(self, fields: list[tuple[bytes, bytes]]) -> None:
         config = self._door.config
@@ -421,7 +402,7 @@ class Connection(asyncio.Protocol):
             self._body = b""
         if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
-        if self._busy is None:
+        if self.busy is None:
             self._begin(ask)  # type: ignore[arg-type]
         else:
             self._enqueue(ask)  # type: ignore[arg-type]
@@ -429,18 +410,18 @@ class Connection(asyncio.Protocol):
     # Answers, in the order of the requests (RFC 9112, 9.3.2)
 
     def _enqueue(self, ask: Ask) -> None:
-        if self._busy is None:
+        if self.busy is None:
             self._begin(ask)
             return
-        if self._pending is None:
-            self._pending = deque()
-        self._pending.append(ask)
-        if len(self._pending) == self._door.config.max_pipeline:
+        if self.pending is None:
+            self.pending = deque()
+        self.pending.append(ask)
+        if len(self.pending) == self._door.config.max_pipeline:
             # It asks faster than it is answered: let the network hold the rest.
             self.transport.pause_reading()
 
     def _begin(self, ask: Ask) -> None:
-        self._busy = ask
+        self.busy = ask
         if ask.refusal is not None:
             ask.refuse(ask.refusal)
         elif ask.route.hot is not None:
@@ -452,11 +433,11 @@ class Connection(asyncio.Protocol):
                 log.exception("%s could not be answered", ask.route.name)
                 ask.refuse(internal())
         else:
-            self._busy = exchange = Exchange(self, ask)
+            self.busy = exchange = Exchange(self, ask)
             exchange.start()
 
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
-        if self._busy is not ask:
+        if self.busy is not ask:
             return  # the client went away before its answer was ready
         tally = ask.route.tally
         tally[status] = tally.get(status, 0) + 1
@@ -488,32 +469,32 @@ class Connection(asyncio.Protocol):
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""
-        return self._busy is ask
+        return self.busy is ask
 
     def answered(self, ask: Ask) -> None:
         """The request is done with: on to the next, or the end."""
-        self._busy = None
-        self._since = self._door.wheel.now
+        self.busy = None
+        self.since = self._door.wheel.now
         if not ask.keep_alive:
             # RFC 9112, 9.6: closing now would reset the connection under what the client is still sending, and it might never read
             # this answer. It closes when it has, or `check` does.
             self._closing = True
             if self._is_full() and not self._stuck:
                 self.transport.resume_reading()
-            self._pending = None
+            self.pending = None
             self.transport.write_eof()
             return
-        if self._pending:
-            self._go_on()
+        if self.pending:
+            self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         if self._going_on:
             return  # an answer that was given at once: the loop below takes the next, else each would be called by the one before
         self._going_on = True
-        while self._pending and self._busy is None and not self._closing_now():
-            if len(self._pending) == self._door.config.max_pipeline and not self._stuck:
+        while self.pending and self.busy is None and not self._closing_now():
+            if len(self.pending) == self._door.config.max_pipeline and not self._stuck:
                 self.transport.resume_reading()
-            self._begin(self._pending.popleft())
+            self._begin(self.pending.popleft())
         self._going_on = False
 
     def _closing_now(self) -> bool:
@@ -528,7 +509,7 @@ class Connection(asyncio.Protocol):
         if self._stuck or self._is_full():
             transport.resume_reading()
         self._closing = True
-        self._busy = self._parser = self._pending = self._ask = self.transport = None
+        self.busy = self._parser = self.pending = self._ask = self.transport = None
         return transport
 
     # Time
@@ -536,14 +517,14 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Close what is too slow. Nobody hurries a request that is being answered, only a client that does not read the answer."""
         config = self._door.config
-        waited = now - self._since
+        waited = now - self.since
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent or not self._unsent:
             self._took_at = now
         self._unsent = unsent
         if unsent and now - self._took_at > config.stuck_after:
             self.transport.abort()
-        elif self._busy is not None:
+        elif self.busy is not None:
             pass
         elif self._closing:
             if waited > LINGER and not unsent:
@@ -558,9 +539,9 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def close_if_idle(self) -> None:
-        if self._busy is AGAIN:
-            self._busy = LAST_AGAIN
-        if self._busy is None and not self._in_head and not self._in_body:
+        if self.busy is AGAIN:
+            self.busy = LAST_AGAIN
+        if self.busy is None and not self._in_head and not self._in_body:
             self._closing = True
             self.transport.close()
 

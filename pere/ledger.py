@@ -171,8 +171,9 @@ def moment_of(event: Event, at: float | None, now: float) -> float | None:
     return at if at is None else min(max(at, event.time), now)
 
 
-# What a device says: of which event, the state, its own word as JSON, and when it did it (seconds since 1970), if it says so.
-Receipt = tuple[int, int, bytes | None, float | None]
+# What a device says: who it is, of which event, the state, its own word as JSON, when it did it (seconds since 1970), if it says so, and
+# on which channel, if it names one.
+Receipt = tuple[str, int, int, bytes | None, float | None, str | None]
 
 # The same once it was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
 Row = tuple[Entry, Member | None, int, int, bytes | None, float | None]
@@ -245,28 +246,28 @@ class Ledger:
         member, slot = self.find(entry, channel, device)
         return self.enter(entry, member, slot, new, status, now, moment_of(entry.event, at, now))
 
-    def record_many(self, device: str, receipts: Iterable[Receipt], now: float) -> list[tuple[int, int] | None]:
-        """Enter the receipts of a device for events of any channel, each as `record` does; None where it would raise NotFound."""
+    def find_many(self, receipts: Iterable[Receipt], now: float) -> tuple[list[Row], list[int]]:
+        """Who answers, and where in the columns, of those that are possible; and the places of the others, for which `find` would raise."""
         rows: list[Row] = []
         missing: list[int] = []
-        entries, audience, member, own = self.entries, None, None, -1
-        for place, (id, new, status, at) in enumerate(receipts):
+        entries, who, audience, members, member, own = self.entries, "", None, {}, None, -1
+        for place, (device, id, new, status, at, channel) in enumerate(receipts):
             entry = entries.get(id)
-            if entry is not None:
-                # As in `find`, but who it is on a channel is looked up once: most are of the same.
+            if entry is not None and (channel is None or channel == entry.event.channel):
+                # As in `find`, but whose audience it is, and who that is there, is looked up when it is another than before.
                 if entry.audience is not audience:
-                    audience = entry.audience
-                    member = audience.members.get(device)
+                    audience, who = entry.audience, ""
+                    members = audience.members
+                if device is not who:
+                    who, member = device, members.get(device)
                     own = member.slot if member is not None else -1
                 slot = own if entry.slots is None else entry.slots.get(device, -1)
-                if 0 <= slot < len(entry.states) and entry.states[slot] != ABSENT:
+                states = entry.states
+                if 0 <= slot < len(states) and states[slot] != ABSENT:
                     rows.append((entry, member, slot, new, status, at if at is None else moment_of(entry.event, at, now)))
                     continue
             missing.append(place)
-        answers: list[tuple[int, int] | None] = [*self.enter_many(rows, now)]
-        for place in missing:
-            answers.insert(place, None)
-        return answers
+        return rows, missing
 
     def find(self, entry: Entry, channel: str | None, device: str) -> tuple[Member | None, int]:
         """Who answers, and where in the columns. Raises NotFound where the device is not in the event's audience, or the event
@@ -290,52 +291,57 @@ class Ledger:
     def enter_many(self, rows: Iterable[Row], now: float) -> list[tuple[int, int]]:
         """Enter receipts one after the other, and return for each the state that stands now and the outcome."""
         answers: list[tuple[int, int]] = []
-        receipts, roundtrips = self.receipts, self.roundtrips
+        receipts, roundtrips, current, closings = self.receipts, self.roundtrips, None, 0
         for entry, member, slot, new, status, at in rows:
-            event, states = entry.event, entry.states
+            if entry is not current:
+                # Most are of the same event: what is the event's is looked up when it is another than before.
+                current, event, states, counts, rules, latencies, sayings = entry, entry.event, entry.states, entry.counts, entry.rules, entry.latencies, entry.sayings
+                id, accepted, took_now, said, code = event.id, event.time, bucket(now - event.time), None, 0
+                if latencies is None:
+                    latencies = entry.latencies = bytearray(len(states))
             old = states[slot]
+            byte, outcome, closed = rules[new][old]
+            receipts[new][outcome] += 1
+            answers.append((byte & STATE, outcome))
             if member is not None:
                 member.answered = now
-                member.last_id = event.id
-            byte, outcome, closed = entry.rules[new][old]
-            receipts[new][outcome] += 1
+                member.last_id = id
             if byte != old:
                 states[slot] = byte
-                counts = entry.counts
                 counts[old & STATE] -= 1
                 counts[new] += 1
                 if closed:
-                    # As in `_close`.
-                    self.outstanding -= 1
+                    closings += 1
                     entry.owed -= 1
-                    if not entry.owed:
-                        self._open.pop(event.id, None)
-                latencies = entry.latencies
-                if latencies is None:
-                    latencies = entry.latencies = bytearray(len(states))
                 if not latencies[slot]:
                     # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
                     # which was when it was accepted or, for one that was away, when the device came back.
-                    moment = now if at is None else at
-                    took = latencies[slot] = bucket(moment - event.time)
-                    if member is not None and event.time < member.since <= moment:
-                        took = bucket(moment - member.since)
+                    took = latencies[slot] = took_now if at is None else bucket(at - accepted)
+                    if member is not None and accepted < member.since <= (now if at is None else at):
+                        took = bucket((now if at is None else at) - member.since)
                     roundtrips[new][took] += 1
                 if status is not None:
-                    code = entry.sayings.get(status)
-                    if code is None or entry.said is None:
-                        self._say(entry, slot, status)
+                    if status is not said:
+                        said, code = status, sayings.get(status, 0) if entry.said is not None else 0
+                    if code:
+                        entry.said[slot] = code  # type: ignore[index]
                     else:
-                        entry.said[slot] = code
+                        self._say(entry, slot, status)
+                        said = None
                 if counts[PROCESSED] >= entry.goal or not entry.owed:
+                    if not entry.owed:
+                        self._open.pop(id, None)
                     self.decide(entry, now if at is None else at)
+                    current = None
                 if entry.watchers:
                     entry.changed()
+                    current = None
                 else:
                     entry.version += 1
             if member is not None and member.careful:
-                self.on_answer(member.device, event.id)
-            answers.append((byte & STATE, outcome))
+                self.on_answer(member.device, id)
+                current = None
+        self.outstanding -= closings
         return answers
 
     def apply(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, now: float) -> int:

@@ -7,7 +7,7 @@ the same to the byte is not recognised, and goes the usual way. No sockets here,
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pere.errors import Refusal
 
@@ -88,6 +88,6 @@ class Shapes:
         return shape
 
 
-# What answers a recognised request: it is given those groups, and whom to tell the status and the JSON of the answer, or
-# why there is none, now or later. It may raise a Refusal as long as nothing has happened yet; the request then goes the usual way.
-Again = Callable[[tuple[bytes, ...], Callable[[int, bytes], None], Callable[[Refusal], None]], None]
+# What answers recognised requests, all that came in one turn of the loop at once: it is given those groups of each, and whom to tell, once,
+# for each in its order the JSON of a 200, or why there is none.
+Again = Callable[[list[tuple[bytes, ...]], Callable[[Sequence[bytes | Refusal]], None]], None]

@@ -19,7 +19,7 @@ from wire import Answer, Wire
 
 from pere.config import Config
 from pere.door import Ask, Door, Route
-from pere.errors import NotFound, Unavailable
+from pere.errors import Conflict, NotFound, Refusal, Unavailable
 from pere.gate import Gate
 from pere.handlers.base import Cors, Handler, NotThere
 from pere.http1 import Connection
@@ -224,7 +224,14 @@ class Hot:
         if b"nobody" in path:
             raise NotFound("nothing", "there is no such channel")
         device, id = ask.headers.get(b"device", b""), ask.headers.get(b"last-event-id", b"")
-        self._record(path, kind, device, id, ask.body, ask.answer)
+
+        def told(answer: bytes | Refusal) -> None:
+            if isinstance(answer, Refusal):
+                ask.refuse(answer)
+            else:
+                ask.answer(200, answer)
+
+        self._record(path, kind, device, id, ask.body, told)
 
     def again(self, ask: Ask) -> Again | None:
         kind, path = ask.headers.get(b"content-type", b""), ask.path + b"?" + ask.query
@@ -233,10 +240,23 @@ class Hot:
         if ask.query:
             return None
 
-        def answer(values: tuple[bytes, ...], then: Any, refused: Any) -> None:
-            device, id, _, body = values
-            self._stage.reached.append("again")
-            self._record(path, kind, device, id, body, then)
+        def answer(requests: list[tuple[bytes, ...]], then: Any) -> None:
+            answers: list[Any] = [None] * len(requests)
+            left = len(requests)
+
+            def told(place: int, answer: bytes | Refusal) -> None:
+                nonlocal left
+                answers[place] = answer
+                left -= 1
+                if not left:
+                    then(answers)
+
+            for place, (device, id, _, body) in enumerate(requests):
+                self._stage.reached.append("again")
+                try:
+                    self._record(path, kind, device, id, body, partial(told, place))
+                except Refusal as refusal:
+                    told(place, refusal)
 
         return answer
 
@@ -245,13 +265,13 @@ class Hot:
             raise NotFound("nobody", "there is no such device")
         if device == b"broken":
             raise ZeroDivisionError("nobody can record this")
-        answer = 409 if id == b"conflict" else 200, orjson.dumps([part.decode("latin-1") for part in (path, kind, device, id, body)])
+        answer = Conflict("conflict", "it has said so") if id == b"conflict" else orjson.dumps([part.decode("latin-1") for part in (path, kind, device, id, body)])
         if device == b"later":
-            asyncio.get_running_loop().call_soon(then, *answer)
+            asyncio.get_running_loop().call_soon(then, answer)
         elif device == b"held":
-            self._stage.asks.append(partial(then, *answer))
+            self._stage.asks.append(partial(then, answer))
         else:
-            then(*answer)
+            then(answer)
 
 
 def routes(stage: Stage, recognise: bool = True) -> dict[bytes, Route]:

@@ -237,6 +237,7 @@ async def test_what_arrives_just_after_a_recognised_request_was_answered_does_no
         caller = await house.caller()
         for device in ("d", "held"):
             await caller.say(receipt(device))
+        await eventually(lambda: house.stage.asks)
         # Both in one turn of the loop: the answer is ready to be written, and the next request ready to be read.
         house.stage.asks.pop()()
         caller.sock.send(next)
@@ -255,6 +256,7 @@ async def test_who_has_gone_does_not_keep_the_others_from_their_answers(leave):
         gone = connections[two.sock.getsockname()]
         for caller in (one, two, three):
             await caller.say(receipt("held"))
+        await eventually(lambda: len(house.stage.asks) == 3)
         if leave == "server aborts":
             gone.transport.abort()
         elif leave == "client resets":
@@ -276,6 +278,22 @@ async def test_a_recognised_request_that_cannot_be_answered_is_a_500():
             assert (await caller.answer()).status == status
         assert [record.exc_info[0] for record in house.take_log()] == [ZeroDivisionError] * 2
         assert house.stage.reached == ["again"] * 3
+
+
+async def test_one_that_cannot_be_answered_does_not_spoil_those_that_came_with_it():
+    async with opened() as house:
+        callers = [await house.caller() for _ in range(5)]
+        for caller in callers:
+            await caller.say(receipt())
+            await caller.answer()
+        # At once, so that they are read in one turn of the loop.
+        for caller, device in zip(callers, ("d", "broken", "e", "nobody", "f"), strict=True):
+            caller.sock.send(receipt(device))
+        assert [(await caller.answer()).status for caller in callers] == [200, 500, 200, 404, 200]
+        assert [record.exc_info[0] for record in house.take_log()] == [ZeroDivisionError]
+        for caller in callers:
+            await caller.say(receipt())
+            assert (await caller.answer()).status == 200
 
 
 async def test_who_says_it_differently_each_time_is_answered_all_the_same():

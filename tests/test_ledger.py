@@ -5,7 +5,7 @@ import math
 import made as a
 import orjson
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made import NOW
@@ -437,3 +437,32 @@ def test_an_event_for_ten_thousand_devices_takes_two_bytes_for_each():
     ledger.record(1, "c", "d7", PROCESSED, None, NOW)
     columns = [getattr(entry, name) for name in type(entry).__slots__ if name not in ("audience", "names", "rules", "event")]
     assert 20_000 <= sum(column.__sizeof__() for column in columns) < 22_000
+
+
+SAID = st.lists(st.tuples(st.sampled_from(["d1", "d2", "d3", "d4"]), st.integers(1, 3), st.sampled_from([DELIVERED, PROCESSED, FAILED]),
+                          st.sampled_from([None, b'"fine"', b'"paper jam"']), st.none() | st.floats(NOW - 1, NOW + 20), st.sampled_from([None, "c", "other"])))
+
+
+@given(SAID, st.sampled_from(["delivered", "processed"]))
+def test_receipts_that_are_entered_together_are_entered_as_if_each_came_alone(said, level):
+    """Also who hears of it, and in which order: of decisions, of changes, of answers of devices that are careful."""
+    found = []
+    for is_together in (True, False):
+        ledger, audience, heard = Ledger(), Audience(), []
+        for device in ("d1", "d2", "d3"):
+            audience.join(device, 0, 1, NOW)
+        audience.members["d2"].since = NOW + 2
+        audience.members["d3"].careful = 1
+        ledger.on_answer = lambda device, id, heard=heard: heard.append((device, id))
+        ledger.on_decision = lambda word, entry, moment, heard=heard: heard.append((word, entry.event.id, moment))
+        entries = [ledger.open(a.event(id, now=NOW, level=LEVELS[level], to=to), audience, need) for id, to, need in ((1, (), 2), (2, ("d4", "d1"), None), (3, (), "50%"))]
+        entries[2].watch(lambda entry=entries[2], heard=heard: heard.append(("changed", entry.version)))
+        answers = []
+        for receipts in [said] if is_together else [[each] for each in said]:
+            rows, missing = ledger.find_many(receipts, NOW + 10)
+            entered = iter(ledger.enter_many(rows, NOW + 10))
+            answers += [None if place in missing else next(entered) for place in range(len(receipts))]
+        members = [(member.answered, member.last_id) for member in audience.members.values()]
+        columns = [(list(ledger.lines(entry)), entry.summary(), entry.version, entry.owed, entry.is_satisfied, entry.is_complete) for entry in entries]
+        found.append((answers, heard, members, columns, ledger.receipts, ledger.roundtrips, ledger.outstanding, ledger.oldest_open() and ledger.oldest_open().event.id))
+    assert found[0] == found[1]

@@ -22,8 +22,8 @@ class Careful(MemoryStore):
     def append(self, draft, then):
         super().append(draft, lambda accepted: self.waiting.append(lambda: then(accepted)))
 
-    def record(self, channel, device, id, state, status, then, refused, at=None):
-        super().record(channel, device, id, state, status, lambda *stands: self.waiting.append(lambda: then(*stands)), refused, at)
+    def record_many(self, receipts, then):
+        super().record_many(receipts, lambda answers: self.waiting.append(lambda: then(answers)))
 
     def commit(self):
         waiting, self.waiting = self.waiting, []

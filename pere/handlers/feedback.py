@@ -81,6 +81,7 @@ class Feedback:
         self._config = config
         # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
         self._remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
+        self._alike = lru_cache(maxsize=MAX_REMEMBERED)(self._all)
 
     def one(self, ask: Ask) -> None:
         channel = channel_of(ask.path)
@@ -108,21 +109,25 @@ class Feedback:
             raise BadRequest("no_event_id", "say which event: a Last-Event-ID header, or event_id in query, form or JSON")
 
         def then(state: int, outcome: int) -> None:
-            if outcome == CONFLICT:
-                ask.refuse(_conflict(state))
+            answer = ANSWERED[state, outcome]
+            if isinstance(answer, Refusal):
+                ask.refuse(answer)
             else:
-                ask.answer(200, ANSWERS[state][outcome])
+                ask.answer(200, answer)
 
+        def refused(refusal: Refusal) -> None:
+            ask.refuse(self._refused(device, refusal))
+
+        if is_receipt:
+            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then, refused, self._at(at))
+            return
+        said.check()
         try:
-            if not is_receipt:
-                said.check()
-                ask.answer(200, ANSWERS[(answer := self._go_on(channel, device, id, said))[0]][answer[1]])
-                return
-            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then, ask.refuse, self._at(at))
-        except NotFound:
-            # Only now does it matter whether that could be a device at all: one that is known has been checked.
-            device_name(device)
-            raise
+            stands, outcome = self._go_on(channel, device, id, said)
+        except NotFound as refusal:
+            refused(refusal)
+        else:
+            ask.answer(200, ANSWERS[stands][outcome])
 
     def again(self, ask: Ask) -> Again | None:
         """For the requests that will differ from this one only in device, event and body: what is the same is looked up now."""
@@ -132,28 +137,51 @@ class Feedback:
             channel = channel_of(ask.path)
         except BadRequest:
             return None  # which was its answer, and will be that of the next one
-        kind = ask.headers.get(b"content-type", b"")
-        record, remembered = self._store.record, self._remembered
+        return self._alike(channel, ask.headers.get(b"content-type", b""))
 
-        def answer(values: tuple[bytes, ...], then: Callable[[int, bytes], None], refused: Callable[[Refusal], None]) -> None:
-            device, id, _, body = values
-            said = remembered(body, kind) if body else NOTHING
-            if not said.is_receipt:
-                said.check()
-                stands, outcome = self._go_on(channel, device.decode(), event_id(id), said)
-                then(200, ANSWERS[stands][outcome])
-                return
+    def _all(self, channel: str, kind: bytes) -> Again:
+        """What answers receipts on this channel with bodies of this Content-Type."""
+        record_many, remembered, read_id = self._store.record_many, self._remembered, event_id
 
-            def recorded(state: int, outcome: int) -> None:
-                if outcome == CONFLICT:
-                    then(409, _conflict(state).body())
-                else:
-                    then(200, ANSWERS[state][outcome])
+        def answer(requests: list[tuple[bytes, ...]], then: Callable[[list[bytes | Refusal]], None]) -> None:
+            # This loop runs once for every receipt. Most say the same, so what was said is looked up only where it is something else.
+            receipts: list[Receipt] = []
+            apart: list[tuple[int, bytes | Refusal]] = []
+            last, said, state, status, at = None, NOTHING, PROCESSED, None, None  # type: bytes | None, Said, int, bytes | None, float | None
+            for place, (device, id, _, body) in enumerate(requests):
+                try:
+                    if body != last:
+                        said = remembered(body, kind) if body else NOTHING
+                        last, state, status, at = body, PROCESSED if said.state is None else said.state, said.status, self._at(said.at)
+                    if said.is_receipt:
+                        receipts.append((device.decode(), read_id(id), state, status, at, channel))
+                    else:
+                        said.check()
+                        stands, outcome = self._go_on(channel, device.decode(), read_id(id), said)
+                        apart.append((place, ANSWERS[stands][outcome]))
+                except Refusal as refusal:
+                    last = None
+                    apart.append((place, refusal))
 
-            record(channel, device.decode(), event_id(id), PROCESSED if said.state is None else said.state, said.status, recorded,
-                   refused, self._at(said.at))
+            def told(answers: list[tuple[int, int] | Refusal]) -> None:
+                bodies = [ANSWERED[answer] if answer.__class__ is tuple else self._refused(device, answer)  # type: ignore[index, arg-type]
+                          for answer, (device, *_) in zip(answers, receipts, strict=True)]
+                for place, answer in apart:
+                    bodies.insert(place, answer)
+                then(bodies)
+
+            record_many(receipts, told)
 
         return answer
+
+    def _refused(self, device: str, refusal: Refusal) -> Refusal:
+        """Why a receipt could not be kept. Only now does it matter whether that could be a device at all: one that is known has been checked."""
+        if isinstance(refusal, NotFound):
+            try:
+                device_name(device)
+            except BadRequest as wrong:
+                return wrong
+        return refusal
 
     def _go_on(self, channel: str | None, device: str, id: int, said: Said) -> tuple[int, int]:
         """The device says how it goes. Returns the state that stands, and DUPLICATE where the device owes nothing any more; raises as
@@ -255,7 +283,7 @@ class Feedback:
                     more -= 1
                 if more:
                     raise KeyError
-                receipts.append((id, state, status, at))
+                receipts.append((device, id, state, status, at, None))
                 texts.append(text)
             except (BadRequest, TypeError, KeyError):
                 try:
@@ -263,7 +291,7 @@ class Feedback:
                     if not said.is_receipt:
                         apart.append((place, item["event_id"], said))
                         continue
-                    receipts.append((id, PROCESSED if said.state is None else said.state, said.status, _not_ahead(said.at, now)))
+                    receipts.append((device, id, PROCESSED if said.state is None else said.state, said.status, _not_ahead(said.at, now), None))
                     texts.append(item["event_id"])
                 except BadRequest as refusal:
                     named = item.get("event_id") if isinstance(item, dict) else None
@@ -279,7 +307,7 @@ class Feedback:
                 results.insert(place, text if said is None else self._told(device, text, said))
             ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
 
-        self._store.record_many(device, receipts, then)
+        self._store.record_many(receipts, then)
 
     def _told(self, device: str, text: str, said: Said) -> str:
         """The result of an item that only says how it goes with the event of this id."""
@@ -358,6 +386,11 @@ def _spoilt(named: str | None, refusal: Refusal) -> str:
 def _conflict(state: int) -> Refusal:
     return Conflict("conflict", f"this device has already said {NAMES[state]}, and the first word stands")
 
+
+# What is answered to a receipt, by the state that stands and the outcome.
+ANSWERED: dict[tuple[int, int], bytes | Refusal] = {
+    (state, outcome): _conflict(state) if outcome == CONFLICT else ANSWERS[state][outcome] for state in range(len(NAMES)) for outcome in range(len(OUTCOMES))
+}
 
 # The rest of a result behind the event id, by the state that stands and the outcome.
 RESULTS = {

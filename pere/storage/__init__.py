@@ -143,17 +143,24 @@ class Store(ABC):
         """Give the event its id, keep it, open its entry in the ledger, deliver it. Raises Refusal where it cannot be accepted."""
 
     @abstractmethod
+    def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        """Enter receipts in the ledger, in this order, all in one piece of work: states that a device can set, its own words as JSON, and
+        when it did it, in seconds since 1970, which counts for the latency, but never as before the event, or as later than now. `then`
+        is told once, for each of them, the state that stands and the outcome; or why it could not be kept, which spoils no other: NotFound
+        for an event (of this channel, if one is given) and a device that are not known together, Gone for an event that is no longer kept.
+        This is called once for each turn of the loop in which there were receipts. It raises nothing."""
+
     def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
                refused: Callable[[Refusal], None], at: float | None = None) -> None:
-        """Enter a device's receipt for an event (of this channel, if one is given): a state that a device can set, and its own word as
-        JSON. `then` is told the state that stands and the outcome; or `refused`, why it could not be kept. `at` is when the device did
-        it, in seconds since 1970: it counts for the latency, but never as before the event, or as later than now. This is called once for
-        every delivery. Raises NotFound for an event or device that is not known together, Gone for an event that is no longer kept."""
+        """Enter one receipt; `refused` is told why it could not be kept."""
+        def told(answers: list[tuple[int, int] | Refusal]) -> None:
+            (answer,) = answers
+            if isinstance(answer, Refusal):
+                refused(answer)
+            else:
+                then(*answer)
 
-    @abstractmethod
-    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
-        """Enter a device's receipts for events of any channel, in this order, all in one piece of work. `then` is told once, for each of
-        them, the state that stands and the outcome; or why it could not be kept, which spoils no other. This raises nothing."""
+        self.record_many(((device, id, state, status, at, channel),), told)
 
     @abstractmethod
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:

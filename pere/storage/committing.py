@@ -409,10 +409,7 @@ class Committing(Reading):
                     receipts.append(change)
             self._enter(receipts, later)
         for said in later:
-            try:
-                self.record(*said)
-            except Refusal as refusal:
-                said[REFUSED](refusal)
+            self.record(*said)
 
     def _enter(self, changes: list[Change], later: list[tuple[Any, ...]]) -> None:
         """Receipts in a row; what was said meanwhile of the same event by the same device is for `later`."""

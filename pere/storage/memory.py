@@ -7,20 +7,19 @@ the event, which makes way when its channel, or all channels together, hold too 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pere.config import Config
-from pere.errors import NotFound, Refusal
+from pere.errors import Refusal
 from pere.event import Draft, Event, format_id
-from pere.ledger import Entry, Receipt, gone_event, moment_of, unknown_receipt
-from pere.receipt import CANCELLED, EXPIRED, FIRST, LATE, LATE_FIRST, NONE, STATE
+from pere.ledger import Entry, Receipt
+from pere.receipt import CANCELLED, EXPIRED, NONE
 from pere.schedule import Schedule
 from pere.storage import Accepted, Page, Shelf
 from pere.storage.recent import Recent
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
-
-STATE_AND_LATE = STATE | LATE
 
 
 class MemoryStore(WorkingSet):
@@ -86,42 +85,18 @@ class MemoryStore(WorkingSet):
         self.ledger.drop(event.id)
         return event
 
-    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
-               refused: Callable[[Refusal], None], at: float | None = None) -> None:
-        ledger, now = self.ledger, self.clock()
-        # As Ledger.record does it, for the entry is wanted here too.
-        entry = ledger.entries.get(id)
-        try:
-            if entry is None:
-                raise unknown_receipt()
-            member, slot = ledger.find(entry, channel, device)
-        except NotFound:
-            shelf = self.shelf(channel) if channel is not None else None
-            if shelf is not None and id <= shelf.backlog.evicted_id and shelf.backlog.find(id) is None:
-                raise gone_event(id) from None
-            raise
-        if at is not None:
-            at = moment_of(entry.event, at, now)
-        ((stands, outcome),) = ledger.enter_many(((entry, member, slot, state, status, at),), now)
-        if outcome == FIRST or outcome == LATE_FIRST:
-            self._recent.add(entry.event, device, entry.states[slot] & STATE_AND_LATE, status, now if at is None else at)
-            if self.on_receipts is not None:
-                self.on_receipts(entry.event.channel)
-        then(stands, outcome)
-
-    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+    def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         now = self.clock()
-        answers = self.ledger.record_many(device, receipts, now)
-        for (id, _, status, at), answer in zip(receipts, answers, strict=True):
-            if answer is not None and answer[1] in (FIRST, LATE_FIRST):
-                entry = self.ledger.entries[id]
-                moment = moment_of(entry.event, at, now)
-                # Only what closes an event can be late, so this is so of all that follows too.
-                is_late = entry.states[entry.slot(device)] & LATE
-                self._recent.add(entry.event, device, answer[0] | is_late, status, now if moment is None else moment)
-                if self.on_receipts is not None:
-                    self.on_receipts(entry.event.channel)
-        then(self._told(device, receipts, answers))
+        rows, missing = self.ledger.find_many(receipts, now)
+        answers: list[Any] = self.ledger.enter_many(rows, now)
+        channels = self._recent.add_many(rows, answers, now)
+        if self.on_receipts is not None:
+            for channel in channels:
+                self.on_receipts(channel)
+        for place in missing:
+            device, id, *_, named = receipts[place]
+            answers.insert(place, self._why(device, id, named))
+        then(answers)
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
         event = self.find(channel, id)

@@ -9,7 +9,8 @@ from collections import deque
 from operator import itemgetter
 
 from pere.event import Event
-from pere.receipt import CANCELLED, EXPIRED, LATE, STATE
+from pere.ledger import Row as Entered
+from pere.receipt import CANCELLED, EXPIRED, FIRST, LATE, LATE_FIRST, STATE
 from pere.storage import Page, Record
 
 # Number, event, its channel, when it was accepted, device (None: all that were open), state and whether it was late, what was said, and when.
@@ -37,17 +38,41 @@ class Recent:
         self._full_at = self.newest + most
 
     def add(self, event: Event, device: str | None, byte: int, status: bytes | None, at: float) -> None:
-        """A change to the state in `byte`, which may have LATE beside it. This runs once for every receipt."""
+        """A change to the state in `byte`, which may have LATE beside it."""
         self.newest = number = self.newest + 1
-        log = self._logs.get(event.channel)
-        if log is None:
-            log = self._logs[event.channel] = Log()
-            log.gone = self._gone
+        log = self._log(event.channel)
         row = (number, event.id, event.channel, event.time, device, byte, status, at)
         log.append(row)
         self._all.append(row)
         if number > self._full_at:
             self._clear()
+
+    def add_many(self, rows: list[Entered], answers: list[tuple[int, int]], now: float) -> set[str]:
+        """The receipts that were entered at `now`, by what was answered: those that changed a state. Returns their channels."""
+        number, all, channels, current = self.newest, self._all, set(), None
+        for (entry, _, slot, _, status, at), (stands, outcome) in zip(rows, answers, strict=True):
+            if outcome == FIRST or outcome == LATE_FIRST:
+                if entry is not current:
+                    current, event, states, names = entry, entry.event, entry.states, entry.names
+                    id, channel, accepted = event.id, event.channel, event.time
+                    log = self._log(channel)
+                    channels.add(channel)
+                number += 1
+                # Only what closes an event can be late, so this is so of all that follows too.
+                row = (number, id, channel, accepted, names[slot], stands | states[slot] & LATE, status, now if at is None else at)
+                log.append(row)
+                all.append(row)
+        self.newest = number
+        if number > self._full_at:
+            self._clear()
+        return channels
+
+    def _log(self, channel: str) -> Log:
+        log = self._logs.get(channel)
+        if log is None:
+            log = self._logs[channel] = Log()
+            log.gone = self._gone
+        return log
 
     def _clear(self) -> None:
         for channel, log in tuple(self._logs.items()):

@@ -18,10 +18,10 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import ALL, Entry, Receipt, gone_event, moment_of, unknown_receipt
+from pere.ledger import ALL, Entry, Receipt, moment_of, unknown_receipt
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
-from pere.storage.committing import Assured, Change, Committing, Part, Refused, Together, Told, mark, row_of
+from pere.storage.committing import Assured, Change, Committing, Part, Refused, Together, mark, row_of
 from pere.storage.journal import Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, Malformed, words
 from pere.storage.reading import DiskShelf
@@ -147,45 +147,20 @@ class SqliteStore(Committing):
         self._pushes.append((draft, now, then))
         self._soon()
 
-    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Told, refused: Refused,
-               at: float | None = None) -> None:
-        entry = self.ledger.entries.get(id) or self._find_entry(id)
-        if entry is None:
-            shelf = self.shelf(channel) if channel is not None else None
-            if shelf is not None and id <= shelf.gone_id:
-                raise gone_event(id)
-            raise unknown_receipt()
-        member, slot = self.ledger.find(entry, channel, device)
-        place = (id, slot)
-        if place in self._flying:
-            self._behind.setdefault(place, []).append((channel, device, id, state, status, then, refused, at))
-            return
-        old = entry.states[slot]
-        if entry.rules[state][old][0] == old:
-            # It changes nothing, so there is nothing to keep.
-            then(*self.ledger.enter(entry, member, slot, state, status, self.clock()))
-            return
-        self._flying.add(place)
-        self._change(entry, member, slot, state, status, then, refused, at)
-        if self._commit is None and not self._is_called:
-            self._soon()
-
-    def record_many(self, device: str, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+    def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         together = Together(len(receipts), then)
         entries, flying, dirty, now, number = self.ledger.entries, self._flying, self._dirty, self.clock(), self._number + 1
-        channel, part = "", Part(together)
+        find, channel, part = self.ledger.find, "", Part(together)
         changes: list[Change] = []
         parts: dict[str, Part] = {}
-        gone = -1
-        for place, (id, state, status, at) in enumerate(receipts):
+        for place, (device, id, state, status, at, named) in enumerate(receipts):
             entry = entries.get(id)
             try:
                 if entry is None and (entry := self._find_entry(id)) is None:
                     raise unknown_receipt()
-                member, slot = self.ledger.find(entry, None, device)
+                member, slot = find(entry, named, device)
             except NotFound:
-                gone = self._newest_gone(device) if gone < 0 else gone
-                together.refused(place, self._why(device, id, gone))
+                together.refused(place, self._why(device, id, named))
                 continue
             except Unavailable as refusal:
                 together.refused(place, refusal)
@@ -193,9 +168,10 @@ class SqliteStore(Committing):
             flight = (id, slot)
             if flight in flying:
                 self._behind.setdefault(flight, []).append(
-                    (None, device, id, state, status, partial(together.told, place), partial(together.refused, place), at))
+                    (named, device, id, state, status, partial(together.told, place), partial(together.refused, place), at))
                 continue
             if entry.rules[state][entry.states[slot]][0] == entry.states[slot]:
+                # It changes nothing, so there is nothing to keep.
                 together.told(place, *self.ledger.enter(entry, member, slot, state, status, now))
                 continue
             # As in `_change`, with the channel looked up only where it is another than before.

@@ -7,7 +7,7 @@ inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it 
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from pere.config import Config
 from pere.devices import Device, Devices
 from pere.errors import NotFound, Refusal, TooMany, Unavailable
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import PRESENT, Entry, Ledger, Receipt, gone_event, needed, unknown_receipt
+from pere.ledger import PRESENT, Entry, Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, SENT, STATE, closes, quantiles
 from pere.storage import Accepted, Shelf, Store
@@ -202,25 +202,18 @@ class WorkingSet(Store):
         oldest = self.ledger.oldest_open()
         return oldest.event.time if oldest is not None else None
 
-    def _told(self, device: str, receipts: Sequence[Receipt], answers: list[tuple[int, int] | None]) -> list[tuple[int, int] | Refusal]:
-        """The answers, with a refusal where there is None. `receipts` need not name their channel, so an event is taken to be gone if
-        it may have been on one of the device's."""
-        if None not in answers:
-            return answers  # type: ignore[return-value]
-        gone = self._newest_gone(device)
-        return [answer or self._why(device, id, gone) for answer, (id, *_) in zip(answers, receipts, strict=True)]
-
-    def _why(self, device: str, id: int, gone: int) -> Refusal:
-        """Why a device cannot answer for an event of whatever channel."""
-        known, entry = self.devices.get(device), self.ledger.entries.get(id)
-        if id > gone or (entry is not None and known is not None and entry.event.channel in known.channels):
-            return unknown_receipt()
-        return gone_event(id)
-
-    def _newest_gone(self, device: str) -> int:
-        """The newest id on any channel of a device that is no longer kept."""
-        known = self.devices.get(device)
-        return max(map(self._gone_id, known.channels), default=0) if known is not None else 0
+    def _why(self, device: str, id: int, channel: str | None) -> Refusal:
+        """Why a device cannot answer for an event. Where no channel is named, the event is taken to be gone if it may have been on one of
+        the device's."""
+        entry = self.ledger.entries.get(id)
+        if channel is not None:
+            shelf = self.shelf(channel)
+            is_gone = entry is None and shelf is not None and id <= shelf.gone_id and shelf.backlog.find(id) is None
+        else:
+            known = self.devices.get(device)
+            channels = known.channels if known is not None else ()
+            is_gone = (entry is None or entry.event.channel not in channels) and id <= max(map(self._gone_id, channels), default=0)
+        return gone_event(id) if is_gone else unknown_receipt()
 
     def _gone_id(self, channel: str) -> int:
         """The newest id of a channel that is no longer kept."""
@@ -361,7 +354,7 @@ class WorkingSet(Store):
             _, slot = self.ledger.find(entry, channel, device)
         except NotFound:
             if channel is None:
-                raise self._why(device, id, self._newest_gone(device)) from None
+                raise self._why(device, id, None) from None
             if entry is None and id <= self._gone_id(channel):
                 raise gone_event(id) from None
             raise

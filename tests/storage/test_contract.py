@@ -540,7 +540,7 @@ async def test_what_a_device_has_said_nothing_of_is_pending(open_desk):
 
 async def _together(desk: Desk, device: str, *receipts: tuple[int, str, float | None]) -> list[object]:
     told: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    desk.store.record_many(device, [(id, state_code(state), None, at) for id, state, at in receipts], told.set_result)
+    desk.store.record_many([(device, id, state_code(state), None, at, None) for id, state, at in receipts], told.set_result)
     return [answer.code if isinstance(answer, Refusal) else (NAMES[answer[0]], OUTCOMES[answer[1]]) for answer in await told]
 
 
@@ -556,6 +556,25 @@ async def test_receipts_that_are_given_together_are_answered_as_they_would_be_al
         ("processed", "accepted"), ("failed", "conflict"), "unknown_event", ("processed", "duplicate")]
     assert await desk.counts(first) == {"processed": 1}
     assert await _together(desk, "stranger", (first, "processed", None)) == ["unknown_event"]
+
+
+async def test_what_many_devices_say_at_once_is_answered_to_each(open_desk):
+    desk = await open_desk()
+    for number in range(4):
+        desk.store.register("c", f"d{number}")
+    desk.store.register("other", "d0")
+    id, named, other = await desk.push(), await desk.push(to=("d1", "late")), await desk.push("other")
+    said = [("d0", id, "processed", b'"fine"', "c"), ("d1", id, "failed", b'"torn"', "c"), ("d1", named, "processed", None, "c"), ("d2", named, "processed", None, "c"),
+            ("d2", id, "delivered", b'"fine"', None), ("d2", id, "processed", None, "c"), ("d3", id, "processed", None, "other"), ("d0", other, "processed", None, "other"),
+            ("d0", id, "failed", b'"torn"', "c"), ("stranger", id, "processed", None, "c")]
+    told: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+    desk.store.record_many([(device, event, state_code(state), status, None, channel) for device, event, state, status, channel in said], told.set_result)
+    answers = [answer.code if isinstance(answer, Refusal) else (NAMES[answer[0]], OUTCOMES[answer[1]]) for answer in await told]
+    assert answers == [("processed", "accepted"), ("failed", "accepted"), ("processed", "accepted"), "unknown_event", ("delivered", "accepted"), ("processed", "accepted"),
+                       "unknown_event", ("processed", "accepted"), ("processed", "conflict"), "unknown_event"]
+    assert await desk.counts(id) == {"pending": 1, "processed": 2, "failed": 1}
+    lines, _ = await desk.store.lines("c", id, None, 0, 9)
+    assert [(line["device"], line["status"]) for line in orjson.loads(orjson.dumps(lines))] == [("d0", "fine"), ("d1", "torn"), ("d2", "fine"), ("d3", None)]
 
 
 async def test_receipts_that_are_given_together_meet_those_that_are_on_their_way(open_desk):

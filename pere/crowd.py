@@ -1,0 +1,104 @@
+"""Requests that are alike and came in one turn of the loop, answered together.
+
+Ten thousand devices answer one event at almost the same time. What it takes to enter one receipt is little beside what it takes to
+call for each what enters it; so those that were recognised (see `shape.py`) wait until the loop has read all that there was to
+read, and are entered in one piece of work. To write their answers together is cheaper too: to write between two reads would
+wake the client for each of them, and who wakes pays for it (measured: a tenth of the cost of a receipt).
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pere.errors import Refusal, internal
+from pere.shape import Again
+
+log = logging.getLogger("pere.http")
+
+AGAIN = object()  # stands for a request that was recognised and is being answered
+MAX_CROWDS = 256
+
+
+class Crowd:
+    """Those that `again` answers. `asked` are the connections and what they said, in the order in which they came."""
+
+    __slots__ = ("_again", "_door", "_route", "asked")
+
+    def __init__(self, door: Any, route: Any, again: Again):
+        self.asked: list[tuple[Any, tuple[bytes, ...]]] = []
+        self._again = again
+        self._door = door
+        self._route = route
+
+    def answer(self) -> None:
+        asked, self.asked = self.asked, []
+        self._answer(asked)
+
+    def _answer(self, asked: list[tuple[Any, tuple[bytes, ...]]]) -> None:
+        connections = [connection for connection, _ in asked]
+        try:
+            self._again([values for _, values in asked], lambda answers: self._told(connections, answers))
+        except Exception:
+            if len(asked) > 1:
+                for one in asked:  # what breaks us must not take the others with it
+                    self._answer([one])
+                return
+            log.exception("%s could not be answered", self._route.name)
+            self._told(connections, [internal()])
+
+    def _told(self, connections: list[Any], answers: Sequence[bytes | Refusal]) -> None:
+        """Straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
+        door, write, count = self._door, os.write, 0
+        ready, now = door.ready, door.wheel.now
+        for connection, answer in zip(connections, answers, strict=True):
+            if connection.busy is not AGAIN or answer.__class__ is not bytes:
+                connection.answer_again(answer)
+                continue
+            count += 1
+            connection.busy = None
+            connection.since = now
+            transport, taken = connection.transport, 0
+            if transport.is_closing():
+                continue  # this client has gone meanwhile, the others have not
+            data = ready.get(answer) or door.whole(200, answer)  # type: ignore[arg-type]
+            if not transport.get_write_buffer_size():
+                try:
+                    taken = write(connection.fd, data)
+                except OSError:
+                    pass  # full, or gone: the transport finds out which
+            if taken < len(data):
+                transport.write(data[taken:])
+            if connection.pending:
+                connection.go_on()
+        tally = self._route.tally
+        tally[200] = tally.get(200, 0) + count
+
+
+class Crowds:
+    """All that there are, and those that somebody has joined in this turn of the loop."""
+
+    def __init__(self, door: Any):
+        self._door = door
+        self._known: dict[Again, Crowd] = {}
+        self._asked: list[Crowd] = []
+
+    def of(self, route: Any, again: Again) -> Crowd:
+        """The crowd of those that `again` answers; what is the same object is the same crowd."""
+        crowd = self._known.get(again)
+        if crowd is None:
+            if len(self._known) == MAX_CROWDS:
+                del self._known[next(iter(self._known))]
+            crowd = self._known[again] = Crowd(self._door, route, again)
+        return crowd
+
+    def gather(self, crowd: Crowd) -> None:
+        """Somebody is the first to join: all who do so in this turn of the loop are answered at its end."""
+        if not self._asked:
+            self._door.loop.call_soon(self.answer)
+        self._asked.append(crowd)
+
+    def answer(self) -> None:
+        asked, self._asked = self._asked, []
+        for crowd in asked:
+            crowd.answer()
