@@ -12,8 +12,10 @@ from typing import Any
 import orjson
 import pytest
 import uvloop
+from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.iostream import StreamClosedError
+from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 from wire import Answer, Wire
 
@@ -380,6 +382,21 @@ async def opened(origins: str = "", recognise: bool = True, **settings: Any) -> 
         logging.getLogger().removeHandler(keep)
     assert not house.logged, [record.getMessage() for record in house.logged]
     assert not house.door.connections
+
+
+@asynccontextmanager
+async def tornado(max_body_size: int | None = None) -> AsyncIterator[tuple[int, Stage]]:
+    """The same handlers behind Tornado's own server."""
+    stage = Stage()
+    stage.gate.set()
+    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=Cors(frozenset()))
+    sockets, server = bind_sockets(0, "127.0.0.1"), HTTPServer(app, max_body_size=max_body_size)
+    server.add_sockets(sockets)
+    try:
+        yield sockets[0].getsockname()[1], stage
+    finally:
+        server.stop()
+        await server.close_all_connections()
 
 
 async def turns(number: int) -> None:

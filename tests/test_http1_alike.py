@@ -1,18 +1,12 @@
 """The same bytes have the same answers: however they are cut, whether a request is recognised or read, and at Tornado's own door."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from doors import LAST, Caller, Stage, chunks, eventually, facts, handlers, io_loop, no_surprises, on_uvloop, opened, request, turns  # noqa: F401
+from doors import LAST, Caller, chunks, eventually, facts, io_loop, no_surprises, on_uvloop, opened, request, tornado, turns  # noqa: F401
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
-from tornado.web import Application
-
-from pere.handlers.base import Cors, NotThere
 
 
 def for_all(examples: int, **strategies: Any) -> Callable[[Any], Any]:
@@ -319,21 +313,6 @@ async def test_a_recognised_answer_to_who_does_not_read_waits_for_it():
 
 
 # At Tornado's own door.
-
-
-@asynccontextmanager
-async def tornado() -> AsyncIterator[tuple[int, Stage]]:
-    """The same handlers behind Tornado's own server."""
-    stage = Stage()
-    stage.gate.set()
-    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=Cors(frozenset()))
-    sockets, server = bind_sockets(0, "127.0.0.1"), HTTPServer(app)
-    server.add_sockets(sockets)
-    try:
-        yield sockets[0].getsockname()[1], stage
-    finally:
-        server.stop()
-        await server.close_all_connections()
 
 
 VALID = [
