@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test crash soak bench dist clean
+.PHONY: help serve test crash soak fuzz bench dist clean
 
 help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ crash: $(READY) ## kill a server under load, fifty times, and look for losses; A
 soak: $(READY) ## do everything at random to a server and to a model of it, and compare; ARGS="--minutes 60 --seed 7" hands flags
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+fuzz: $(READY)-fuzz ## say hostile bytes to all that reads them (Linux); ARGS="--minutes 60 --seed 7 --target http" hands flags
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 bench: $(READY)-bench ## measure; ARGS hands the benchmark flags
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -31,7 +34,7 @@ dist: $(READY) ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m build
 
 clean: ## remove all that was made here
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .fuzz .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are as old as the newest installation: editing the requirements installs again, else a verb starts at once.
@@ -45,4 +48,8 @@ $(READY): setup.cfg pyproject.toml
 
 $(READY)-bench: $(READY)
 	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
+
+$(READY)-fuzz: $(READY)
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
 	@touch $@

@@ -16,7 +16,7 @@ import pytest
 from pere.config import Config, flag
 
 HOUSE = Path(__file__).parent.parent
-MADE = {".git", ".venv", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__", "build", "dist"}
+MADE = {".git", ".venv", ".hypothesis", ".fuzz", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__", "build", "dist"}
 FILES = sorted(path.relative_to(HOUSE).as_posix() for path in (HOUSE / "pere").rglob("*.py"))
 
 # Rules that are handed all they need: no sockets, no loop, no clock of their own.
