@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test crash soak fuzz bench dist clean
+.PHONY: help serve test crash soak fuzz lint audit bench dist clean
 
 help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,13 @@ soak: $(READY) ## do everything at random to a server and to a model of it, and 
 
 fuzz: $(READY)-fuzz ## say hostile bytes to all that reads them (Linux); ARGS="--minutes 60 --seed 7 --target http" hands flags
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+lint: $(READY)-audit ## look for slips of the pen, and in pere/ for what is dangerous
+	@$(BIN)/ruff check --quiet --config .ci/ruff.toml pere tests bench
+	@$(BIN)/bandit --quiet --recursive pere --skip B101,B311 2>/dev/null  # where it only tells of each `nosec` that it met
+
+audit: lint ## the same, and ask PyPI which of the installed packages are known to be dangerous
+	@$(BIN)/pip freeze --exclude-editable | $(BIN)/pip-audit --strict --disable-pip --no-deps --requirement /dev/stdin --progress-spinner off
 
 bench: $(READY)-bench ## measure; ARGS hands the benchmark flags
 	@$(BIN)/python -m bench $(ARGS)
@@ -48,6 +55,10 @@ $(READY): setup.cfg pyproject.toml
 
 $(READY)-bench: $(READY)
 	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
+
+$(READY)-audit: $(READY)
+	$(BIN)/pip install --quiet --editable '.[audit]'
 	@touch $@
 
 $(READY)-fuzz: $(READY)

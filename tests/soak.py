@@ -173,7 +173,8 @@ def _tidy(given: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Gaps of several channels that are told one after the other come in no order."""
     tidy: list[tuple[Any, ...]] = []
     for is_gap, run in groupby(given, lambda each: each[0] == "gap"):
-        tidy += sorted(run, key=str) if is_gap else run
+        each = list(run)
+        tidy += sorted(each, key=str) if is_gap else each
     return tidy
 
 

@@ -2,7 +2,6 @@
 whatever else went wrong, if that was not as it should be. `test_fuzz.py` runs them for seconds, `fuzz.py` for as long as you like.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable

@@ -614,7 +614,7 @@ async def test_up_to_reaches_what_is_only_in_the_file(begin, sent, push, ask, ge
 
 
 async def test_up_to_steps_over_what_was_answered_after_a_restart(begin, sent, push, ask, feedback):
-    server = await begin("sqlite", backlog_events=2)
+    await begin("sqlite", backlog_events=2)
     ids = [await sent("d"), *[await push("c") for _ in range(5)]]
     await feedback("c", "d", ids[1])
     await feedback("c", "d", ids[4], state="delivered")

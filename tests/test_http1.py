@@ -1,7 +1,7 @@
 """The front door as clients and handlers see it: requests in, answers out, in order, whatever is behind it."""
 
 import pytest
-from doors import chunks, eventually, facts, io_loop, LAST, no_surprises, opened, request, turns, turns  # noqa: F401
+from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, opened, request, turns  # noqa: F401
 
 from pere import http1
 

@@ -571,7 +571,7 @@ async def test_the_many_notices_of_some_do_not_keep_the_others_waiting(hooked, a
     server = await hooked()
     busy = [await active(types=[COMPLETED]) for _ in range(3)]
     late, _ = await active(types=[COMPLETED], channels=["rare"])
-    for there, endpoint in busy:
+    for _, endpoint in busy:
         for n in range(200):
             server.webhooks.courier.outboxes[endpoint["id"]].tell(Packed.of(notice(COMPLETED, "/", {"id": str(n)}, 0.0)))
     await answered("rare")

@@ -328,10 +328,10 @@ class Reading(WorkingSet):
             before = ask("select channel from receipts where number <= ? order by number desc limit 1", (after,)).fetchone() if channel is not None else None
             where, of = ("channel = ? and ", (channel,)) if channel is not None else ("", ())
             # The row that holds the record may begin before it.
-            begin = ask(f"select max(number) from receipts where {where}number <= ?", (*of, after + 1)).fetchone()[0] or 0
+            begin = ask(f"select max(number) from receipts where {where}number <= ?", (*of, after + 1)).fetchone()[0] or 0  # nosec B608 # our own words
             found: list[tuple[Any, ...]] = []
             through = newest
-            cursor = ask(f"select number, channel, records, sayings from receipts where {where}number >= ? and number <= ? order by number",
+            cursor = ask(f"select number, channel, records, sayings from receipts where {where}number >= ? and number <= ? order by number",  # nosec B608 # our own words
                          (*of, begin, newest))
             for number, home, records, sayings in cursor:
                 start = max(0, after + 1 - number)
@@ -348,7 +348,7 @@ class Reading(WorkingSet):
             cursor.close()
             ids = list({row[2] for row in found})
             events = ask("select v.id, v.time, v.level, v.recipients, e.logged, e.columns from events v join entries e on e.event = v.id "
-                         f"where v.id in ({', '.join('?' * len(ids))})", ids).fetchall()
+                         f"where v.id in ({', '.join('?' * len(ids))})", ids).fetchall()  # nosec B608 # question marks
         finally:
             ask("rollback")
         return Piece(found, through, 0 < after < first - 1, before[0] if before is not None else 0,

@@ -347,7 +347,7 @@ async def test_nothing_is_left_of_a_channel_that_is_forgotten(files):
     for device in ("d1", "d2"):
         desk.store.register("goes", device)
     await desk.push("goes")
-    for turn in range(10):
+    for _ in range(10):
         desk.store.register("stays", "here").seen = desk.clock.now
         await desk.push("stays")
         await desk.sweep(later=30)
