@@ -20,10 +20,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[str, ...] = (), hidden: tuple[str, ...] = ()) -> Any:
+            choices: tuple[str, ...] = (), hidden: tuple[str, ...] = (), secret: bool = False) -> Any:
     """A field of Config: `low` and `high` are the limits that a number must keep, `choices` the words that are allowed, and
-    `hidden` those that are too, but that nobody should want outside of a test."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "hidden": hidden})
+    `hidden` those that are too, but that nobody should want outside of a test. What is `secret` is not shown."""
+    return field(default=default, repr=not secret, metadata={"help": help, "low": low, "high": high, "choices": choices, "hidden": hidden})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Config:
     """What a server is told before it starts. Raises ConfigError where a value cannot be."""
 
     # where
-    host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs --insecure as long as no keys are set")
+    host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs keys, or --insecure")
     port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
     store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives")
@@ -42,6 +42,15 @@ class Config:
 
     # listening
     trusted_proxies: str = setting("", "networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as `10.0.0.0/8`; `unix` is whoever comes by the Unix socket")
+
+    # who may do what
+    jwt_secret: str = setting("", "the secret that tokens are signed with by HS256, at least 32 bytes; rather a variable than a flag, which every user of the machine can read", secret=True)
+    jwt_public_key: str = setting("", "a file with the public key that tokens are verified with, in PEM; RSA (RS256), P-256 (ES256) or Ed25519 (EdDSA), or several of them")
+    jwt_jwks: str = setting("", "a URL of public keys as JWKS, https unless it is on loopback; fetched every 10 min, and when a token names a key that is not there")
+    jwt_audience: str = setting("", "who we are: tokens must name it in `aud`; without it, tokens that name anybody are refused")
+    jwt_leeway: float = setting(5.0, "by how much the clocks of those who mint tokens may be wrong", low=0, high=300)
+    jwt_max_age: float = setting(0.0, "longest that a token may hold, from its `iat` to its `exp`, which then it must have; 0 is any length", low=0)
+    host_names: str = setting("", "names with a dot, separated by commas, that a server without keys answers to on loopback, such as that of the proxy before it")
 
     # feeds
     heartbeat: float = setting(20.0, "a comment line after so much silence on a feed; proxies cut connections that are quiet for 30 to 60 s", low=0.1, high=3600)
@@ -123,10 +132,12 @@ class Config:
             raise ConfigError(f"--backlog-bytes ({self.backlog_bytes}) must hold one event of --max-event-bytes ({self.max_event_bytes})")
         if self.backlog_bytes > self.backlog_total_bytes:
             raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
-        if not self.insecure and not is_loopback(self.host):
+        if self.insecure and self.has_keys:
+            raise ConfigError("--insecure means without keys, and there are some: leave out one or the other")
+        if not self.insecure and not self.has_keys and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines, and no keys are set: anybody there could push, read and "
-                "administer. Keep to 127.0.0.1 behind a proxy that authenticates, or accept it with --insecure")
+                "administer. Set --jwt-secret, --jwt-public-key or --jwt-jwks, keep to 127.0.0.1, or accept it with --insecure")
 
     @property
     def proxies(self) -> tuple[tuple[Network, ...], bool]:
@@ -137,6 +148,16 @@ class Config:
     def exempt(self) -> tuple[tuple[Network, ...], bool]:
         """The same for those that have no limits of their own."""
         return _peers("limits_exempt", self.limits_exempt)
+
+    @property
+    def is_open_to_this_machine(self) -> bool:
+        """Whether everybody on this machine may do everything, and nobody else can reach it."""
+        return not self.has_keys and is_loopback(self.host)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether who asks must have a token."""
+        return bool(self.jwt_secret or self.jwt_public_key or self.jwt_jwks)
 
     @property
     def origins(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ This file knows no channel, no device and no event; and of a connection only tha
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
@@ -13,6 +14,7 @@ from typing import Any
 
 from tornado.web import Application
 
+from pere.auth import NOBODY, NOTHING, OPEN, Grant
 from pere.config import Config
 from pere.crowd import Crowds
 from pere.errors import Refusal
@@ -29,16 +31,21 @@ SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadli
 
 class Route:
     """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
-    Tornado, if anybody does. `again` makes what answers requests that differ from one only in the headers `varying` and the
-    body (see `shape.py`). `name` is what metrics call it, `kind` what limits count it as."""
+    Tornado, if anybody does; that is for who has what it `needs` (see `auth.py`), on the channel that the path names if it names one.
+    `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`), and `knows` what
+    tells whether the token in one of them is good for it, where tokens vary. `name` is what metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "hot", "kind", "max_body", "name", "tally", "varying")
+    __slots__ = ("again", "has_channel", "hot", "kind", "knows", "max_body", "name", "needs", "tally", "varying")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
-                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS):
+                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY,
+                 knows: "Callable[[Ask, dict[bytes, int]], Callable[[re.Match[bytes]], bool]] | None" = None):
         self.name = name
         self.max_body = max_body
         self.hot = hot
+        self.needs = needs
+        self.knows = knows
+        self.has_channel = name.endswith("/{channel}")
         self.again = again
         self.varying = varying
         self.kind = kind
@@ -49,17 +56,19 @@ class Door:
     """What all connections share.
 
     `routes` maps a method and the first segment of a path to its Route: `POST /push`, and `POST /push/` where the path goes
-    on. `cors` makes the header lines that answer an Origin.
+    on. `cors` makes the header lines that answer an Origin. `guard` is asked of each request whether it may come in: it gives it its
+    grant and calls the other function, now or later, or refuses it.
     """
 
     def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
-                 wheel: Wheel, gate: Gate):
+                 wheel: Wheel, gate: Gate, guard: "Callable[[Ask, Callable[[Ask], None]], None] | None" = None):
         self.app = app
         self.config = config
         self.routes = routes
         self.other = Route("other", config.max_event_bytes)
         self.small = min(config.max_line_bytes, config.max_header_bytes)  # what is not longer than this breaks neither limit
         self.cors = cors
+        self.guard = guard or everybody
         self.wheel = wheel
         self.proxies = Proxies(*config.proxies)
         self.gate = gate
@@ -110,10 +119,10 @@ class Door:
 
 
 class Ask:
-    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came.
-    Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
+    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came; `grant` is who
+    asks, and what they may do. Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
 
-    __slots__ = ("account", "body", "connection", "gone", "fields", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("account", "body", "connection", "gone", "fields", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
                  headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
@@ -128,6 +137,7 @@ class Ask:
         self.route = route
         self.body = b""
         self.account: Account | None = None  # what limits count it in, if they do
+        self.grant: Grant = NOTHING
         self.gone: Callable[[], None] | None = None  # who is told when the client goes away before it is answered
         self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
 
@@ -139,6 +149,8 @@ class Ask:
         # The code and the route only: what the client sent has no place in a log.
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
         more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
+        if refusal.challenge:
+            more += b"WWW-Authenticate: %b\r\n" % refusal.challenge.encode()
         self.connection.answer(self, refusal.status, refusal.body(), more)
 
     @property
@@ -166,3 +178,9 @@ class Ask:
         """The transport, which is the caller's from now on; this connection forgets it."""
         self.route.tally[200] = self.route.tally.get(200, 0) + 1
         return self.connection.detach()
+
+
+def everybody(ask: Ask, then: Callable[[Ask], None]) -> None:
+    """The guard of a door that has none."""
+    ask.grant = OPEN
+    then(ask)

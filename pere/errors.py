@@ -2,6 +2,7 @@
 
     Refusal                  a request that is answered with an error
     ├── BadRequest      400  it cannot be understood
+    ├── Unauthorized    401  nobody knows who asks: there is no token, or none that holds
     ├── Forbidden       403  it is understood, and not yours to ask
     ├── NotFound        404  there is no such thing (or none that you may know of)
     ├── WrongMethod     405  the address exists, the method does not
@@ -23,9 +24,11 @@ import orjson
 
 
 class Refusal(Exception):
-    """An error that is the answer. `retry_after` in seconds becomes the header of that name (RFC 9110, 10.2.3)."""
+    """An error that is the answer. `retry_after` in seconds becomes the header of that name (RFC 9110, 10.2.3), and `challenge` is what
+    WWW-Authenticate says (RFC 6750, 3)."""
 
     status = 500
+    challenge = ""
 
     def __init__(self, code: str, message: str, *, status: int | None = None, retry_after: int | None = None):
         super().__init__(message)
@@ -44,6 +47,11 @@ class Refusal(Exception):
 
 class BadRequest(Refusal):
     status = 400
+
+
+class Unauthorized(Refusal):
+    status = 401
+    challenge = 'Bearer realm="pere", error="invalid_token"'
 
 
 class Forbidden(Refusal):

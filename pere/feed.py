@@ -8,6 +8,7 @@ the hub's business.
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import orjson
@@ -19,7 +20,7 @@ from pere.limits import Account
 from pere.sse import chunk, frame
 
 # Why a feed was closed: each is counted by name.
-GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER = "gone", "slow", "drain", "replaced", "kicked", "unkept", "redeliver"
+GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER, EXPIRED = "gone", "slow", "drain", "replaced", "kicked", "unkept", "redeliver", "expired"
 
 
 def bye(reason: str, retry: float) -> bytes:
@@ -48,7 +49,10 @@ class Place:
 
 
 class Owner(Protocol):
-    """Who keeps the feeds: the hub."""
+    """Who keeps the feeds: the hub. `clock` is seconds since 1970, `retry` in how many to come back."""
+
+    clock: Callable[[], float]
+    retry: float
 
     def catch_up(self, feed: "Feed") -> None:
         """There is room in its socket again."""
@@ -64,13 +68,16 @@ class Owner(Protocol):
 
 
 class Feed(asyncio.Protocol):
-    """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on)."""
+    """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on);
+    `expires` is when its token does, in seconds since 1970, if it has one."""
 
-    __slots__ = ("account", "care", "device", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
+    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
                  "written")
 
-    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float):
+    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
+                 expires: float | None = None):
         self.owner = owner
+        self.expires = expires
         self.transport = transport
         self.form = form
         self.device = device
@@ -190,4 +197,14 @@ class Feed(asyncio.Protocol):
     # What the wheel says
 
     def due(self, now: float) -> float:
-        return 0.0 if self.reason else self.owner.beat(self, now)
+        if self.reason:
+            return 0.0
+        if self.expires is not None and self.owner.clock() >= self.expires:
+            self.close(EXPIRED, bye(EXPIRED, self.owner.retry))
+            return 0.0
+        return self.soon(self.owner.beat(self, now))
+
+    def soon(self, delay: float) -> float:
+        """When its next turn on the wheel is, which would come in `delay` seconds: sooner, if its token expires sooner. A clock that is
+        set meanwhile is noticed then."""
+        return delay if self.expires is None else min(delay, max(self.expires - self.owner.clock(), 0.001))

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from pere import sse
+from pere.auth import OPEN, Grant
 from pere.config import Config
 from pere.errors import Refusal
-from pere.feed import DRAIN, GONE, SLOW, Feed, bye
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, SLOW, Feed, bye
 from pere.storage import Page, Store
 from pere.wheel import Wheel
 
@@ -29,18 +30,21 @@ AGAIN = 1.0  # seconds until a log that could not be read is tried again
 
 class Follower:
     """One feed of receipts. `position` is the number up to which it has been given all; `gap` is where something began to be missing
-    that it has not been told of yet. It is idle when it is up to date, and nobody said since that there is more."""
+    that it has not been told of yet. It is idle when it is up to date, and nobody said since that there is more. `grant` is who it is."""
 
-    __slots__ = ("channel", "feed", "gap", "is_from_all", "is_idle", "is_reading", "is_wanted", "position", "_all")
+    __slots__ = ("channel", "clock", "feed", "gap", "grant", "is_from_all", "is_idle", "is_reading", "is_wanted", "position", "retry", "_all")
 
-    def __init__(self, all: "Followers", transport: Any, form: int, channel: str, position: int, now: float):
+    def __init__(self, all: "Followers", transport: Any, form: int, channel: str, position: int, grant: Grant):
+        self.clock = all.clock
+        self.retry = all.retry
         self.channel = channel
+        self.grant = grant
         self.position = position
         self.gap: int | None = None
         self.is_from_all = not position  # and so misses nothing before the first that it is given
         self.is_reading = self.is_wanted = self.is_idle = False
         self._all = all
-        self.feed = Feed(self, transport, form, None, (), now)
+        self.feed = Feed(self, transport, form, None, (), all.now, grant.expires)
 
     def catch_up(self, feed: Feed) -> None:
         """There may be more, or there is room in its socket again."""
@@ -102,7 +106,9 @@ class Followers:
     def __init__(self, store: Store, wheel: Wheel, config: Config):
         self.written = 0
         self.gaps = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, KICKED, EXPIRED), 0)
+        self.clock = store.clock
+        self.retry = config.retry
         self._store = store
         self._wheel = wheel
         self._config = config
@@ -118,15 +124,15 @@ class Followers:
     def count(self) -> int:
         return sum(map(len, self._channels.values()))
 
-    def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes) -> Feed:
+    def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes, grant: Grant = OPEN) -> Feed:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
         position = self._store.newest_record if cursor is None else cursor
-        follower = Follower(self, transport, form, channel, position, self.now)
+        follower = Follower(self, transport, form, channel, position, grant)
         self._channels.setdefault(channel, {})[follower] = None
         # Who is told of nothing costs nothing: the store looks once, and that is all.
         self._store.on_receipts = self._heard
         feed = follower.feed
-        self._wheel.add(feed, self._config.heartbeat)
+        self._wheel.add(feed, feed.soon(self._config.heartbeat))
         log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
         hello = sse.frame(orjson.dumps({"channel": channel, "position": str(position)}), event=b"pere.hello")
         feed.write(greeting + feed.control(hello))
@@ -216,6 +222,15 @@ class Followers:
         level = logging.DEBUG if reason in (GONE, DRAIN) else logging.INFO
         log.log(level, "receipts no longer followed", extra={"facts": {"reason": reason, "channel": follower.channel}})
 
+    def kick(self, subject: str) -> None:
+        """End the feeds of somebody whose tokens are revoked."""
+        for follower in self._all():
+            if follower.grant.subject == subject:
+                follower.feed.close(KICKED, bye(KICKED, self.retry))
+
+    def _all(self) -> list[Follower]:
+        return [each for followers in self._channels.values() for each in followers]
+
     def drain(self) -> None:
-        for follower in [each for followers in self._channels.values() for each in followers]:
+        for follower in self._all():
             follower.feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))

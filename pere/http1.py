@@ -12,12 +12,13 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httptools
 from tornado.iostream import StreamClosedError
 
+from pere.auth import ANYBODY
 from pere.config import Config
 from pere.crowd import AGAIN, Crowd
 from pere.door import Ask, Door, Route
@@ -51,8 +52,8 @@ MARKED = UNUSUAL | {b"origin"}
 class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached."""
 
-    __slots__ = ("_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
-                 "_lessons", "_model", "_parser", "_partial", "_payer", "_received", "_route", "_shape", "_stuck", "_took_at",
+    __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
+                 "_lessons", "_model", "_parser", "_partial", "_received", "_route", "_shape", "_stuck", "_took_at",
                  "_unsent", "_url", "_waiters", "_wire", "account", "address", "busy", "fd", "pending", "since", "transport")
 
     def __init__(self, door: Door):
@@ -79,7 +80,7 @@ class Connection(asyncio.Protocol):
         self._shape: Shape | None = None  # what recognises the next request, if it is like the last one
         self._crowd: Crowd | None = None  # and with which others it is answered
         self._route = door.other
-        self._payer: Account | None = None  # and whom it is charged to
+        self._admits: Callable[[re.Match[bytes]], bool] | None = None  # and what has a say in whether it may
         self._model: Ask | None = None
         self._known: Shape | None = None
         self._lessons = 0
@@ -109,8 +110,7 @@ class Connection(asyncio.Protocol):
             match = self._shape.match(data)
             if match is not None and not self._door.draining:
                 values = match.group(*self._shape.order)
-                if int(values[-2]) == len(values[-1]) <= self._route.max_body and (
-                        self._payer is None or self._door.gate.admits(self._payer, self._route.kind)):
+                if int(values[-2]) == len(values[-1]) <= self._route.max_body and (self._admits is None or self._admits(match)):
                     self.busy = AGAIN
                     asked = self._crowd.asked  # type: ignore[union-attr]
                     if not asked:
@@ -158,8 +158,18 @@ class Connection(asyncio.Protocol):
         if shape is None or again is None:
             return
         self._shape, self._crowd = shape, self._door.crowds.of(model.route, again)
-        self._route, self._payer = model.route, model.account
+        self._route, self._admits = model.route, self._admitting(model, shape)
         self.fd = self.transport.get_extra_info("socket").fileno()
+
+    def _admitting(self, model: Ask, shape: Shape) -> Callable[[re.Match[bytes]], bool] | None:
+        """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
+        payer, kind, admits = model.account, model.route.kind, self._door.gate.admits
+        knows = model.route.knows(model, shape.groups) if model.route.knows is not None else None
+        if payer is None:
+            return knows
+        if knows is None:
+            return lambda match: admits(payer, kind)
+        return lambda match: knows(match) and admits(payer, kind)
 
     def answer_again(self, answer: bytes | Refusal) -> None:
         """A recognised request that cannot be answered as most are: it is answered as if it had been parsed."""
@@ -424,17 +434,29 @@ class Connection(asyncio.Protocol):
         self.busy = ask
         if ask.refusal is not None:
             ask.refuse(ask.refusal)
-        elif ask.route.hot is not None:
-            try:
-                ask.route.hot(ask)
-            except Refusal as refusal:
-                ask.refuse(refusal)
-            except Exception:
-                log.exception("%s could not be answered", ask.route.name)
-                ask.refuse(internal())
         else:
+            self._try(self._door.guard, ask, self._let_in)
+
+    def _let_in(self, ask: Ask) -> None:
+        """The guard has nothing against it, or leaves it to the handler, which may be for everybody."""
+        if self.busy is not ask:
+            return  # the client went away while its key was being fetched
+        if ask.route.hot is None:
             self.busy = exchange = Exchange(self, ask)
             exchange.start()
+        elif ask.refusal is not None:
+            ask.refuse(ask.refusal)
+        else:
+            self._try(ask.route.hot, ask)
+
+    def _try(self, what: Callable[..., None], ask: Ask, *more: Any) -> None:
+        try:
+            what(ask, *more)
+        except Refusal as refusal:
+            ask.refuse(refusal)
+        except Exception:
+            log.exception("%s could not be answered", ask.route.name)
+            ask.refuse(internal())
 
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
         if self.busy is not ask:
@@ -551,7 +573,7 @@ def _go_ahead(ask: Ask) -> None:
     ask.connection.answered(ask)
 
 
-CONTINUE = Route("continue", 0, _go_ahead)
+CONTINUE = Route("continue", 0, _go_ahead, needs=ANYBODY)
 
 
 def _length(fields: Iterable[tuple[bytes, bytes]]) -> int:

@@ -24,7 +24,7 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
 from pere.event import Event, format_id
-from pere.feed import DRAIN, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
 from pere.names import pattern as compiled
 from pere.redelivery import Care, Redelivery
 from pere.replay import Replay, cancel, mark
@@ -65,11 +65,13 @@ class Hub:
         self.feeds: dict[int, Feed] = {}  # all that are open, by descriptor
         self.behind = 0
         self.opens = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER, EXPIRED), 0)
         self.deliveries = 0
         self.redelivery = Redelivery(store, wheel)
         self.replay = Replay(store, self.redelivery)
         self.on_fanout: Callable[[float], None] = lambda seconds: None
+        self.clock = store.clock
+        self.retry = config.retry
         self._store = store
         self._wheel = wheel
         self._config = config
@@ -223,15 +225,16 @@ class Hub:
         return meant
 
     def open(self, transport: Any, form: int, device: str, meant: dict[str, Member | None], patterns: tuple[str, ...], start: int | None,
-             cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0) -> Feed:
+             cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0, expires: float | None = None) -> Feed:
         """Let a connection become a feed, of the channels to which it was admitted.
 
         `cursor` is the id that the client has read up to, None if it named none; `start` is the id after which it wants to begin,
         0 for everything that is kept, None for what is new. `greeting` is written before everything else. `ack_wait` (s) and `window` (events) are those of Care; 0 is without.
+        `expires` is when its token does.
         """
         store = self._store
         known = store.devices.add(device) if device else None
-        feed = Feed(self, transport, form, known, patterns, self._wheel.now)
+        feed = Feed(self, transport, form, known, patterns, self._wheel.now, expires)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         for name, member in meant.items():
@@ -248,7 +251,7 @@ class Hub:
         self.feeds[feed.fd] = feed
         self.opens += 1
         self.behind += feed.care is None
-        self._wheel.add(feed, self._config.heartbeat)
+        self._wheel.add(feed, feed.soon(self._config.heartbeat))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
         if known is not None:

@@ -45,7 +45,8 @@ def is_pattern(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def pattern(text: str) -> Callable[[str], object]:
-    """What tells whether a channel is meant by the pattern: `*` is any run within a dot-separated part, `**` at the end any rest.
+    """What tells whether a channel is meant by the pattern: `*` is any run within a dot-separated part, `**` at the end any rest; both may
+    be nothing.
 
     >>> bool(pattern("orders.*")("orders.eu")), bool(pattern("orders.*")("orders.eu.1")), bool(pattern("orders.**")("orders.eu.1"))
     (True, False, True)
@@ -54,7 +55,7 @@ def pattern(text: str) -> Callable[[str], object]:
     """
     if not PATTERN.fullmatch(text):
         raise BadRequest("bad_channel", f"a channel pattern is 1 to 128 of A-Z a-z 0-9 _ . : ~ - and *, not {shown(text)}")
-    head, rest = (text[:-2], ".+") if text.endswith("**") else (text, "")
+    head, rest = (text[:-2], ".*") if text.endswith("**") else (text, "")
     if "**" in head:
         raise BadRequest("bad_channel", f"** stands only at the end of a pattern, not as in {shown(text)}")
     return re.compile(r"\.".join(map(_part, head.split("."))) + rest).fullmatch
@@ -67,7 +68,27 @@ def _part(glob: str) -> str:
     if not pieces:
         return first
     *middle, last = pieces
-    return first + "".join(f"(?>[^.]*?{piece})" for piece in middle) + "[^.]*" + last
+    return first + "".join(f"(?>[^.{REST}]*?{piece})" for piece in middle) + f"[^.{REST}]*" + last
+
+
+# Two letters of no channel, that stand for all that a `*` or a `**` may be.
+RUN, REST = "\x01", "\x02"
+
+
+def whole(text: str) -> str:
+    """All that a pattern means, written as one name: whichever pattern means this name means every channel that `text` means.
+
+    For a `*` takes the place of any run without a dot, RUN among it, and only a `**` that of REST too: put any other run or rest there,
+    and it is taken in the same way. A channel is its own whole.
+
+    >>> bool(pattern("orders.**")(whole("orders.*"))), bool(pattern("orders.*")(whole("orders.**")))
+    (True, False)
+
+    Raises BadRequest if it is no pattern.
+    """
+    pattern(text)
+    head, rest = (text[:-2], REST) if text.endswith("**") else (text, "")
+    return head.replace("*", RUN) + rest
 
 
 def shown(said: object, most: int = 80) -> str:

@@ -12,31 +12,37 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import uvloop
 from tornado.web import Application, RequestHandler
 
 import pere
-from pere.config import KIB, Config, networks, words
+from pere.auth import FEED, PUSH, Verifier
+from pere.config import KIB, Config, is_loopback, networks, words
 from pere.door import Door, Route
 from pere.errors import ConfigError
 from pere.followers import Followers
 from pere.gate import Gate
+from pere.guard import Guard
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
-from pere.handlers.base import Cors, Elsewhere, NotThere
+from pere.handlers.base import Cors, Elsewhere, NotThere, channel_of
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
-from pere.handlers.feedback import VARYING, Feedback
+from pere.handlers.feedback import Feedback
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
 from pere.http1 import Connection
 from pere.hub import Hub
+from pere.jwks import Jwks
+from pere.keys import of_pem, of_secret
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
 from pere.reporter import Reporter
+from pere.revocations import Revocations
 from pere.sender import Sender
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
@@ -78,6 +84,11 @@ class Server:
         self.store.on_commit = self.measures.committed
         self.answered: Counter[tuple[str, str, int]] = Counter()
 
+        self.verifier = verifier_of(config)
+        self.revocations = Revocations(self.store, self.verifier) if self.verifier is not None else None
+        self.jwks = Jwks(config.jwt_jwks, self.verifier.fetch) if self.verifier is not None and config.jwt_jwks else None
+        guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False)
+
         cors = Cors(config.origins)
         self.waits = Waits(self.store)
         outside = outside_of(config)
@@ -86,19 +97,20 @@ class Server:
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
         receipts = OpenReceipts(self.followers, config, cors, self.gate)
-        feedback = Feedback(self.store, self.hub.redelivery, config)
+        feedback = Feedback(self.store, self.hub.redelivery, config, self.verifier)
         hot = {
-            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES),
-            b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES),
-            b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS),
-            b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS),
-            b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS),
-            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, VARYING, RECEIPTS),
-            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS),
+            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES, needs=PUSH),
+            b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES, needs=PUSH),
+            b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS, needs=FEED),
+            b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED),
+            b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS, needs=PUSH),
+            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED,
+                                      feedback.knows if self.verifier is not None else None),
+            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS, needs=FEED),
         }
         self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
                                is_draining=lambda: self.door.draining)
-        self.door = Door(self.app, config, hot, cors, self.wheel, self.gate)
+        self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
         self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
         self._sweeper = Sweeper(self.store, self.hub)
         self._listener: asyncio.Server | None = None
@@ -111,15 +123,15 @@ class Server:
         return [
             (r"/push(?:/[^/]*)?", Elsewhere, post),
             (r"/feedback(?:/[^/]*)?", Elsewhere, post),
-            (r"/feed(?:/([^/]*))?", FeedHead, {}),
-            (r"/receipts/([^/]*)", FeedHead, {}),
+            (r"/feed(?:/([^/]*))?", FeedHead, {"needs": FEED}),
+            (r"/receipts/([^/]*)", FeedHead, {"needs": PUSH}),
             (r"/events/([^/]*)", Events, store),
             (r"/events/([^/]*)/([^/]*)", Status, store | {"waits": self.waits, "config": self.config}),
             (r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
             (r"/admin/connections", Connections, hub),
             (r"/admin/events/([^/]*)", AdminEvents, store),
             (r"/admin/devices", AllDevices, store),
-            (r"/admin/devices/([^/]*)", OneDevice, store | hub),
+            (r"/admin/devices/([^/]*)", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),
             (r"/webhooks", AllWebhooks, webhooks),
             (r"/webhooks/([^/]*)", OneWebhook, webhooks),
             (r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
@@ -147,6 +159,11 @@ class Server:
         # Before anything is awaited: what was decided while the store started is kept with the columns that say so.
         self.webhooks.start()
         self.reporter.start()
+        if self.revocations is not None:
+            self.revocations.start()
+            self.wheel.add(self.revocations, 1)
+        if self.jwks is not None:
+            self.wheel.add(self.jwks, 0)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(partial(Connection, self.door), self.config.host, self.config.port, backlog=BACKLOG)
         self.port: int = self._listener.sockets[0].getsockname()[1]
@@ -174,6 +191,8 @@ class Server:
         self.wheel.stop()
         await self.reporter.stop()
         await self.webhooks.stop()
+        if self.jwks is not None:
+            await self.jwks.stop()
         await self.store.close()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
@@ -200,6 +219,24 @@ def outside_of(config: Config) -> Outside:
         raise ConfigError(f"--webhook-allow-networks: {error}") from None
 
 
+def verifier_of(config: Config) -> Verifier | None:
+    """What tells whose a token is; None where there are no keys. Raises ConfigError for keys that cannot be."""
+    if not config.has_keys:
+        return None
+    keys = []
+    try:
+        if config.jwt_secret:
+            keys.append(of_secret(config.jwt_secret))
+    except ValueError as error:
+        raise ConfigError(f"--jwt-secret: {error}") from None
+    try:
+        if config.jwt_public_key:
+            keys += of_pem(Path(config.jwt_public_key).read_bytes())
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--jwt-public-key {config.jwt_public_key}: {getattr(error, 'strerror', None) or error}") from None
+    return Verifier(keys, config.jwt_audience, config.jwt_leeway, config.jwt_max_age, () if config.jwt_jwks else None)
+
+
 def open_store(config: Config) -> Store:
     """The store that `--store` names. Raises ConfigError for one that there is not."""
     if config.store == "memory:":
@@ -221,6 +258,8 @@ async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
     loop = asyncio.get_running_loop()
     server = Server(config)
     await server.start()
+    if config.insecure and not is_loopback(config.host):
+        log.warning("there are no keys: whoever reaches this address may push, read every channel, answer for every device and administer (--insecure)")
     ended = asyncio.Event()
 
     def end() -> None:

@@ -14,18 +14,24 @@ from pere.errors import Refusal
 # A value that may differ: visible ASCII, so nothing in it can end a line or begin another header.
 VALUE = rb"([!-~]{1,200})"
 LENGTH = rb"([0-9]{1,7})"
+# The last word of an Authorization. Whoever finds it must know it to the byte, and so knows that there is nothing in it which the parser
+# would read otherwise (measured: to look at each of 250 characters takes 0.3 us more than to look for the end of the line).
+TOKEN = rb"([^\r]{1,4096})"
+KINDS = {b"content-length": LENGTH, b"authorization": TOKEN}
 HEAD_END = b"\r\n\r\n"
 MAX_HEAD = 2048  # bytes of a head that is learned: to compile an expression takes a microsecond a byte, and 8 bytes of memory for each
 
 
 class Shape:
     """What recognises one shape: `match` a request, and take the groups `order` of what it gives: the varying values in the order in
-    which they were named, the length and the body. It is one whole request only if the length is that of the body."""
+    which they were named, but for a token, the length and the body. It is one whole request only if the length is that of the body, and
+    the token, if one varies, is known. `groups` are the numbers of all by name."""
 
-    __slots__ = ("match", "order")
+    __slots__ = ("groups", "match", "order")
 
-    def __init__(self, pattern: bytes, order: tuple[int, ...]):
+    def __init__(self, pattern: bytes, groups: dict[bytes, int], order: tuple[int, ...]):
         self.match = re.compile(pattern, re.DOTALL).fullmatch
+        self.groups = groups
         self.order = order
 
     def read(self, request: bytes) -> tuple[bytes, ...] | None:
@@ -35,14 +41,14 @@ class Shape:
         return values if values is not None and int(values[-2]) == len(values[-1]) else None
 
 
-def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, tuple[int, ...]] | None:
-    """The regular expression for requests like this one, and the numbers of the groups: the varying values, the length, the body.
-    None if a varying header is not there exactly once, there is no body of a known length, or the head is too long."""
+def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, dict[bytes, int], tuple[int, ...]] | None:
+    """The regular expression for requests like this one, the numbers of its groups, and those of them that are the varying values, the
+    length and the body. None if a varying header is not there exactly once, there is no body of a known length, or the head is too long."""
     head, found, _ = request.partition(HEAD_END)
     if len(head) > MAX_HEAD:
         return None
     line, *fields = head.split(b"\r\n")
-    parts, groups = [re.escape(line)], {}
+    parts, groups = [re.escape(line)], {}  # type: list[bytes], dict[bytes, int]
     for field in fields:
         name, colon, value = field.partition(b":")
         key = name.lower()
@@ -51,13 +57,15 @@ def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, tuple
                 return None
             groups[key] = len(groups) + 1
             space = value[: len(value) - len(value.lstrip(b" \t"))]
-            parts.append(re.escape(name + colon + space) + (LENGTH if key == b"content-length" else VALUE))
+            if key == b"authorization":  # the scheme is the same for all
+                space = value[: value.rstrip(b" \t").rfind(b" ") + 1]
+            parts.append(re.escape(name + colon + space) + KINDS.get(key, VALUE))
         else:
             parts.append(re.escape(field))
     if not found or len(groups) != len(varying) + 1 or b"content-length" not in groups:
         return None
-    order = (*(groups[name] for name in varying), groups[b"content-length"], len(groups) + 1)
-    return re.escape(b"\r\n").join(parts) + re.escape(HEAD_END) + b"(.*)", order
+    order = (*(groups[name] for name in varying if name != b"authorization"), groups[b"content-length"], len(groups) + 1)
+    return re.escape(b"\r\n").join(parts) + re.escape(HEAD_END) + b"(.*)", groups, order
 
 
 class Shapes:
@@ -78,13 +86,13 @@ class Shapes:
         found = pattern_of(request, varying)
         if found is None:
             return None
-        pattern, order = found
+        pattern, groups, order = found
         shape = self._known.get(pattern)
         if shape is None and self._left:
             self._left -= 1
             if len(self._known) == self._most:
                 del self._known[next(iter(self._known))]
-            shape = self._known[pattern] = Shape(pattern, order)
+            shape = self._known[pattern] = Shape(pattern, groups, order)
         return shape
 
 

@@ -19,6 +19,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 from wire import Answer, Wire
 
+from pere.auth import ANYBODY
 from pere.config import Config
 from pere.door import Ask, Door, Route
 from pere.errors import Conflict, NotFound, Refusal, Unavailable
@@ -65,7 +66,13 @@ class Stage:
         await eventually(lambda: self.reached == list(reached), lambda: f"{self.reached} were reached, not {list(reached)}")
 
 
-class Echo(Handler):
+class Shown(Handler):
+    """One for everybody, behind any door."""
+
+    needs = ANYBODY
+
+
+class Echo(Shown):
     """Any method: what a handler sees of the request."""
 
     methods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -81,7 +88,7 @@ class Echo(Handler):
     head = post = put = patch = delete = get
 
 
-class Staged(Handler):
+class Staged(Shown):
     stage: Stage
 
 
@@ -116,7 +123,7 @@ class Pieces(Staged):
     head = get
 
 
-class Whole(Handler):
+class Whole(Shown):
     """So many bytes at once."""
 
     def get(self, size: str) -> None:
@@ -125,7 +132,7 @@ class Whole(Handler):
     head = get
 
 
-class Says(Handler):
+class Says(Shown):
     """A status, and nothing else."""
 
     def get(self, status: str) -> None:
@@ -133,7 +140,7 @@ class Says(Handler):
         self.finish()
 
 
-class Raises(Handler):
+class Raises(Shown):
     def get(self, what: str) -> None:
         if what == "refusal":
             raise Unavailable("full", "come back later", retry_after=7)

@@ -205,7 +205,7 @@ class Frame(Target):
 def meant(glob: str, name: str) -> bool:
     """A pattern read in the simplest way there is."""
     if glob in ("", "**"):
-        return not name if not glob else bool(name)
+        return bool(glob) or not name
     if glob[0] == "*":
         return meant(glob[1:], name) or bool(name) and name[0] != "." and meant(glob, name[1:])
     return bool(name) and glob[0] == name[0] and meant(glob[1:], name[1:])

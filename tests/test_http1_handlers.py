@@ -160,7 +160,7 @@ async def test_a_form_that_cannot_be_read_is_refused(line):
         caller = await house.caller()
         await caller.say(request(line, b"no form", "Content-Type: multipart/form-data; boundary=") + LAST)
         assert [answer.status for answer in await caller.answers()] == [400, 200]
-        assert [record.name for record in house.take_log()] == ["tornado.general"]
+        assert [record.name for record in house.take_log()] == []  # its line would hold the whole address, and that may have a token
 
 
 async def test_what_a_host_cannot_be_is_refused_and_is_the_end():
@@ -168,7 +168,7 @@ async def test_what_a_host_cannot_be_is_refused_and_is_the_end():
         caller = await house.caller()
         await caller.say(b"GET /echo HTTP/1.1\r\nHost: a b\r\n\r\n", request("GET /echo"))
         [answer] = await caller.answers()
-        assert (answer.error, answer.headers["connection"]) == ((400, "bad_http"), "close")
+        assert (answer.error, answer.headers["connection"]) == ((400, "bad_host"), "close")
 
 
 # Clients that go away

@@ -3,13 +3,14 @@
 import string
 from ast import literal_eval
 from functools import lru_cache
+from itertools import product, zip_longest
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pere.errors import BadRequest
-from pere.names import channel_name, device_name, event_type, is_pattern, pattern, shown
+from pere.names import channel_name, device_name, event_type, is_pattern, pattern, shown, whole
 
 COMMON = string.ascii_letters + string.digits + "_.:~-"
 KINDS = [
@@ -70,8 +71,9 @@ def test_what_a_stranger_sent_stands_in_an_error_on_one_short_printable_line(tex
     ("orders.*.paid", ["orders.7.paid"], ["orders.paid", "orders.7.8.paid"]),
     ("o*s", ["orders", "os", "odds"], ["o.s", "order"]),
     ("*", ["orders"], ["orders.eu"]),
-    ("orders.**", ["orders.eu", "orders.eu.1"], ["orders", "orders."]),
-    ("**", ["a", "a.b.c"], [""]),
+    ("orders.**", ["orders.eu", "orders.eu.1", "orders."], ["orders", "order.eu"]),
+    ("orders**", ["orders", "orders2", "orders.eu.1"], ["order"]),
+    ("**", ["a", "a.b.c"], []),
     ("a-b.c", ["a-b.c"], ["a-bxc", "ab.c"]),
 ])
 def test_a_star_stays_within_its_part_and_two_at_the_end_mean_any_rest(text, meant, others):
@@ -85,7 +87,7 @@ def by_definition(pattern: str, channel: str) -> bool:
     @lru_cache(None)
     def meant(p: str, c: str) -> bool:
         if p == "**":
-            return c != ""
+            return True
         if not p:
             return c == ""
         if p[0] == "*":
@@ -128,3 +130,57 @@ def test_a_pattern_is_made_of_the_letters_of_channels_and_stars(text):
 def test_only_a_star_makes_a_pattern():
     assert is_pattern("orders.*")
     assert not is_pattern("orders.eu")
+
+
+# One pattern within another
+
+
+def covers(granted: str, asked: str) -> bool:
+    return bool(pattern(granted)(whole(asked)))
+
+
+def patterns(letters: str, most: int) -> list[str]:
+    """Every pattern of these letters that is no longer than this."""
+    texts = ["".join(chosen) for size in range(1, most + 1) for chosen in product(letters, repeat=size)]
+    return [text for text in texts if "**" not in text.removesuffix("**")]
+
+
+@pytest.mark.parametrize("granted, within, beyond", [
+    ("orders", ["orders"], ["orders.*", "order", "o*"]),
+    ("orders.*", ["orders.*", "orders.eu", "orders.e*", "orders."], ["orders.**", "orders.*.*", "*.eu", "*", "orders"]),
+    ("orders.**", ["orders.*", "orders.**", "orders.eu.**", "orders.*.paid"], ["orders**", "orders", "**", "o*.eu"]),
+    ("**", ["**", "*", "a*", "a.b.**"], []),
+    ("*", ["*", "a", "a*b"], ["**", "*.*", "a.b"]),
+    ("a*b", ["a*b", "ab", "a*b*b"], ["a*", "*b", "a*.b", "a**"]),
+])
+def test_one_pattern_covers_another_if_it_means_all_that_the_other_means(granted, within, beyond):
+    assert [text for text in within + beyond if covers(granted, text)] == within
+
+
+def test_no_small_pattern_is_covered_by_one_that_does_not_mean_all_of_its_channels_and_every_other_is():
+    # The letter b is in no pattern that covers: it stands for all that it does not name.
+    channels = ["".join(letters) for size in range(1, 6) for letters in product("ab.", repeat=size)]
+    meant = {text: frozenset(filter(pattern(text), channels)) for text in patterns("a.*", 4)}
+    wrong = [(granted, asked) for granted in meant for asked in meant
+             if covers(granted, asked) != (meant[asked] <= meant[granted]) and "*" in asked and len(asked) <= 3]
+    assert wrong == []
+
+
+@given(st.text("ab.*", min_size=1, max_size=9), st.text("ab.*", min_size=1, max_size=9), st.lists(st.text("abc", max_size=3), max_size=9),
+       st.text("abc.", max_size=5))
+@example("a*b*", "ab*", ["b"], "")
+def test_what_is_covered_is_meant_whatever_stands_in_the_place_of_its_stars(granted, asked, runs, rest):
+    for text in (granted, asked):
+        assume("**" not in text.removesuffix("**"))
+    head, tail = (asked[:-2], rest) if asked.endswith("**") else (asked, "")
+    pieces = head.split("*")
+    channel = "".join(piece + run for piece, run in zip_longest(pieces, runs[: len(pieces) - 1], fillvalue="")) + tail
+    assert not channel or pattern(asked)(channel)
+    if covers(granted, asked):
+        assert pattern(granted)(channel)
+
+
+@pytest.mark.parametrize("granted", ["*a" * 63 + "*", "a*" * 62 + "b**", "*." * 63 + "b"])
+@pytest.mark.parametrize("asked", ["*a" * 63 + "*", "a*" * 63 + "b", "a." * 62 + "**"])
+def test_whether_a_hostile_pattern_is_covered_is_known_at_once_too(granted, asked):
+    covers(granted, asked)

@@ -1,17 +1,21 @@
 """`/admin/...`: the answers of 2014, presence, and sending a device away; `/`, `/healthz`, `/readyz`, `/metrics`."""
 
+import asyncio
 import logging
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 import pere
 from pere.audience import Member
-from pere.errors import NotFound, Unavailable
+from pere.auth import ADMIN, ANYBODY
+from pere.errors import BadRequest, NotFound, Refusal, Unavailable
 from pere.event import format_id, timestamp
+from pere.followers import Followers
 from pere.handlers.base import Handler, number
 from pere.handlers.events import MAX_PAGE, PAGE
 from pere.hub import Hub
-from pere.names import device_name
+from pere.names import device_name, shown
+from pere.revocations import Revocations
 from pere.storage import Store
 
 log = logging.getLogger("pere.admin")
@@ -20,6 +24,7 @@ log = logging.getLogger("pere.admin")
 class Connections(Handler):
     """`GET /admin/connections`: open feeds by channel; a feed of many channels counts on each, and once in the total."""
 
+    needs = ADMIN
     hub: Hub
 
     def get(self) -> None:
@@ -30,6 +35,7 @@ class Connections(Handler):
 class AdminEvents(Handler):
     """`GET /admin/events/{channel}`: the payloads that are kept, as in 2014."""
 
+    needs = ADMIN
     store: Store
 
     def get(self, channel: str) -> None:
@@ -40,6 +46,7 @@ class AdminEvents(Handler):
 class ChannelDevices(Handler):
     """`GET /admin/devices/{channel}`: its devices, as in 2014: what each did last, when and with which event; and whether it is online."""
 
+    needs = ADMIN
     store: Store
 
     def get(self, channel: str) -> None:
@@ -59,6 +66,7 @@ class ChannelDevices(Handler):
 class AllDevices(Handler):
     """`GET /admin/devices?after=&limit=`: every device by name, with its channels and feeds."""
 
+    needs = ADMIN
     store: Store
 
     def get(self) -> None:
@@ -76,24 +84,55 @@ class AllDevices(Handler):
 
 
 class OneDevice(ChannelDevices):
-    """`DELETE /admin/devices/{device}`: close its feeds and forget it. GET of the same address asks for a channel."""
+    """`DELETE /admin/devices/{device}`: close its feeds and forget it; with `?revoke=true` its tokens are not good any more. GET of the
+    same address asks for a channel."""
 
     methods = "GET, HEAD, DELETE, OPTIONS"
     hub: Hub
+    followers: Followers
+    revocations: Revocations | None
 
     async def delete(self, name: str) -> None:
         device = self.store.devices.get(device_name(name))
-        if device is None:
+        is_revoked = self._is_revoked()
+        if device is None and not is_revoked:
             raise NotFound("unknown_device", f"no device {name} is registered")
         self._check_store()
-        self.hub.kick(device)
-        self.store.remove(name)
+        # Before its feeds are closed, or it could be back with the same token.
+        kept = self._revoke(name) if is_revoked else None
+        if device is not None:
+            self.hub.kick(device)
+            self.store.remove(name)
+        if kept is not None:
+            await kept
         # Who is told that it is gone does not see it come back.
         await self.store.settle()
         self._check_store()
-        log.info("device removed", extra={"facts": {"device": name, "channels": len(device.channels)}})
+        log.info("device removed", extra={"facts": {"device": name, "channels": len(device.channels) if device is not None else 0, "revoked": is_revoked}})
         self.set_status(204)
         self.finish()
+
+    def _is_revoked(self) -> bool:
+        said = self.query.one("revoke") or "false"
+        if said not in ("true", "false"):
+            raise BadRequest("bad_revoke", f"revoke is true or false, not {shown(said)}")
+        if said == "true" and self.revocations is None:
+            raise BadRequest("bad_revoke", "there are no tokens to revoke: this server has no keys")
+        return said == "true"
+
+    def _revoke(self, name: str) -> "asyncio.Future[None]":
+        assert self.revocations is not None
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def then(refusal: Refusal | None) -> None:
+            if refusal is None:
+                done.set_result(None)
+            else:
+                done.set_exception(refusal)
+
+        self.revocations.revoke(name, then)
+        self.followers.kick(name)
+        return done
 
     def _check_store(self) -> None:
         if (trouble := self.store.trouble()) is not None:
@@ -103,12 +142,16 @@ class OneDevice(ChannelDevices):
 class Home(Handler):
     """`GET /`: that it is running, in the words of 2014."""
 
+    needs = ANYBODY
+
     def get(self) -> None:
         self.answer({"message": "PERE server up and running", "version": pere.__version__})
 
 
 class Health(Handler):
     """`GET /healthz`: alive, as whoever can answer is."""
+
+    needs = ANYBODY
 
     def get(self) -> None:
         self.answer({"status": "alive"})
@@ -117,6 +160,7 @@ class Health(Handler):
 class Ready(Handler):
     """`GET /readyz`: whether requests should be sent here: not while draining, nor while the store can keep nothing."""
 
+    needs = ANYBODY
     store: Store
 
     def get(self) -> None:
@@ -129,6 +173,7 @@ class Ready(Handler):
 class Metrics(Handler):
     """`GET /metrics`: for Prometheus."""
 
+    needs = ADMIN
     registry: CollectorRegistry
 
     def get(self) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
+from pere.auth import ANYBODY, FEED, NOBODY, NOTHING, PUSH, Grant
 from pere.door import Ask
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
@@ -66,9 +67,10 @@ NO_QUERY = Query(b"")
 
 
 def device_of(ask: Ask, query: Query) -> str:
-    """Who asks: the `Device` header or `?device=`; empty if neither is there."""
+    """Who asks: the `Device` header or `?device=`, or whoever the token is of; empty if nobody says so. Raises Forbidden for somebody
+    whom the token is not of."""
     raw = ask.headers.get(b"device")
-    name = text(raw, "the Device header") if raw is not None else query.one("device")
+    name = ask.grant.named(text(raw, "the Device header") if raw is not None else None, query.one("device"))
     return device_name(name) if name else ""
 
 
@@ -124,9 +126,12 @@ class Cors:
 
 
 class Handler(RequestHandler):
-    """A RequestHandler that answers in JSON, errors included."""
+    """A RequestHandler that answers in JSON, errors included, to who has what it `needs` (see `auth.py`): on the channel that stands
+    first in its path, where it asks for PUSH or FEED."""
 
     methods = "GET, HEAD, OPTIONS"
+    needs = NOBODY
+    grant: Grant = NOTHING
 
     def initialize(self, **parts: Any) -> None:
         """The parts of the server that this address needs, by name."""
@@ -142,8 +147,20 @@ class Handler(RequestHandler):
                 self.set_header(name, value)
 
     def prepare(self) -> None:
+        # A preflight has no token (Fetch, 4.8), and says only what this address takes.
+        if self.needs is not ANYBODY and self.request.method != "OPTIONS":
+            self._check_grant()
         query = self.request.query
         self.query = Query(query.encode("latin-1")) if query else NO_QUERY
+
+    def _check_grant(self) -> None:
+        ask: Ask | None = getattr(self.request.connection, "ask", None)
+        if ask is not None:
+            if ask.refusal is not None:
+                raise ask.refusal
+            self.grant = ask.grant
+        channel = self.path_args[0] if self.path_args and self.needs in (PUSH, FEED) else None
+        self.grant.check(self.needs, self.channel(channel) if channel is not None else None)
 
     def answer(self, answer: object, status: int = 200) -> None:
         """`answer` as JSON."""
@@ -176,6 +193,8 @@ class Handler(RequestHandler):
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": type(self).__name__.lower()}})
         if refusal.retry_after is not None:
             self.set_header("Retry-After", str(refusal.retry_after))
+        if refusal.challenge:
+            self.set_header("WWW-Authenticate", refusal.challenge)
         if refusal.status == 405:
             self.set_header("Allow", self.methods)
         self.answer(refusal.as_dict(), refusal.status)
@@ -191,8 +210,9 @@ class Handler(RequestHandler):
         return Refusal("bad_request" if status == 400 else "refused", str(reason), status=status)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, Refusal):
-            super().log_exception(typ, value, tb)
+        # Tornado's own line has the whole address in it, and that may have a token.
+        if not isinstance(value, Refusal | HTTPError):
+            log.error("%s %s could not be answered", self.request.method, self.request.path, exc_info=(typ, value, tb))
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -202,12 +222,16 @@ class Handler(RequestHandler):
 class NotThere(Handler):
     """Every address that is none."""
 
+    needs = ANYBODY
+
     def prepare(self) -> None:
         raise NotFound("not_found", f"there is nothing at {shown(self.request.path)}")
 
 
 class Elsewhere(Handler):
     """An address whose own methods are hot: this one is met by every other method."""
+
+    needs = ANYBODY
 
     def initialize(self, methods: str, **parts: Any) -> None:
         super().initialize(**parts)

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from pere.auth import PUSH
 from pere.config import Config
 from pere.errors import BadRequest
 from pere.event import format_id, parse_id
@@ -20,6 +21,7 @@ STATES = frozenset((*NAMES, SENT, "outstanding"))
 class Events(Handler):
     """`GET /events/{channel}?after=&limit=`: the kept events, oldest first, and the id to go on after."""
 
+    needs = PUSH
     store: Store
 
     async def get(self, channel: str) -> None:
@@ -39,6 +41,7 @@ class Status(Handler):
     """`GET /events/{channel}/{id}`: the delivery status. The ETag moves with every receipt, so asking again costs little; `?wait=N` waits
     for the next change, with `If-None-Match` for one that is not known yet. `DELETE` recalls the event."""
 
+    needs = PUSH
     methods = "GET, HEAD, DELETE, OPTIONS"
     store: Store
     waits: Waits
@@ -82,6 +85,7 @@ class Status(Handler):
 class StatusDevices(Handler):
     """`GET /events/{channel}/{id}/devices?state=&limit=&cursor=`: who has it, and who has not."""
 
+    needs = PUSH
     store: Store
 
     async def get(self, channel: str, id: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pere import sse
+from pere.auth import FEED
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest
@@ -60,6 +61,8 @@ class OpenFeed:
                 pattern(name)
         channels = [channel_name(name) for name in asked if not is_pattern(name)]
         patterns = tuple(name for name in asked if is_pattern(name))
+        for name in asked:
+            ask.grant.check(FEED, name)
         self._open(ask, query, channels, patterns, ENVELOPE if len(asked) > 1 or patterns else RAW)
 
     def _open(self, ask: Ask, query: Query, channels: list[str], patterns: tuple[str, ...], form: int) -> None:
@@ -83,7 +86,7 @@ class OpenFeed:
         self._gate.check_feeds(account)
         meant = self._hub.admit(device, channels, patterns)
         greeting, framing = self._opening.greet(ask)
-        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window).count_for(account)
+        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
 
 
 def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:

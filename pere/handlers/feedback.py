@@ -3,16 +3,19 @@
 This is the most frequent request of all, ten thousand for one event: what can be remembered of the last one is.
 """
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from pere.auth import FEED, Verifier
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
 from pere.event import format_id, parse_id, parse_time
+from pere.guard import bearer_of, tokens
 from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, dumps, event_id, loads, media_type
 from pere.ledger import Receipt
 from pere.limits import RECEIPTS
@@ -75,7 +78,9 @@ NOTHING = Said(None, None, None, None)
 class Feedback:
     """The two ways to give receipts. Both make Receipts and hand them to the store; what only says how it goes is for the redelivery."""
 
-    def __init__(self, store: Store, redelivery: Redelivery, config: Config):
+    def __init__(self, store: Store, redelivery: Redelivery, config: Config, verifier: Verifier | None = None):
+        self.varying = VARYING if verifier is None else (*VARYING, b"authorization")
+        self._verifier = verifier
         self._store = store
         self._redelivery = redelivery
         self._config = config
@@ -92,12 +97,12 @@ class Feedback:
             said = self._remembered(body, kind)
         raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
         id = event_id(raw) if raw else said.event_id
-        device = headers.get(b"device", b"").decode("latin-1") or said.device
+        device = ask.grant.named(headers.get(b"device", b"").decode("latin-1"), said.device)
         state, status, at, is_receipt = said.state, said.status, said.at, said.is_receipt
         if ask.query:
             asked = self._fields(Query(ask.query))
             id = id if id is not None else asked.event_id
-            device = device or asked.device
+            device = ask.grant.named(device, asked.device)
             state = state if state is not None else asked.state
             status = status if status is not None else asked.status
             at = at if at is not None else asked.at
@@ -137,6 +142,8 @@ class Feedback:
             channel = channel_of(ask.path)
         except BadRequest:
             return None  # which was its answer, and will be that of the next one
+        if self._verifier is not None and tokens(ask).keys() != {bearer_of(ask)}:
+            return None  # a token that is not in a header of its own takes the usual way
         return self._alike(channel, ask.headers.get(b"content-type", b""))
 
     def _all(self, channel: str, kind: bytes) -> Again:
@@ -173,6 +180,23 @@ class Feedback:
             record_many(receipts, told)
 
         return answer
+
+    def knows(self, ask: Ask, groups: dict[bytes, int]) -> Callable[[re.Match[bytes]], bool]:
+        """What tells of a request like this one, in which the token differs too, whether that is good for it, with one look at what is
+        known. What is not goes the usual way, and hears there why."""
+        assert self._verifier is not None
+        known, clock, channel = self._verifier.known, self._store.clock, channel_of(ask.path)
+        token, device = groups[b"authorization"], groups[b"device"]
+
+        def knows(match: re.Match[bytes]) -> bool:
+            try:
+                grant = known(match[token])
+            except Refusal:
+                return False
+            # Whoever may listen to it has done so before.
+            return grant.fed == channel and grant.name == match[device] and grant.begins <= clock() < grant.expires  # type: ignore[operator]
+
+        return knows
 
     def _refused(self, device: str, refusal: Refusal) -> Refusal:
         """Why a receipt could not be kept. Only now does it matter whether that could be a device at all: one that is known has been checked."""
@@ -238,8 +262,9 @@ class Feedback:
         fields = loads(ask.body, "the body")
         if not isinstance(fields, dict):
             raise BadRequest("bad_json", 'the body is an object with "receipts" or "up_to"')
-        device = device_of(ask, query) or fields.get("device")
-        if not device or not isinstance(device, str):
+        named = fields.get("device")
+        device = ask.grant.named(device_of(ask, query), named if isinstance(named, str) else None)
+        if not device:
             raise BadRequest("no_device", "say who you are: a Device header, ?device= or \"device\"")
         device_name(device)
         if "up_to" in fields:
@@ -346,6 +371,7 @@ class Feedback:
         if not isinstance(last, str):
             raise BadRequest("bad_event_id", f"up_to is an event id, not {shown(last)}")
         channel, id = channel_name(channel), parse_id(last)
+        ask.grant.check(FEED, channel)
         if id > self._store.newest:
             raise BadRequest("future_event_id", f"there is no event yet that is as new as {last}")
         shelf = self._store.shelf(channel)

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from pere.auth import PUSH, Grant
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
@@ -99,12 +100,12 @@ class Push:
             ask.answer(200, b'{"results":[]}')
         for place, item in enumerate(items):
             try:
-                draft = self._draft_of(item, publisher, partial(batch.data, place))
+                draft = self._draft_of(item, publisher, ask.grant, partial(batch.data, place))
                 self._store.append(draft, keep(place, draft.channel))
             except Refusal as refusal:
                 keep(place, "")(refusal)
 
-    def _draft_of(self, item: Any, publisher: str, read_data: Callable[[], bytes]) -> Draft:
+    def _draft_of(self, item: Any, publisher: str, grant: Grant, read_data: Callable[[], bytes]) -> Draft:
         if isinstance(item, BadRequest):
             raise item
         if not isinstance(item, dict) or not isinstance(item.get("channel"), str) or "data" not in item:
@@ -112,6 +113,8 @@ class Push:
         unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need", "callback"}
         if unknown:
             raise BadRequest("bad_item", f"an item has no {shown(min(unknown))}")
+        channel = channel_name(item["channel"])
+        grant.check(PUSH, channel)
         to = item.get("to")
         if isinstance(to, str):
             to = [to]
@@ -122,7 +125,7 @@ class Push:
         self._check_size(data)
         word = {name: shown(value) if isinstance(value, (list, dict)) else str(value)
                 for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
-        return self._draft(channel_name(item["channel"]), data, True, publisher, word.get("type"), to or [], word.get("ttl"),
+        return self._draft(channel, data, True, publisher, word.get("type"), to or [], word.get("ttl"),
                            word.get("receipt"), word.get("need"), "", word.get("callback"))
 
     def _draft(self, channel: str, data: bytes, is_json: bool, publisher: str, type: str | None, to: list[str], ttl: str | None,

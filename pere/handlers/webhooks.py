@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from pere.auth import ADMIN
 from pere.endpoint import Endpoint
 from pere.errors import BadRequest
 from pere.event import parse_id, parse_time, timestamp
@@ -16,6 +17,7 @@ PAGE, MAX_PAGE = 20, 100  # dead letters, of which each may have 20 KB
 class AllWebhooks(Handler):
     """`POST /webhooks` adds an endpoint, and is the only one that tells its secret; `GET` lists them all."""
 
+    needs = ADMIN
     methods = "GET, HEAD, POST, OPTIONS"
     webhooks: Webhooks
 
@@ -31,6 +33,7 @@ class AllWebhooks(Handler):
 class OneWebhook(Handler):
     """`GET`, `PATCH` and `DELETE /webhooks/{id}`."""
 
+    needs = ADMIN
     methods = "GET, HEAD, PATCH, DELETE, OPTIONS"
     webhooks: Webhooks
 
@@ -50,6 +53,7 @@ class OneWebhook(Handler):
 class RotateWebhook(Handler):
     """`POST /webhooks/{id}/rotate`: a new secret; for a day the one before signs too."""
 
+    needs = ADMIN
     methods = "POST, OPTIONS"
     webhooks: Webhooks
 
@@ -61,6 +65,7 @@ class RotateWebhook(Handler):
 class TestWebhook(Handler):
     """`POST /webhooks/{id}/test`: send a `pere.webhook.verify` now, and tell what became of it."""
 
+    needs = ADMIN
     methods = "POST, OPTIONS"
     webhooks: Webhooks
 
@@ -78,6 +83,7 @@ class TestWebhook(Handler):
 class DeadLetters(Handler):
     """`GET /webhooks/{id}/dead?since=&until=&after=&limit=`: what was given up, oldest first."""
 
+    needs = ADMIN
     webhooks: Webhooks
 
     def get(self, id: str) -> None:
@@ -91,6 +97,7 @@ class DeadLetters(Handler):
 class ReplayWebhook(Handler):
     """`POST /webhooks/{id}/replay`: queue again what was given up, `{"ids"?, "since"?, "until"?}`."""
 
+    needs = ADMIN
     methods = "POST, OPTIONS"
     webhooks: Webhooks
 

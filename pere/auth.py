@@ -1,0 +1,242 @@
+"""Who asks, and what they may do: a token becomes a Grant.
+
+A token is a JWT (RFC 7519) that says who its bearer is (`sub`) and what they may do, `{"pere": {"push": [patterns], "feed": [patterns],
+"admin": true}}`; what it does not name it does not allow. Its signature is verified once and remembered; whether its time has come,
+and is not over, is looked at each time. No sockets here, and no clock: who asks says when.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import jwt
+
+from pere.errors import BadRequest, Forbidden, Unauthorized
+from pere.keys import Key
+from pere.names import DEVICE, pattern, shown, whole
+
+# What an address asks for. What says nothing asks for NOBODY: an address that was forgotten is shut.
+ANYBODY, PUSH, FEED, ADMIN, NOBODY = "anybody", "push", "feed", "admin", "nobody"
+
+MAX_TOKEN = 4096  # bytes
+MAX_KNOWN = 100_000  # tokens that are remembered, as many as there may be feeds; some 60 MB when full
+MAX_PATTERNS = 100  # of one kind, in one token
+TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+WORDS = {PUSH: "push to", FEED: "listen to"}
+
+
+class Grant:
+    """What one token allows. `subject` is the device or publisher, "" if the token names none. It holds from `begins` until `expires`
+    and was `issued`, in seconds since 1970; `expires` is None where it holds for ever, `issued` where that is not known."""
+
+    __slots__ = ("begins", "expires", "fed", "is_admin", "issued", "name", "subject", "_feed", "_push")
+
+    def __init__(self, subject: str = "", push: tuple[str, ...] = (), feed: tuple[str, ...] = (), is_admin: bool = False, *,
+                 begins: float = 0.0, expires: float | None = None, issued: float | None = None):
+        self.subject = subject
+        self.name = subject.encode()
+        self.is_admin = is_admin
+        self.begins = begins
+        self.expires = expires
+        self.issued = issued
+        self.fed = ""  # what it was last found to allow to listen to: a device mostly has one channel
+        self._push = push
+        self._feed = feed
+
+    def may_push(self, channel: str) -> bool:
+        return any(pattern(each)(channel) for each in self._push)
+
+    def may_feed(self, wanted: str) -> bool:
+        """Whether it may listen to a channel, or to every channel that a pattern means: one of those in the token must cover it alone."""
+        name = whole(wanted)
+        return any(pattern(each)(name) for each in self._feed)
+
+    def check(self, need: str, channel: str | None = None) -> None:
+        """Raises Forbidden unless it allows what an address asks for: on this channel (or pattern, of FEED), or on any at all if None."""
+        if need == PUSH and (self._push if channel is None else self.may_push(channel)):
+            return
+        if need == FEED and (self._feed if channel is None else channel == self.fed or self.may_feed(channel)):
+            self.fed = channel or self.fed
+            return
+        if need == ANYBODY or need == ADMIN and self.is_admin:
+            return
+        # The same for a channel that is there and one that is not.
+        if need in WORDS:
+            raise NotAllowed("not_allowed", f"this token does not allow to {WORDS[need]} {shown(channel) if channel is not None else 'any channel'}")
+        raise NotAllowed("not_allowed", f"this token does not allow that: it asks for {need}")
+
+    def named(self, *names: str | None) -> str:
+        """Who it is that gave these names, "" if nobody did. Raises Forbidden for a name that is not the subject's."""
+        for name in names:
+            if name and name != self.subject:
+                raise NotAllowed("wrong_device", f"this token is that of {shown(self.subject)}, not of {shown(name)}" if self.subject else
+                                 f"this token is that of no device, and so not of {shown(name)}")
+        return self.subject
+
+
+class NotAllowed(Forbidden):
+    challenge = 'Bearer realm="pere", error="insufficient_scope"'
+
+
+class Open(Grant):
+    """Where there are no keys: everybody may do everything, under any name."""
+
+    __slots__ = ()
+
+    def may_push(self, channel: str) -> bool:
+        return True
+
+    def may_feed(self, wanted: str) -> bool:
+        return True
+
+    def check(self, need: str, channel: str | None = None) -> None:
+        pass
+
+    def named(self, *names: str | None) -> str:
+        return next(filter(None, names), "")
+
+
+OPEN = Open(is_admin=True)
+NOTHING = Grant()  # what a request has before anybody has looked at it
+
+
+class NoToken(Unauthorized):
+    """RFC 6750, 3.1: who said nothing is told of no error."""
+
+    challenge = 'Bearer realm="pere"'
+
+    def __init__(self) -> None:
+        super().__init__("no_token", "this asks for a token: Authorization: Bearer, ?access_token= or the cookie pere_token")
+
+
+class UnknownKey(Unauthorized):
+    """Perhaps the keys have changed: who can fetch them may look again."""
+
+    def __init__(self, id: Any):
+        super().__init__("unknown_key", f"the token is signed with a key that is not known here: kid {shown(str(id))}")
+
+
+class Verifier:
+    """Tokens become Grants. `audience` is who we are (`aud`), "" if nobody in particular; `leeway` is by how many seconds the clocks of
+    those who mint may be wrong; `max_age` is the longest that a token may hold, 0 is any length. `fetched` are keys that come and go
+    beside those that stand, `keys`; None if there are none of that kind."""
+
+    def __init__(self, keys: Iterable[Key], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable[Key] | None = None):
+        self._keys = tuple(keys)
+        self._fetched = tuple(fetched) if fetched is not None else None
+        self._audience = audience or None
+        self._leeway = leeway
+        self._max_age = max_age
+        self.revoked: dict[str, float] = {}
+        # What was verified is not verified again. What was refused is not remembered: there is no end of that.
+        self.known = lru_cache(MAX_KNOWN)(self._verify)
+
+    def grant(self, token: bytes, now: float) -> Grant:
+        """What a token allows. Raises Unauthorized where it does not hold; UnknownKey, which is one, where its key may yet be found."""
+        grant = self.known(token)
+        assert grant.expires is not None
+        if now >= grant.expires:
+            raise Unauthorized("expired_token", f"the token expired {now - grant.expires + self._leeway:.0f} s ago")
+        if now < grant.begins:
+            raise Unauthorized("early_token", f"the token holds only in {grant.begins - now + self._leeway:.0f} s (nbf, iat)")
+        return grant
+
+    def fetch(self, keys: Iterable[Key]) -> None:
+        """These are the keys of the kind that comes and goes, from now on."""
+        self._fetched = tuple(keys)
+        self.known.cache_clear()
+
+    def revoke(self, subject: str, at: float) -> None:
+        """Refuse the tokens of a subject that were issued up to now, and those that do not say when they were. The clock of who
+        issued them may be ahead, so the leeway counts against them."""
+        self.revoked[subject] = max(at, self.revoked.get(subject, 0.0))
+        self.known.cache_clear()
+
+    def outlived(self, now: float) -> list[str]:
+        """The subjects whose revoked tokens have all expired, which is known only where tokens have a longest age. They are taken off."""
+        if not self._max_age:
+            return []
+        over = [subject for subject, at in self.revoked.items() if at + self._max_age + 2 * self._leeway < now]
+        for subject in over:
+            del self.revoked[subject]
+        return over
+
+    def _verify(self, token: bytes) -> Grant:
+        if len(token) > MAX_TOKEN or not TOKEN.fullmatch(token):
+            raise Unauthorized("bad_token", f"a token is a JWT of at most {MAX_TOKEN} bytes: three parts in base64url, with dots between them")
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError as error:
+            raise Unauthorized("bad_token", f"the header of the token cannot be read: {error}") from None
+        algorithm, id = header.get("alg"), header.get("kid")
+        for key in self._candidates(algorithm, id):
+            try:
+                claims = jwt.decode(token, key.key, algorithms=[key.algorithm], audience=self._audience, options=OPTIONS)
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.InvalidAudienceError:
+                raise Unauthorized("wrong_audience", "the token is for somebody else (aud)") from None
+            except jwt.MissingRequiredClaimError as error:
+                raise Unauthorized("bad_token", f"the token has no {error.claim}") from None
+            except jwt.PyJWTError as error:
+                raise Unauthorized("bad_token", f"the token cannot be taken: {error}") from None
+            return self._grant(claims)
+        if self._fetched is not None and algorithm in FETCHED and not any(key.id == id for key in self._fetched if key.id is not None):
+            raise UnknownKey(id)
+        raise Unauthorized("bad_token", "the signature of the token is not right")
+
+    def _candidates(self, algorithm: Any, id: Any) -> list[Key]:
+        """The keys that may have signed it. Only a fetched key is known by its id; who names none may have meant any. Raises Unauthorized
+        for an algorithm that no key here is for."""
+        taken = {key.algorithm for key in self._keys}.union(FETCHED if self._fetched is not None else ())
+        if not isinstance(algorithm, str) or algorithm not in taken:
+            raise Unauthorized("bad_token", f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(taken))}")
+        fetched = [key for key in self._fetched or () if id is None or key.id is None or key.id == id]
+        return [key for key in (*self._keys, *fetched) if key.algorithm == algorithm]
+
+    def _grant(self, claims: dict[str, Any]) -> Grant:
+        """What verified claims allow. Raises Unauthorized where they are none, or revoked."""
+        expires, issued = _time(claims, "exp"), _time(claims, "iat")
+        begins = max(_time(claims, "nbf") or 0.0, issued or 0.0)
+        assert expires is not None
+        if self._max_age and (issued is None or expires - issued > self._max_age):
+            raise Unauthorized("long_token", f"a token holds at most {self._max_age:g} s here, and says so by iat and exp")
+        subject, said = claims.get("sub", ""), claims.get("pere", {})
+        if subject and not DEVICE.fullmatch(subject):
+            raise Unauthorized("bad_token", "sub is no name of a device: 1 to 128 of A-Z a-z 0-9 _ . : @ ~ -")
+        if not isinstance(said, dict) or not isinstance(said.get("admin", False), bool):
+            raise Unauthorized("bad_token", 'what a token allows is {"pere": {"push": [patterns], "feed": [patterns], "admin": true}}')
+        revoked = self.revoked.get(subject)
+        if revoked is not None and (issued is None or issued <= revoked + self._leeway):
+            raise Unauthorized("revoked_token", f"the tokens of {subject} that were issued before are revoked")
+        return Grant(subject, _patterns(said, "push"), _patterns(said, "feed"), said.get("admin", False),
+                     begins=begins - self._leeway, expires=expires + self._leeway, issued=issued)
+
+
+# Time is ours to look at: PyJWT would ask the clock itself.
+OPTIONS: Any = {"require": ["exp"], "verify_exp": False, "verify_nbf": False, "verify_iat": False}
+FETCHED = ("RS256", "ES256", "EdDSA")
+
+
+def _time(claims: dict[str, Any], name: str) -> float | None:
+    """A NumericDate (RFC 7519, 2); None if there is none."""
+    value = claims.get(name)
+    if value is None and name not in claims:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 1e11:
+        return float(value)
+    raise Unauthorized("bad_token", f"{name} is a number of seconds since 1970")
+
+
+def _patterns(said: dict[str, Any], name: str) -> tuple[str, ...]:
+    patterns = said.get(name, [])
+    if not isinstance(patterns, list) or len(patterns) > MAX_PATTERNS:
+        raise Unauthorized("bad_token", f'"{name}" is a list of at most {MAX_PATTERNS} channels and patterns')
+    for each in patterns:
+        try:
+            pattern(each if isinstance(each, str) else "")
+        except BadRequest:
+            raise Unauthorized("bad_token", f'"{name}" has {shown(str(each))} in it, which is neither a channel nor a pattern') from None
+    return tuple(patterns)

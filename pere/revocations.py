@@ -1,0 +1,44 @@
+"""Whose tokens are not good any more, and since when: told to the verifier, and kept over every end of the server.
+
+A revocation is forgotten when no token that it is about can hold any longer. That is known where tokens have a longest age
+(`--jwt-max-age`), and else never is, so that a revocation is kept for good.
+"""
+
+import logging
+from collections.abc import Callable
+
+import orjson
+
+from pere.auth import Verifier
+from pere.errors import Refusal
+from pere.storage import Store
+
+log = logging.getLogger("pere.admin")
+
+KIND = "revoked"
+SWEEP = 60.0  # seconds
+
+
+class Revocations:
+    """Those that there are, in the store and in the verifier."""
+
+    def __init__(self, store: Store, verifier: Verifier):
+        self._store = store
+        self._verifier = verifier
+
+    def start(self) -> None:
+        for subject, document in self._store.documents(KIND).items():
+            self._verifier.revoke(subject, orjson.loads(document)["at"])
+
+    def revoke(self, subject: str, then: Callable[[Refusal | None], None]) -> None:
+        """Refuse every token of this subject that was issued up to now, from now on; `then` is told when that is kept, or why it is not:
+        then it holds as long as this process lives."""
+        at = self._store.clock()
+        self._verifier.revoke(subject, at)
+        self._store.put_away(KIND, subject, orjson.dumps({"at": at}), then)
+
+    def due(self, now: float) -> float:
+        """Its turn on the wheel has come."""
+        for subject in self._verifier.outlived(self._store.clock()):
+            self._store.put_away(KIND, subject, None, lambda refusal: None)
+        return SWEEP
