@@ -7,7 +7,9 @@ add up to the audience. Nothing here waits, sends or looks at a clock; a store c
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from pere.audience import Audience, Member
@@ -53,7 +55,7 @@ def gone_event(id: int) -> Gone:
 class Entry:
     """One event in the ledger. `slots` maps the devices of a push with `to`; else the channel's audience tells the slots."""
 
-    __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "counts", "size", "owed", "need", "version",
+    __slots__ = ("event", "audience", "slots", "names", "rules", "states", "latencies", "histogram", "counts", "size", "owed", "need", "version",
                  "sayings", "said", "saying_bytes", "logged", "is_satisfied", "is_complete", "watchers", "goal")
 
     def __init__(self, event: Event, audience: Audience, states: bytearray, names: list[str], slots: dict[str, int] | None):
@@ -64,6 +66,7 @@ class Entry:
         self.rules = RULES[event.level]
         self.states = states
         self.latencies: bytearray | None = None  # made by the first receipt
+        self.histogram: dict[int, int] = {}  # how many of them are in which bucket
         self.size = len(states) - states.count(ABSENT)
         self.counts = [self.size, 0, 0, 0, 0, 0]
         self.owed = self.size  # how many devices still owe a receipt
@@ -121,6 +124,8 @@ class Entry:
         self.decide()
         if latencies:
             self.latencies = bytearray(latencies)
+            self.histogram = Counter(self.latencies)
+            del self.histogram[0]
         if said:
             self.said = array("H", said)
             self.sayings = {saying: code for code, saying in enumerate(sayings, 1)}
@@ -135,7 +140,7 @@ class Entry:
             "complete": self.is_complete,
             "outstanding": self.owed,
             "counts": dict(zip(NAMES, self.counts, strict=True)),
-            "latency": quantiles(self.latencies) if self.latencies is not None else {},
+            "latency": quantiles(self.histogram),
         }
 
     def slot(self, device: str) -> int:
@@ -189,6 +194,10 @@ class Line(NamedTuple):
     resends: int
     latency: float | None
     status: bytes | None
+
+
+# Without the call of `Line.__new__`, which is Python's: a page asks for a hundred.
+_line: Callable[[tuple[Any, ...]], Line] = partial(tuple.__new__, Line)
 
 
 class Ledger:
@@ -296,6 +305,7 @@ class Ledger:
             if entry is not current:
                 # Most are of the same event: what is the event's is looked up when it is another than before.
                 current, event, states, counts, rules, latencies, sayings = entry, entry.event, entry.states, entry.counts, entry.rules, entry.latencies, entry.sayings
+                histogram = entry.histogram
                 id, accepted, took_now, said, code = event.id, event.time, bucket(now - event.time), None, 0
                 if latencies is None:
                     latencies = entry.latencies = bytearray(len(states))
@@ -317,6 +327,7 @@ class Ledger:
                     # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
                     # which was when it was accepted or, for one that was away, when the device came back.
                     took = latencies[slot] = took_now if at is None else bucket(at - accepted)
+                    histogram[took] = histogram.get(took, 0) + 1
                     if member is not None and accepted < member.since <= (now if at is None else at):
                         took = bucket((now if at is None else at) - member.since)
                     roundtrips[new][took] += 1
@@ -489,7 +500,7 @@ class Ledger:
             byte = states[slot]
             latency = SECONDS[latencies[slot]] if latencies is not None and latencies[slot] else None
             code = said[slot] if said is not None else 0
-            yield Line(names[slot], slot, byte & STATE, bool(byte & LATE), byte // RESENT, latency, sayings[code - 1] if code else None)
+            yield _line((names[slot], slot, byte & STATE, byte & LATE != 0, byte // RESENT, latency, sayings[code - 1] if code else None))
             slot = find(1, slot + 1)
 
     def __contains__(self, event_id: int) -> bool:

@@ -1,6 +1,7 @@
 """Receipts: every state, every word, and what becomes of the one when the other comes."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import example, given
@@ -199,7 +200,7 @@ def test_a_longer_latency_is_in_no_lower_bucket(one, other):
 @given(st.lists(st.floats(SHORTEST, LONGEST), min_size=1, max_size=200), st.integers(0, 5))
 def test_the_quantiles_are_those_of_the_latencies_that_there_are(latencies, without):
     column = bytes([0] * without + [bucket(seconds) for seconds in latencies])
-    told, ordered = quantiles(column, (0, 0.5, 0.9, 0.99, 1)), sorted(latencies)
+    told, ordered = quantiles(Counter(filter(None, column)), (0, 0.5, 0.9, 0.99, 1)), sorted(latencies)
     assert list(told) == ["p0", "p50", "p90", "p99", "p100"]
     for name, seconds in told.items():
         rank = min(len(ordered) - 1, int(float(name[1:]) / 100 * len(ordered)))
@@ -207,11 +208,11 @@ def test_the_quantiles_are_those_of_the_latencies_that_there_are(latencies, with
 
 
 def test_where_nothing_was_measured_there_are_no_quantiles():
-    assert quantiles(b"") == quantiles(bytes(3)) == {}
+    assert quantiles({}) == {}
 
 
 def test_the_quantiles_that_are_told_are_the_middle_and_the_slowest():
     column = bytes([bucket(0.01)] * 98 + [bucket(1.0)] + [bucket(60.0)])
-    told = quantiles(column)
+    told = quantiles(Counter(column))
     assert list(told) == ["p50", "p90", "p99"]
     assert (round(told["p50"], 3), round(told["p90"], 3), round(told["p99"])) == (0.01, 0.01, 60)

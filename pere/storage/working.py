@@ -269,7 +269,7 @@ class WorkingSet(Store):
             "need": entry.need if entry is not None else 0,
             "satisfied": entry is None or entry.is_satisfied,
             "complete": entry is None or entry.is_complete,
-            "latency": quantiles(entry.latencies) if entry is not None and entry.latencies is not None else {},
+            "latency": quantiles(entry.histogram) if entry is not None else {},
             "version": (entry.version if entry is not None else int(event.recalled), sent),
         }
 
@@ -289,9 +289,9 @@ class WorkingSet(Store):
         if entry.slots is not None or entry.counts[PENDING] < len(audience) // 4:
             members, names, is_own = audience.members, entry.names, entry.slots is None
             return sum(not _is_sent(event, members.get(names[slot]), slot if is_own else -1) for slot in _marked(is_pending))
-        away = [member.slot for member in audience.members.values() if not member.live and member.position < ordinal]
         # Who came after the event has no place in its column.
-        return sum(map((is_pending + bytes(len(audience.names) - len(is_pending))).__getitem__, away))
+        is_pending += bytes(len(audience.names) - len(is_pending))
+        return len([0 for member in audience.members.values() if not member.live and member.position < ordinal and is_pending[member.slot]])
 
     async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         event = self.find(channel, id)
@@ -299,33 +299,34 @@ class WorkingSet(Store):
         found: list[dict[str, Any]] = []
         if entry is None:
             return found, None
-        members, devices, is_own = entry.audience.members, self.devices.known, entry.slots is None
+        members, devices, is_own, accepted, ordinal = entry.audience.members, self.devices.known, entry.slots is None, event.time, event.ordinal
         times: dict[float, str] = {}  # most were sent it at the same moment
-        for line in self.ledger.lines(entry, start, _meant(state, event.level)):
-            member, latency = members.get(line.device), line.latency
-            is_sent = _is_sent(event, member, line.slot if is_own else -1)
-            name = SENT if line.state == PENDING and is_sent else NAMES[line.state]
+        for device, slot, kept, late, resends, latency, status in self.ledger.lines(entry, start, _meant(state, event.level)):
+            member = members.get(device)
+            # As in `_is_sent`, which would take a tenth of the time for a page.
+            is_sent = member is not None and (not is_own or slot == member.slot) and (member.live > 0 or member.position >= ordinal)
+            name = SENT if kept == PENDING and is_sent else NAMES[kept]
             if state is not None and state != name and state != "outstanding":
                 continue
             if len(found) == limit:
-                return found, line.slot
+                return found, slot
             sent_at = None
             if is_sent or latency is not None:
-                sent = max(event.time, member.since) if is_sent and member is not None and latency is None else event.time
+                sent = max(accepted, member.since) if is_sent and member is not None and latency is None else accepted
                 sent_at = times.get(sent)
                 if sent_at is None:
                     sent_at = times[sent] = timestamp(sent)
-            device = devices.get(line.device)
+            known = devices.get(device)
             found.append({
-                "device": line.device,
+                "device": device,
                 "state": name,
-                "status": orjson.Fragment(line.status) if line.status is not None else None,
-                "attempt": line.resends + is_sent,
-                "late": line.late,
+                "status": orjson.Fragment(status) if status is not None else None,
+                "attempt": resends + is_sent,
+                "late": late,
                 "sent_at": sent_at,
-                "receipt_at": timestamp(event.time + latency) if latency is not None else None,
+                "receipt_at": timestamp(accepted + latency) if latency is not None else None,
                 "latency": latency,
-                "online": device is not None and bool(device.feeds),
+                "online": known is not None and bool(known.feeds),
             })
         return found, None
 
