@@ -97,6 +97,7 @@ class Config:
     # HTTP
     max_line_bytes: int = setting(8 * KIB, "longest request line; nginx takes 8 KiB too", low=256, high=64 * KIB)
     max_header_bytes: int = setting(16 * KIB, "longest headers of a request, all together", low=1 * KIB, high=256 * KIB)
+    max_held_bytes: int = setting(256 * MIB, "bytes of bodies that are still arriving, or wait behind another request, over all connections; beyond, those that come in pieces are refused", low=MIB)
     max_pipeline: int = setting(64, "requests that may wait behind the one being answered, per connection; then nothing more is read", low=1, high=10_000)
     idle_timeout: float = setting(75.0, "close a connection that asks nothing for so long; nginx keeps it as long", low=0.1)
     head_timeout: float = setting(10.0, "time for the request line and headers to arrive, from the first byte", low=0.1)

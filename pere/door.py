@@ -73,6 +73,7 @@ class Door:
         self.proxies = Proxies(*config.proxies)
         self.gate = gate
         self.connections: set[Any] = set()
+        self.held = 0  # bytes of bodies that are not whole yet, or that wait behind another request
         self.draining = False
         self.shapes = Shapes()
         self.crowds = Crowds(self)

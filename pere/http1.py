@@ -22,7 +22,7 @@ from pere.auth import ANYBODY
 from pere.config import Config
 from pere.crowd import AGAIN, Crowd
 from pere.door import Ask, Door, Route
-from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unsupported, internal
+from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unavailable, Unsupported, internal
 from pere.exchange import Exchange
 from pere.limits import Account
 from pere.peers import of_socket
@@ -52,8 +52,8 @@ MARKED = UNUSUAL | {b"origin"}
 class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached."""
 
-    __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_in_body", "_in_head", "_known",
-                 "_lessons", "_model", "_parser", "_partial", "_received", "_route", "_shape", "_stuck", "_took_at",
+    __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_growing", "_in_body", "_in_head", "_known",
+                 "_lessons", "_model", "_parser", "_partial", "_queued", "_received", "_route", "_shape", "_stuck", "_took_at",
                  "_unsent", "_url", "_waiters", "_wire", "account", "address", "busy", "fd", "pending", "since", "transport")
 
     def __init__(self, door: Door):
@@ -73,6 +73,8 @@ class Connection(asyncio.Protocol):
         self.since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
         self._wire = 0  # bytes of a body in chunks, with all that stands around them
         self._going_on = False
+        self._growing = 0  # bytes of a body that is not whole yet
+        self._queued = 0  # and of those in `pending`; both count in `Door.held`
         self._stuck = False  # the client does not read, so nothing more is written, and nothing more is read
         self._unsent = 0  # bytes that waited for it when we last looked
         self._took_at = 0.0  # when it last took some of them
@@ -133,7 +135,7 @@ class Connection(asyncio.Protocol):
         elif self._model is not None:
             self._learn(data)
         elif self._in_body:
-            self._measure_chunks()
+            self._measure_body()
 
     def _learn(self, data: bytes) -> None:
         """Recognise the next request, if this one was alone and whole in what arrived: then the parser is between two requests."""
@@ -196,15 +198,29 @@ class Connection(asyncio.Protocol):
         if self._partial > config.max_line_bytes + config.max_header_bytes:
             self._turn_away(_long_line(config) if len(self._url) > config.max_line_bytes else _long_head(config))
 
-    def _measure_chunks(self) -> None:
-        """Sizes, extensions and trailers of chunks are no part of the body, and need a limit of their own."""
-        ask = self._ask
-        if ask is None or self._closing or b"transfer-encoding" not in ask.headers:
+    def _measure_body(self) -> None:
+        """A body that is not whole yet: all of them together have a limit. Sizes, extensions and trailers of chunks are no part of it,
+        and need a limit of their own."""
+        ask, door = self._ask, self._door
+        if ask is None or self._closing:
+            return
+        door.held += len(self._body) - self._growing
+        self._growing = len(self._body)
+        if door.held > door.config.max_held_bytes:
+            self._turn_away(Unavailable("busy", "bodies that are still arriving take all the room there is for them; come back later", retry_after=1))
+            return
+        if b"transfer-encoding" not in ask.headers:
             return
         self._wire += self._received
         # A chunk of one byte takes six.
         if self._wire > 8 * ask.route.max_body + self._door.config.max_header_bytes:
             self._turn_away(TooLarge("large_body", "there is more around the chunks of the body than in them"))
+
+    def _let_go(self) -> None:
+        """Nothing is held here any more."""
+        self._door.held -= self._growing + self._queued
+        self._growing = self._queued = 0
+        self._body, self.pending = b"", None
 
     def _fail(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -222,6 +238,8 @@ class Connection(asyncio.Protocol):
         """Answer what cannot be read, after all that came before it, and read no more: where the next request begins is unknown."""
         self._closing = True
         self._in_head = False
+        self._door.held -= self._growing
+        self._growing, self._body = 0, b""
         ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
         self._ask = None
         ask.keep_alive = False
@@ -238,7 +256,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         busy, self.busy = self.busy, None
         # The parser and the connection hold each other.
-        self._parser = self._ask = self.pending = None
+        self._parser = self._ask = None
+        self._let_go()
         self._wake(StreamClosedError(real_error=error))
         if isinstance(busy, Exchange):
             busy.connection_lost()
@@ -259,7 +278,9 @@ class Connection(asyncio.Protocol):
         self._wake(None)
 
     def _is_full(self) -> bool:
-        return self.pending is not None and len(self.pending) >= self._door.config.max_pipeline
+        """Whether so much waits for its turn that the network is to hold the rest."""
+        config = self._door.config
+        return self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes)
 
     def _wake(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, None
@@ -410,6 +431,9 @@ class Connection(asyncio.Protocol):
         if self._body:
             ask.body = bytes(self._body)  # type: ignore[union-attr]
             self._body = b""
+            if self._growing:
+                self._door.held -= self._growing
+                self._growing = 0
         if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
         if self.busy is None:
@@ -426,8 +450,10 @@ class Connection(asyncio.Protocol):
         if self.pending is None:
             self.pending = deque()
         self.pending.append(ask)
-        if len(self.pending) == self._door.config.max_pipeline:
-            # It asks faster than it is answered: let the network hold the rest.
+        self._queued += len(ask.body)
+        self._door.held += len(ask.body)
+        if self._is_full():
+            # It asks faster than it is answered.
             self.transport.pause_reading()
 
     def _begin(self, ask: Ask) -> None:
@@ -503,7 +529,7 @@ class Connection(asyncio.Protocol):
             self._closing = True
             if self._is_full() and not self._stuck:
                 self.transport.resume_reading()
-            self.pending = None
+            self._let_go()
             self.transport.write_eof()
             return
         if self.pending:
@@ -514,9 +540,12 @@ class Connection(asyncio.Protocol):
             return  # an answer that was given at once: the loop below takes the next, else each would be called by the one before
         self._going_on = True
         while self.pending and self.busy is None and not self._closing_now():
-            if len(self.pending) == self._door.config.max_pipeline and not self._stuck:
+            was_full, ask = self._is_full(), self.pending.popleft()
+            self._queued -= len(ask.body)
+            self._door.held -= len(ask.body)
+            if was_full and not self._is_full() and not self._stuck:
                 self.transport.resume_reading()
-            self._begin(self.pending.popleft())
+            self._begin(ask)
         self._going_on = False
 
     def _closing_now(self) -> bool:
@@ -531,7 +560,8 @@ class Connection(asyncio.Protocol):
         if self._stuck or self._is_full():
             transport.resume_reading()
         self._closing = True
-        self.busy = self._parser = self.pending = self._ask = self.transport = None
+        self._let_go()
+        self.busy = self._parser = self._ask = self.transport = None
         return transport
 
     # Time

@@ -307,6 +307,67 @@ async def test_a_body_may_come_in_the_smallest_of_chunks():
         assert (await caller.answer()).json["body"] == "b" * 5000
 
 
+async def test_bodies_that_are_under_way_have_room_for_so_many_bytes_together():
+    async with opened(max_held_bytes=1024 * 1024, max_event_bytes=600_000) as house:
+        head, piece = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n", b"b" * 100_000
+        one, two, three = [await house.caller() for _ in range(3)]
+        for caller in (one, two):
+            await caller.say(head, *[piece] * 4)
+        await three.say(head, *[piece] * 3)
+        assert (await three.answer()).error == (503, "busy")
+        three.close()
+        # Those that are whole when they come need no room, and those that were there first have it.
+        assert (await house.ask(request("POST /hot", b"body"))).status == 200
+        for caller in (one, two):
+            await caller.say(piece)
+            assert len((await caller.answer()).json["body"]) == 500_000
+        assert house.door.held == 0
+        await one.say(head, *[piece] * 4)
+        await two.say(head.replace(b"Content-Length: 500000", b"Transfer-Encoding: chunked"), b"61a80\r\n", *[piece] * 3)
+        assert house.door.held > 600_000
+        one.close()
+        two.reset()
+        await eventually(lambda: not house.door.connections)
+        assert house.door.held == 0
+
+
+@pytest.mark.parametrize("first", ["GET /slow/a", "POST /later/a"])
+async def test_bodies_that_wait_behind_another_request_are_few(first):
+    async with opened(max_event_bytes=100_000) as house:
+        caller, one = await house.caller(), request("POST /hot", b"b" * 90_000)
+        await caller.say(request(first))
+        await eventually(lambda: house.stage.reached)
+        sending = asyncio.ensure_future(caller.send(one * 40 + LAST))
+        await turns(100)
+        assert 100_000 < house.door.held < 100_000 + 2 * 90_000 + 256 * 1024
+        heard = house.heard
+        await turns(100)
+        assert house.heard == heard, "nobody reads on"
+        house.stage.gate.set()
+        if house.stage.asks:
+            house.stage.asks[0].answer(200, b"{}")
+        answers = await caller.answers()
+        await sending
+        assert [answer.status for answer in answers] == [200] * 42
+        assert house.door.held == 0
+
+
+@pytest.mark.parametrize("how", ["the client goes", "somebody takes the connection", "the server ends"])
+async def test_what_waits_and_will_never_be_answered_is_let_go(how):
+    async with opened() as house:
+        caller = await house.caller()
+        line = "GET /detaches/hot" if how == "somebody takes the connection" else "POST /hot"
+        await caller.say(request("POST /later/a"), request(line) + request("POST /hot", b"b" * 5000) * 3)
+        await eventually(lambda: house.stage.asks)
+        assert house.door.held == 15_000
+        if how == "the client goes":
+            caller.reset()
+        elif how == "the server ends":
+            house.door.drain()
+        house.stage.asks.pop().answer(200, b"{}")
+        await eventually(lambda: not house.door.held)
+
+
 # Too slow
 
 
