@@ -332,6 +332,9 @@ class Connection(asyncio.Protocol):
         self._ask = ask = Ask(self, method, path, query, version, self._parser.should_keep_alive(), headers, fields, route)
         if self._closing:
             raise httptools.HttpParserError("the connection is closing")
+        if path[:1] != b"/" and path != b"*":
+            self._resolve(ask)
+            route = ask.route
         ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
         if account is not None:
             door.gate.charge(account, route.kind)  # before the body, which is not read if there is no room for it
@@ -346,10 +349,26 @@ class Connection(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None and int(length) > route.max_body:
             raise _large_body(route)
-        if version != "1.1" or not UNUSUAL.isdisjoint(headers) or path[:1] != b"/" or HASH in self._url:
+        if version != "1.1" or not UNUSUAL.isdisjoint(headers) or HASH in self._url:
             self._check_unusual(ask)
         self._in_body = True
         self.since = door.wheel.now
+
+    def _resolve(self, ask: Ask) -> None:
+        """RFC 9112, 3.2.2: a server must accept the absolute form, and the host in it instead of the one in Host."""
+        scheme, _, rest = ask.path.partition(b"://")
+        host, _, path = rest.partition(b"/")
+        if scheme.lower() not in (b"http", b"https") or not host:
+            raise BadRequest("bad_target", "the request is for a path of this server, such as /feed/news")
+        if not HOST.fullmatch(host):
+            # RFC 9110, 4.2.4: somebody's name before the host is an error.
+            raise BadRequest("bad_target", "the target names a host, and perhaps a port, and nothing else before its path")
+        ask.path = b"/" + path
+        if b"host" in ask.headers:
+            ask.headers[b"host"] = host
+            ask.fields = [(name, host if name == b"host" else value) for name, value in ask.fields]
+        slash = ask.path.find(b"/", 1)
+        ask.route = self._door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self._door.other)
 
     def _check_length(self, fields: list[tuple[bytes, bytes]]) -> None:
         config = self._door.config
@@ -397,20 +416,6 @@ class Connection(asyncio.Protocol):
         if HASH in self._url:
             # RFC 9112, 3.2: no form of a target has a fragment, and one who cuts it off before us would have asked for something else.
             raise BadRequest("bad_target", "the target of a request has no #fragment")
-        if not ask.path.startswith(b"/") and ask.path != b"*":
-            # RFC 9112, 3.2.2: a server must accept the absolute form, and the host in it instead of the one in Host.
-            scheme, _, rest = ask.path.partition(b"://")
-            host, _, path = rest.partition(b"/")
-            if scheme.lower() not in (b"http", b"https") or not host:
-                raise BadRequest("bad_target", "the request is for a path of this server, such as /feed/news")
-            if not HOST.fullmatch(host):
-                # RFC 9110, 4.2.4: somebody's name before the host is an error.
-                raise BadRequest("bad_target", "the target names a host, and perhaps a port, and nothing else before its path")
-            ask.path = b"/" + path
-            ask.headers[b"host"] = host
-            ask.fields = [(name, host if name == b"host" else value) for name, value in ask.fields]
-            slash = ask.path.find(b"/", 1)
-            ask.route = self._door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self._door.other)
 
     def on_body(self, piece: bytes) -> None:
         route = self._ask.route  # type: ignore[union-attr]

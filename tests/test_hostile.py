@@ -126,3 +126,21 @@ async def test_a_last_event_id_of_every_kind_opens_a_feed_or_is_refused(connect,
             answer = await wire.head()
             assert answer.status in (200, 400, 431), answer
             assert answer.headers["content-type"] == ("text/event-stream" if answer.status == 200 else "application/json")
+
+
+async def test_the_absolute_form_is_no_way_round_what_its_path_is_counted_as(start, connect):
+    await start(limits_exempt="", peer_pushes="0.001/2", max_batch=2)
+    for form in ("http://a", ""):
+        wire = await connect()
+        await wire.send(f"POST {form}/push/c HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1".encode())
+        assert (await wire.answer()).status == 201
+    wire = await connect()
+    await wire.send(b"POST http://a/push/c HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1")
+    assert (await wire.answer()).status == 429
+
+
+async def test_the_absolute_form_may_have_as_large_a_body_as_its_path(start, connect):
+    await start(max_event_bytes=1024)
+    wire, body = await connect(), b"[" + b" " * 5000 + b"]"
+    await wire.send(b"POST http://a/push HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    assert (await wire.answer()).json == {"results": []}
