@@ -171,9 +171,9 @@ def needed(need: int | str | None, audience: int) -> int:
     return count
 
 
-def moment_of(event: Event, at: float | None, now: float) -> float | None:
-    """When a device did what it says that it did `at`: not before there was the event, and not later than now."""
-    return at if at is None else min(max(at, event.time), now)
+def moment_of(event: Event, at: float | None, now: float) -> float:
+    """When a device did what it says that it did `at`: not before there was the event, and not later than now; now, if it does not say."""
+    return now if at is None else min(max(at, event.time), now)
 
 
 # What a device says: who it is, of which event, the state, its own word as JSON, when it did it (seconds since 1970), if it says so, and
@@ -181,7 +181,7 @@ def moment_of(event: Event, at: float | None, now: float) -> float | None:
 Receipt = tuple[str, int, int, bytes | None, float | None, str | None]
 
 # The same once it was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
-Row = tuple[Entry, Member | None, int, int, bytes | None, float | None]
+Row = tuple[Entry, Member | None, int, int, bytes | None, float]
 
 
 class Line(NamedTuple):
@@ -255,13 +255,14 @@ class Ledger:
         member, slot = self.find(entry, channel, device)
         return self.enter(entry, member, slot, new, status, now, moment_of(entry.event, at, now))
 
-    def find_many(self, receipts: Iterable[Receipt], now: float) -> tuple[list[Row], list[int]]:
-        """Who answers, and where in the columns, of those that are possible; and the places of the others, for which `find` would raise."""
+    def find_many(self, receipts: Iterable[Receipt], now: float, fetch: Callable[[int], Entry | None] = lambda id: None) -> tuple[list[Row], list[int]]:
+        """Who answers, and where in the columns, of those that are possible; and the places of the others, for which `find` would raise.
+        `fetch` brings in an entry that is not here, if there is one."""
         rows: list[Row] = []
         missing: list[int] = []
         entries, who, audience, members, member, own = self.entries, "", None, {}, None, -1
         for place, (device, id, new, status, at, channel) in enumerate(receipts):
-            entry = entries.get(id)
+            entry = entries.get(id) or fetch(id)
             if entry is not None and (channel is None or channel == entry.event.channel):
                 # As in `find`, but whose audience it is, and who that is there, is looked up when it is another than before.
                 if entry.audience is not audience:
@@ -273,7 +274,7 @@ class Ledger:
                 slot = own if entry.slots is None else entry.slots.get(device, -1)
                 states = entry.states
                 if 0 <= slot < len(states) and states[slot] != ABSENT:
-                    rows.append((entry, member, slot, new, status, at if at is None else moment_of(entry.event, at, now)))
+                    rows.append((entry, member, slot, new, status, now if at is None else moment_of(entry.event, at, now)))
                     continue
             missing.append(place)
         return rows, missing
@@ -295,7 +296,7 @@ class Ledger:
               at: float | None = None) -> tuple[int, int]:
         """Enter a receipt that was found to be possible: the state that stands now, and the outcome. `at` is when the device did it,
         where it says so."""
-        return self.enter_many(((entry, member, slot, new, status, at),), now)[0]
+        return self.enter_many(((entry, member, slot, new, status, now if at is None else at),), now)[0]
 
     def enter_many(self, rows: Iterable[Row], now: float) -> list[tuple[int, int]]:
         """Enter receipts one after the other, and return for each the state that stands now and the outcome."""
@@ -306,7 +307,7 @@ class Ledger:
                 # Most are of the same event: what is the event's is looked up when it is another than before.
                 current, event, states, counts, rules, latencies, sayings = entry, entry.event, entry.states, entry.counts, entry.rules, entry.latencies, entry.sayings
                 histogram = entry.histogram
-                id, accepted, took_now, said, code = event.id, event.time, bucket(now - event.time), None, 0
+                id, accepted, last, last_took, said, code = event.id, event.time, None, 0, None, 0
                 if latencies is None:
                     latencies = entry.latencies = bytearray(len(states))
             old = states[slot]
@@ -326,10 +327,12 @@ class Ledger:
                 if not latencies[slot]:
                     # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
                     # which was when it was accepted or, for one that was away, when the device came back.
-                    took = latencies[slot] = took_now if at is None else bucket(at - accepted)
+                    if at is not last:
+                        last, last_took = at, bucket(at - accepted)
+                    took = latencies[slot] = last_took
                     histogram[took] = histogram.get(took, 0) + 1
-                    if member is not None and accepted < member.since <= (now if at is None else at):
-                        took = bucket((now if at is None else at) - member.since)
+                    if member is not None and accepted < member.since <= at:
+                        took = bucket(at - member.since)
                     roundtrips[new][took] += 1
                 if status is not None:
                     if status is not said:
@@ -342,7 +345,7 @@ class Ledger:
                 if counts[PROCESSED] >= entry.goal or not entry.owed:
                     if not entry.owed:
                         self._open.pop(id, None)
-                    self.decide(entry, now if at is None else at)
+                    self.decide(entry, at)
                     current = None
                 if entry.watchers:
                     entry.changed()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,7 +17,7 @@ from pere.audience import Member
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
-from pere.ledger import ALL, Entry, Row, moment_of, needed
+from pere.ledger import ALL, Entry, Row, needed
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING, STATE, closes, ending
 from pere.storage import Accepted
 from pere.storage.journal import Batch, Journal
@@ -35,7 +35,7 @@ REFUSED = 6  # among what `record` is given, the one who is told that it could n
 Told = Callable[[int, int], None]
 Refused = Callable[[Refusal], None]
 Assured = Callable[[Refusal | None], None]
-Change = tuple[Row, Told | None, Refused | None]
+Change = tuple[Row, "Part | Asker | None"]  # and who is told what becomes of it
 
 
 class Together:
@@ -63,25 +63,31 @@ class Together:
 
 
 class Part:
-    """Those of them that are for one channel: they go into one commit, so they are answered in their order, or refused, one after
-    the other. One object for them all, because one for each would cost as much as to enter it."""
+    """Those of them that are for one channel: they go into one commit, so they are answered in their order, or refused. One object for
+    them all, because one for each would cost as much as to enter it."""
 
-    __slots__ = ("places", "_answers", "_together")
+    __slots__ = ("answers", "places", "_together")
 
     def __init__(self, together: Together):
         self.places: list[int] = []
-        self._answers: list[Any] = []
+        self.answers: list[Any] = []
         self._together = together
 
-    def told(self, state: int, outcome: int) -> None:
-        self._answers.append((state, outcome))
-        if len(self._answers) == len(self.places):
-            self._together.answer(self.places, self._answers)
+    def answer(self) -> None:
+        """Some have their answers."""
+        if len(self.answers) == len(self.places):
+            self._together.answer(self.places, self.answers)
 
     def refused(self, refusal: Refusal) -> None:
-        self._answers.append(refusal)
-        if len(self._answers) == len(self.places):
-            self._together.answer(self.places, self._answers)
+        self.answers.append(refusal)
+        self.answer()
+
+
+class Asker(NamedTuple):
+    """Who is told of another change: which state it came to, on how many devices; or why it could not be kept."""
+
+    told: Told
+    refused: Refused
 
 
 class Commit:
@@ -131,19 +137,13 @@ class Committing(Reading):
         self._waiters: list[asyncio.Future[None]] = []
         self._aged = self._number_before = 0
 
-    def _change(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None = None, then: Told | None = None,
-                refused: Refused | None = None, at: float | None = None) -> None:
+    def _change(self, entry: Entry, member: Member | None, slot: int, state: int, asker: Asker | None = None) -> None:
+        """A change that is no receipt; those are queued where they are told, in `record_many`."""
         if entry not in self._dirty:
             self._dirty[entry] = self._number + 1
         if state == EXPIRED or state == CANCELLED:
             self._ended.add(entry)
-        channel = entry.event.channel
-        changes = self._changes.get(channel)
-        if changes is None:
-            changes = self._changes[channel] = []
-        now = self.clock()
-        moment = now if at is None else moment_of(entry.event, at, now)
-        changes.append(((entry, member, slot, state, status, moment), then, refused))
+        self._changes.setdefault(entry.event.channel, []).append(((entry, member, slot, state, None, self.clock()), asker))
 
     # The queue is committed
 
@@ -236,15 +236,18 @@ class Committing(Reading):
             for at in range(0, len(found), MAX_RECORDS):
                 row = found[at : at + MAX_RECORDS]
                 first, sayings, records = self._number + 1, {}, []  # type: int, dict[bytes, int], list[bytes]
-                for (entry, _, slot, state, status, moment), _, _ in row:
+                current: Entry | None = None
+                for (entry, _, slot, state, status, moment), _ in row:
+                    if entry is not current:
+                        current, id, is_suspect = entry, entry.event.id, entry in expected
+                        if entry not in dirty:
+                            dirty[entry] = first  # its columns are being saved, but without this
                     if slot == ALL and state == CANCELLED:
-                        batch.statements.append(("update events set recalled = 1 where id = ?", (entry.event.id,)))
+                        batch.statements.append(("update events set recalled = 1 where id = ?", (id,)))
                     saying = sayings.setdefault(status, len(sayings) + 1) if status is not None else 0
-                    if suspects and entry in expected and not foresee(expected[entry], entry, slot, state):
+                    if is_suspect and not foresee(expected[entry], entry, slot, state):
                         state = PENDING
-                    records.append(pack(entry.event.id, slot, state, saying, moment))
-                    if entry not in dirty:
-                        dirty[entry] = first  # its columns are being saved, but without this
+                    records.append(pack(id, slot, state, saying, moment))
                 self._number += len(row)
                 commit.changes.append((first, row))
                 batch.put("receipts", (first, shelf.number, b"".join(records), b"[" + b",".join(sayings) + b"]" if sayings else None))
@@ -394,17 +397,17 @@ class Committing(Reading):
         for first, row in commit.changes:
             receipts: list[Change] = []
             for number, change in enumerate(row, first):
-                (entry, member, slot, state, status, at), then, _ = change
+                (entry, member, slot, state, status, at), asker = change
                 entry.logged = number
-                if then is None or slot == ALL:
+                if not isinstance(asker, Part):
                     self._enter(receipts, later)
                     receipts = []
                     count = self.ledger.apply(entry, member, slot, state, status, at)
                     if slot == ALL and state == EXPIRED and count and log.isEnabledFor(logging.INFO):
                         event = entry.event
                         log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": count}})
-                    if then is not None:
-                        then(state, count)
+                    if asker is not None:
+                        asker.told(state, count)
                 else:
                     receipts.append(change)
             self._enter(receipts, later)
@@ -413,14 +416,20 @@ class Committing(Reading):
 
     def _enter(self, changes: list[Change], later: list[tuple[Any, ...]]) -> None:
         """Receipts in a row; what was said meanwhile of the same event by the same device is for `later`."""
-        leave, behind = self._flying.remove, self._behind
-        answers = self.ledger.enter_many([row for row, _, _ in changes], self.clock())
-        for ((entry, _, slot, *_), then, _), answer in zip(changes, answers, strict=True):
-            place = (entry.event.id, slot)
-            leave(place)
-            then(*answer)  # type: ignore[misc]
-            if behind and place in behind:
-                later += behind.pop(place)
+        rows = [row for row, _ in changes]
+        places = [(row[0].event.id, row[2]) for row in rows]
+        answers = self.ledger.enter_many(rows, self.clock())
+        self._flying.difference_update(places)
+        parts: dict[Any, None] = {}
+        for (_, part), answer in zip(changes, answers, strict=True):
+            part.answers.append(answer)  # type: ignore[union-attr]
+            if part not in parts:
+                parts[part] = None
+        for part in parts:
+            part.answer()
+        if self._behind:
+            for place in places:
+                later += self._behind.pop(place, ())
 
     def _apply_pruning(self, oldest: int, used: int, pruned: list[tuple[int, int]], channels: list[tuple[int, int, int]]) -> None:
         self._oldest, self._bytes = oldest, used
@@ -473,12 +482,12 @@ class Committing(Reading):
         kept: list[Change] = []
         for _, row in commit.changes:
             for change in row:
-                (entry, _, slot, *_), _, refused = change
-                if slot == ALL and refused is not None:
-                    refused(refusal)
-                elif refused is not None:
+                (entry, _, slot, *_), asker = change
+                if isinstance(asker, Asker):
+                    asker.refused(refusal)
+                elif asker is not None:
                     self._flying.remove((entry.event.id, slot))
-                    refused(refusal)
+                    asker.refused(refusal)
                     for said in self._behind.pop((entry.event.id, slot), ()):
                         said[REFUSED](refusal)
                 elif slot == ALL:
@@ -494,7 +503,7 @@ class Committing(Reading):
             self._loop.call_later(1.0, self._again, kept, commit.answers)
 
     def _again(self, changes: list[Change], answers: list[Callable[[], None]]) -> None:
-        for (entry, member, slot, state, *_), _, _ in changes:
+        for (entry, member, slot, state, *_), _ in changes:
             self._change(entry, member, slot, state)
         self._answers += answers
         self._soon()

@@ -89,7 +89,7 @@ class MemoryStore(WorkingSet):
         now = self.clock()
         rows, missing = self.ledger.find_many(receipts, now)
         answers: list[Any] = self.ledger.enter_many(rows, now)
-        channels = self._recent.add_many(rows, answers, now)
+        channels = self._recent.add_many(rows, answers)
         if self.on_receipts is not None:
             for channel in channels:
                 self.on_receipts(channel)

@@ -47,8 +47,8 @@ class Recent:
         if number > self._full_at:
             self._clear()
 
-    def add_many(self, rows: list[Entered], answers: list[tuple[int, int]], now: float) -> set[str]:
-        """The receipts that were entered at `now`, by what was answered: those that changed a state. Returns their channels."""
+    def add_many(self, rows: list[Entered], answers: list[tuple[int, int]]) -> set[str]:
+        """The receipts that were entered, by what was answered: those that changed a state. Returns their channels."""
         number, all, channels, current = self.newest, self._all, set(), None
         for (entry, _, slot, _, status, at), (stands, outcome) in zip(rows, answers, strict=True):
             if outcome == FIRST or outcome == LATE_FIRST:
@@ -59,7 +59,7 @@ class Recent:
                     channels.add(channel)
                 number += 1
                 # Only what closes an event can be late, so this is so of all that follows too.
-                row = (number, id, channel, accepted, names[slot], stands | states[slot] & LATE, status, now if at is None else at)
+                row = (number, id, channel, accepted, names[slot], stands | states[slot] & LATE, status, at)
                 log.append(row)
                 all.append(row)
         self.newest = number

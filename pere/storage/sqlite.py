@@ -10,18 +10,18 @@ the like may be a moment old after a crash: then a device is sent again what it 
 
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
-from pere.errors import ConfigError, NotFound, Refusal, Unavailable
+from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import ALL, Entry, Receipt, moment_of, unknown_receipt
+from pere.ledger import ALL, Entry, Receipt
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
-from pere.storage.committing import Assured, Change, Committing, Part, Refused, Together, mark, row_of
+from pere.storage.committing import Asker, Assured, Change, Committing, Part, Refused, Together, mark, row_of
 from pere.storage.journal import Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, Malformed, words
 from pere.storage.reading import DiskShelf
@@ -149,42 +149,49 @@ class SqliteStore(Committing):
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         together = Together(len(receipts), then)
-        entries, flying, dirty, now, number = self.ledger.entries, self._flying, self._dirty, self.clock(), self._number + 1
-        find, channel, part = self.ledger.find, "", Part(together)
-        changes: list[Change] = []
-        parts: dict[str, Part] = {}
-        for place, (device, id, state, status, at, named) in enumerate(receipts):
-            entry = entries.get(id)
+        unread: dict[int, Refusal] = {}
+        flying, dirty, now, number = self._flying, self._dirty, self.clock(), self._number + 1
+
+        def fetch(id: int) -> Entry | None:
             try:
-                if entry is None and (entry := self._find_entry(id)) is None:
-                    raise unknown_receipt()
-                member, slot = find(entry, named, device)
-            except NotFound:
-                together.refused(place, self._why(device, id, named))
-                continue
+                entry = self._find_entry(id)
             except Unavailable as refusal:
-                together.refused(place, refusal)
-                continue
+                unread[id] = refusal
+                return None
+            if entry is not None:
+                dirty.setdefault(entry, number)  # else it might make way for those behind it
+            return entry
+
+        rows, missing = self.ledger.find_many(receipts, now, fetch)
+        for place in missing:
+            device, id, *_, named = receipts[place]
+            together.refused(place, unread.get(id) or self._why(device, id, named))
+        places: Iterable[int] = range(len(rows)) if not missing else sorted(set(range(len(receipts))).difference(missing))
+        parts: dict[str, tuple[Part, list[Change]]] = {}
+        current, id, channel, part = None, 0, "", None
+        for place, row in zip(places, rows, strict=True):
+            entry, member, slot, state, status, at = row
+            if entry is not current:
+                # As in `_change`, with what is the event's looked up where it is another than before.
+                current, id, channel = entry, entry.event.id, entry.event.channel
+                rules, states = entry.rules, entry.states
+                part, changes = parts.get(channel, (None, []))
             flight = (id, slot)
             if flight in flying:
-                self._behind.setdefault(flight, []).append(
-                    (named, device, id, state, status, partial(together.told, place), partial(together.refused, place), at))
+                device, _, _, _, said, named = receipts[place]
+                self._behind.setdefault(flight, []).append((named, device, id, state, status, partial(together.told, place), partial(together.refused, place), said))
                 continue
-            if entry.rules[state][entry.states[slot]][0] == entry.states[slot]:
+            if rules[state][states[slot]][0] == states[slot]:
                 # It changes nothing, so there is nothing to keep.
                 together.told(place, *self.ledger.enter(entry, member, slot, state, status, now))
                 continue
-            # As in `_change`, with the channel looked up only where it is another than before.
-            if entry.event.channel != channel:
-                channel = entry.event.channel
-                changes = self._changes.setdefault(channel, [])
-                part = parts.setdefault(channel, Part(together))
+            if part is None:
+                part, changes = parts[channel] = Part(together), self._changes.setdefault(channel, [])
             flying.add(flight)
             part.places.append(place)
             if entry not in dirty:
                 dirty[entry] = number
-            moment = now if at is None else moment_of(entry.event, at, now)
-            changes.append(((entry, member, slot, state, status, moment), part.told, part.refused))
+            changes.append((row, part))
         if parts:
             self._soon()
         elif not receipts:
@@ -210,7 +217,7 @@ class SqliteStore(Committing):
             then(count)
 
         if entry is not None:
-            self._change(entry, None, ALL, CANCELLED, None, recalled, refused)
+            self._change(entry, None, ALL, CANCELLED, Asker(recalled, refused))
         else:
             self._recalls.append((id, recalled, refused))
         self._soon()
