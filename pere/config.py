@@ -6,6 +6,7 @@ listed twice. A flag wins over the variable, the variable over the default. Dura
 
 import ipaddress
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,8 @@ from pere.errors import ConfigError
 
 KIB, MIB = 1024, 1024 * 1024
 DAY = 86_400
+
+UNIX_MODE = re.compile("0?[0-7]{3}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -41,6 +44,13 @@ class Config:
     retention_bytes: int = setting(16 * 1024 * MIB, "bytes in use in the file; beyond, the oldest events make way", low=MIB)
 
     # listening
+    tcp: bool = setting(True, "listen on --host and --port; --no-tcp leaves only the Unix socket")
+    unix: str = setting("", "a Unix socket to listen on too, by its path; it is removed at the end, and one that a process left behind is replaced")
+    unix_mode: str = setting("660", "who may connect to the Unix socket, as chmod has it in octal digits")
+    tls_cert: str = setting("", "a certificate in PEM, and behind it those that it was signed by: --port then speaks TLS 1.2 and 1.3; SIGHUP reads it again")
+    tls_key: str = setting("", "its key in PEM, without a passphrase; none is that it is in the file of the certificate")
+    admin_port: int = setting(-1, "port of a listener of its own for `/admin`, `/metrics` and `/webhooks`, which --port then has not; 0 takes a free one, -1 is none", low=-1, high=65_535)
+    admin_host: str = setting("127.0.0.1", "address of that listener; it speaks plain HTTP on loopback, elsewhere as --port does")
     trusted_proxies: str = setting("", "networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as `10.0.0.0/8`; `unix` is whoever comes by the Unix socket")
 
     # who may do what
@@ -133,11 +143,20 @@ class Config:
             raise ConfigError(f"--backlog-bytes ({self.backlog_bytes}) must hold one event of --max-event-bytes ({self.max_event_bytes})")
         if self.backlog_bytes > self.backlog_total_bytes:
             raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
+        if not self.tcp and not self.unix:
+            raise ConfigError("--no-tcp leaves nothing to listen on: name a Unix socket, --unix PATH")
+        if self.tls_key and not self.tls_cert:
+            raise ConfigError("--tls-key is the key of a certificate: name that too, --tls-cert PATH")
+        if not UNIX_MODE.fullmatch(self.unix_mode):
+            raise ConfigError(f"--unix-mode is three octal digits such as 660, not {self.unix_mode!r}")
         if self.insecure and self.has_keys:
             raise ConfigError("--insecure means without keys, and there are some: leave out one or the other")
-        if not self.insecure and not self.has_keys and not is_loopback(self.host):
+        # Who reaches a Unix socket is on this machine, and its mode decides who may.
+        exposed = [f"{flag(name)} {host}" for name, host, is_open in (("host", self.host, self.tcp), ("admin_host", self.admin_host, self.admin_port >= 0))
+                   if is_open and not is_loopback(host)]
+        if not self.insecure and not self.has_keys and exposed:
             raise ConfigError(
-                f"--host {self.host} can be reached from other machines, and no keys are set: anybody there could push, read and "
+                f"{' and '.join(exposed)} can be reached from other machines, and no keys are set: anybody there could push, read and "
                 "administer. Set --jwt-secret, --jwt-public-key or --jwt-jwks, keep to 127.0.0.1, or accept it with --insecure")
 
     @property
@@ -153,7 +172,7 @@ class Config:
     @property
     def is_open_to_this_machine(self) -> bool:
         """Whether everybody on this machine may do everything, and nobody else can reach it."""
-        return not self.has_keys and is_loopback(self.host)
+        return not self.has_keys and self.tcp and is_loopback(self.host)
 
     @property
     def has_keys(self) -> bool:

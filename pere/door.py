@@ -157,12 +157,14 @@ class Ask:
     @property
     def peer(self) -> str:
         """The client's address, as far as somebody who is believed has said it; `unix:` of a Unix socket of which nobody says more."""
-        return self.connection.peer(self)
+        peer: str = self.connection.peer(self)
+        return peer
 
     @property
     def scheme(self) -> str:
         """`https` or `http`, as the client speaks it."""
-        return self.connection.scheme(self)
+        scheme: str = self.connection.scheme(self)
+        return scheme
 
     def charge(self, kind: int, count: int) -> None:
         """It turned out to be so many more than one of a kind. Raises TooMany."""

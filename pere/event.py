@@ -107,8 +107,9 @@ class Draft:
     callback: str = ""
 
 
-# How a frame is written: bit 0 is envelope instead of raw, bit 1 is without chunk framing (HTTP/1.0).
-RAW, ENVELOPE, UNCHUNKED = 0, 1, 2
+# How a frame is written: bit 0 is envelope instead of raw, bit 1 is without chunk framing (HTTP/1.0). Bit 2 changes no byte: it
+# goes over TLS, so it is written in another way.
+RAW, ENVELOPE, UNCHUNKED, SECURE = 0, 1, 2, 4
 
 
 class Event:

@@ -46,7 +46,7 @@ class Exchange(HTTPConnection):
                 headers.add(name.decode("latin-1"), value.decode("latin-1"))
             target = ask.path + b"?" + ask.query if ask.query else ask.path
             line = RequestStartLine(ask.method.decode(), target.decode("latin-1"), f"HTTP/{ask.version}")
-            self._delegate = self._connection._door.app.start_request(self._connection, self)
+            self._delegate = self._connection.app.start_request(self._connection, self)
             ready = self._delegate.headers_received(line, headers)
             if ready is None:
                 if ask.body:

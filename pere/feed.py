@@ -15,7 +15,7 @@ import orjson
 
 from pere.audience import Member
 from pere.devices import Device
-from pere.event import UNCHUNKED
+from pere.event import SECURE, UNCHUNKED
 from pere.limits import Account
 from pere.sse import chunk, frame
 
@@ -93,9 +93,12 @@ class Feed(asyncio.Protocol):
         self.unsent = 0  # bytes that waited for it when we last looked
         self.written = now
         self.fd: int = transport.get_extra_info("socket").fileno()
-        # Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport.
-        transport.set_write_buffer_limits(high=0)
+        self.pause_early()
         transport.set_protocol(self)
+
+    def pause_early(self) -> None:
+        """Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport."""
+        self.transport.set_write_buffer_limits(high=0)
 
     def count_for(self, account: Account | None) -> None:
         """Until it is closed, it is one of the feeds of this account."""
@@ -208,3 +211,33 @@ class Feed(asyncio.Protocol):
         """When its next turn on the wheel is, which would come in `delay` seconds: sooner, if its token expires sooner. A clock that is
         set meanwhile is noticed then."""
         return delay if self.expires is None else min(delay, max(self.expires - self.owner.clock(), 0.001))
+
+
+class SecureFeed(Feed):
+    """A feed over TLS. What it is sent has to be encrypted for it alone, so it goes by the transport, which also has up to 64 KiB
+    under way below the encryption before it says that the socket is full."""
+
+    __slots__ = ()
+
+    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
+                 expires: float | None = None):
+        super().__init__(owner, transport, form | SECURE, device, patterns, now, expires)
+
+    def pause_early(self) -> None:
+        # At 0 it would count as full when it is empty.
+        self.transport.set_write_buffer_limits(high=1)
+
+    def write(self, data: bytes) -> bool:
+        if self.reason:
+            return False
+        if self.transport.is_closing():
+            self.close(GONE)
+            return False
+        self.transport.write(data)
+        # If something is left, `pause_writing` was called, and `resume_writing` will be.
+        return not self.transport.get_write_buffer_size()
+
+
+def kind_of(transport: Any) -> type[Feed]:
+    """What becomes of this connection."""
+    return Feed if transport.get_extra_info("sslcontext") is None else SecureFeed

@@ -17,7 +17,7 @@ from pere import sse
 from pere.auth import OPEN, Grant
 from pere.config import Config
 from pere.errors import Refusal
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, SLOW, Feed, bye
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, SLOW, Feed, bye, kind_of
 from pere.storage import Page, Store
 from pere.wheel import Wheel
 
@@ -44,7 +44,7 @@ class Follower:
         self.is_from_all = not position  # and so misses nothing before the first that it is given
         self.is_reading = self.is_wanted = self.is_idle = False
         self._all = all
-        self.feed = Feed(self, transport, form, None, (), all.now, grant.expires)
+        self.feed = kind_of(transport)(self, transport, form, None, (), all.now, grant.expires)
 
     def catch_up(self, feed: Feed) -> None:
         """There may be more, or there is room in its socket again."""

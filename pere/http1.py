@@ -17,6 +17,7 @@ from typing import Any
 
 import httptools
 from tornado.iostream import StreamClosedError
+from tornado.web import Application
 
 from pere.auth import ANYBODY
 from pere.config import Config
@@ -50,14 +51,15 @@ MARKED = UNUSUAL | {b"origin"}
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection, until it closes or is detached."""
+    """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
     __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_growing", "_in_body", "_in_head", "_known",
                  "_lessons", "_model", "_parser", "_partial", "_queued", "_received", "_route", "_shape", "_stuck", "_took_at",
-                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "busy", "fd", "pending", "since", "transport")
+                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "app", "busy", "fd", "pending", "since", "transport")
 
-    def __init__(self, door: Door):
+    def __init__(self, door: Door, app: Application | None = None):
         self._door = door
+        self.app = app or door.app
         self._parser: Any = httptools.HttpRequestParser(self)
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
@@ -161,7 +163,8 @@ class Connection(asyncio.Protocol):
             return
         self._shape, self._crowd = shape, self._door.crowds.of(model.route, again)
         self._route, self._admits = model.route, self._admitting(model, shape)
-        self.fd = self.transport.get_extra_info("socket").fileno()
+        # What is written to a descriptor does not get encrypted: with none that is one, the door leaves it to the transport.
+        self.fd = self.transport.get_extra_info("socket").fileno() if self.transport.get_extra_info("sslcontext") is None else -1
 
     def _admitting(self, model: Ask, shape: Shape) -> Callable[[re.Match[bytes]], bool] | None:
         """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
@@ -535,7 +538,10 @@ class Connection(asyncio.Protocol):
             if self._is_full() and not self._stuck:
                 self.transport.resume_reading()
             self._let_go()
-            self.transport.write_eof()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:
+                self.transport.close()  # TLS has no half of a connection; it goes on reading until the client has closed too
             return
         if self.pending:
             self.go_on()

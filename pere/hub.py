@@ -23,8 +23,8 @@ from pere.audience import Member
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
-from pere.event import Event, format_id
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye
+from pere.event import SECURE, Event, format_id
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye, kind_of
 from pere.names import pattern as compiled
 from pere.redelivery import Care, Redelivery
 from pere.replay import Replay, cancel, mark
@@ -149,7 +149,17 @@ class Hub:
                         continue
                     data = batch[0].frame(form) if len(batch) == 1 else b"".join([event.frame(form) for event in batch])
                     self.deliveries += len(places) * len(batch)
-                    self._write_all(places, data)
+                    if form & SECURE:
+                        self._write_secure(places, data)
+                    else:
+                        self._write_all(places, data)
+
+    def _write_secure(self, places: dict[int, Place], data: bytes) -> None:
+        """The same for feeds over TLS, which cannot be written to by descriptor."""
+        for place in tuple(places.values()):
+            feed = place.feed
+            if not feed.write(data) and not feed.reason:
+                self.fall_behind(feed)
 
     def _write_all(self, places: dict[int, Place], data: bytes) -> None:
         """The live loop. os.write() goes straight to the socket: what the transport's own write adds, a buffer and a place in the
@@ -234,7 +244,7 @@ class Hub:
         """
         store = self._store
         known = store.devices.add(device) if device else None
-        feed = Feed(self, transport, form, known, patterns, self._wheel.now, expires)
+        feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         for name, member in meant.items():

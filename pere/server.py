@@ -11,8 +11,8 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from tornado.web import Application, RequestHandler
@@ -33,11 +33,11 @@ from pere.handlers.feedback import Feedback
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
-from pere.http1 import Connection
 from pere.hub import Hub
 from pere.jwks import Jwks
 from pere.keys import of_pem, of_secret
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
+from pere.listening import Listeners
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
@@ -53,8 +53,9 @@ from pere.wheel import Wheel
 
 log = logging.getLogger("pere")
 
-BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes back comes at once
-
+# Whose an address is: everybody's, or theirs who administer. Those are not there for who comes by the public listener, where
+# there is another one for them (`--admin-port`).
+PUBLIC, ADMIN = "public", "admin"
 
 class Server:
     """One PERE, in this process and on the running loop: the same in production and in tests.
@@ -108,41 +109,47 @@ class Server:
                                       feedback.knows if self.verifier is not None else None),
             b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS, needs=FEED),
         }
-        self.app = Application(self._handlers(), default_handler_class=NotThere, log_function=self._count, cors=cors,
-                               is_draining=lambda: self.door.draining)
+        self._cors = cors
+        self._table = self._handlers()
+        self.app = self._app(PUBLIC, ADMIN)
         self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
         self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
         self._sweeper = Sweeper(self.store, self.hub)
-        self._listener: asyncio.Server | None = None
+        self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app)
 
-    def _handlers(self) -> list[tuple[str, type[RequestHandler], dict[str, object]]]:
-        """What Tornado answers. The addresses whose own methods are hot are here for all the other methods."""
+    def _handlers(self) -> list[tuple[str, str, type[RequestHandler], dict[str, Any]]]:
+        """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
         self.registry = registry()
         store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
         post = {"methods": "POST, OPTIONS"}
         return [
-            (r"/push(?:/[^/]*)?", Elsewhere, post),
-            (r"/feedback(?:/[^/]*)?", Elsewhere, post),
-            (r"/feed(?:/([^/]*))?", FeedHead, {"needs": FEED}),
-            (r"/receipts/([^/]*)", FeedHead, {"needs": PUSH}),
-            (r"/events/([^/]*)", Events, store),
-            (r"/events/([^/]*)/([^/]*)", Status, store | {"waits": self.waits, "config": self.config}),
-            (r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
-            (r"/admin/connections", Connections, hub),
-            (r"/admin/events/([^/]*)", AdminEvents, store),
-            (r"/admin/devices", AllDevices, store),
-            (r"/admin/devices/([^/]*)", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),
-            (r"/webhooks", AllWebhooks, webhooks),
-            (r"/webhooks/([^/]*)", OneWebhook, webhooks),
-            (r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
-            (r"/webhooks/([^/]*)/test", TestWebhook, webhooks),
-            (r"/webhooks/([^/]*)/dead", DeadLetters, webhooks),
-            (r"/webhooks/([^/]*)/replay", ReplayWebhook, webhooks),
-            (r"/metrics", Metrics, {"registry": self.registry}),
-            (r"/healthz", Health, {}),
-            (r"/readyz", Ready, store),
-            (r"/", Home, {}),
+            (PUBLIC, r"/push(?:/[^/]*)?", Elsewhere, post),
+            (PUBLIC, r"/feedback(?:/[^/]*)?", Elsewhere, post),
+            (PUBLIC, r"/feed(?:/([^/]*))?", FeedHead, {"needs": FEED}),
+            (PUBLIC, r"/receipts/([^/]*)", FeedHead, {"needs": PUSH}),
+            (PUBLIC, r"/events/([^/]*)", Events, store),
+            (PUBLIC, r"/events/([^/]*)/([^/]*)", Status, store | {"waits": self.waits, "config": self.config}),
+            (PUBLIC, r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
+            (ADMIN, r"/admin/connections", Connections, hub),
+            (ADMIN, r"/admin/events/([^/]*)", AdminEvents, store),
+            (ADMIN, r"/admin/devices", AllDevices, store),
+            (ADMIN, r"/admin/devices/([^/]*)", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),
+            (ADMIN, r"/webhooks", AllWebhooks, webhooks),
+            (ADMIN, r"/webhooks/([^/]*)", OneWebhook, webhooks),
+            (ADMIN, r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
+            (ADMIN, r"/webhooks/([^/]*)/test", TestWebhook, webhooks),
+            (ADMIN, r"/webhooks/([^/]*)/dead", DeadLetters, webhooks),
+            (ADMIN, r"/webhooks/([^/]*)/replay", ReplayWebhook, webhooks),
+            (ADMIN, r"/metrics", Metrics, {"registry": self.registry}),
+            (PUBLIC, r"/healthz", Health, {}),
+            (PUBLIC, r"/readyz", Ready, store),
+            (PUBLIC, r"/", Home, {}),
         ]
+
+    def _app(self, *kinds: str) -> Application:
+        """What is there for those who may ask for addresses of these kinds."""
+        handlers = [(pattern, handler, parts) for kind, pattern, handler, parts in self._table if kind in kinds]
+        return Application(handlers, default_handler_class=NotThere, log_function=self._count, cors=self._cors, is_draining=lambda: self.door.draining)
 
     def _count(self, handler: RequestHandler) -> None:
         """One request that a Tornado handler has answered."""
@@ -151,8 +158,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        return f"http://{host}:{self.port}"
+        """Where it listens: the first address of those that there are."""
+        return self.listeners.urls[0]
+
+    @property
+    def port(self) -> int:
+        return self.listeners.port
 
     async def start(self) -> None:
         """Listen. Raises OSError where the address cannot be had."""
@@ -164,19 +175,25 @@ class Server:
             self.wheel.add(self.revocations, 1)
         if self.jwks is not None:
             self.wheel.add(self.jwks, 0)
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(partial(Connection, self.door), self.config.host, self.config.port, backlog=BACKLOG)
-        self.port: int = self._listener.sockets[0].getsockname()[1]
+        await self.listeners.open()
         self.wheel.add(self.door, 0)
         self.wheel.add(self._sweeper, 1)
         self.wheel.add(self.gate, 1)
         self.wheel.start()
-        log.info("listening", extra={"facts": {"url": self.url, "store": self.config.store, "version": pere.__version__}})
+        log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": self.config.store, "version": pere.__version__}})
+
+    def reload(self) -> None:
+        """Read again what may change while the server runs: the certificate. What is wrong with it is logged, and it stays as it was."""
+        try:
+            self.listeners.reload()
+        except ConfigError as error:
+            log.error("not reloaded", extra={"facts": {"error": str(error)}})
+        else:
+            log.info("reloaded")
 
     async def stop(self) -> None:
         """Take no more, let every feed go with `pere.bye`, answer what is under way, for at most `drain_seconds`."""
-        if self._listener is not None:
-            self._listener.close()
+        self.listeners.close()
         feeds = len(self.hub.feeds) + self.followers.count()
         self.door.drain()
         self.hub.drain()
@@ -270,6 +287,8 @@ async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    if server.listeners.certificate is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
     # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
     gc.collect()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 import wire
+from certificates import Authority
 from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
@@ -73,7 +74,8 @@ class Start:
         self.servers.append(server)
         return server
 
-    async def port(self) -> int:
+    async def port(self) -> wire.Way:
+        """How to get to the newest one."""
         return (self.servers[-1] if self.servers else await self()).port
 
 
@@ -84,6 +86,12 @@ def start(io_loop):
     yield start
     for server in start.servers:
         io_loop.run_sync(server.stop)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """Who signs certificates for this machine, and is believed."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_the_version_is_told():
 def test_every_setting_is_a_flag_with_its_variable_and_default():
     said = " ".join(CliRunner().invoke(main, ["serve", "--help"], terminal_width=400).stdout.split())
     for field in fields(Config):
-        default = "none" if field.default == "" else "false" if field.default is False else field.default
+        default = "none" if field.default == "" else str(field.default).lower() if type(field.default) is bool else field.default
         assert flag(field.name) in said
         assert f"[{variable(field.name)}; default: {default}]" in said
 

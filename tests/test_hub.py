@@ -366,7 +366,7 @@ def narrow():
     """`narrow(server)`: from now on the kernel takes little for a client that does not read."""
 
     def narrow(server: Server) -> None:
-        for listener in server._listener.sockets:
+        for listener in server.listeners.sockets:
             with socket.fromfd(listener.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
                 same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
@@ -527,7 +527,7 @@ def test_whatever_happens_every_feed_gets_every_event_once_and_in_order(first, t
 async def _everything_comes_once(deeds: list[tuple]) -> None:
     server = Server(Config(store="memory:", port=0, max_attempts=15, max_feeds_per_device=50, backlog_bytes=16 * MIB, stuck_after=60))
     await server.start()
-    for listener in server._listener.sockets:
+    for listener in server.listeners.sockets:
         with socket.fromfd(listener.fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     listeners: list[Listener] = []

@@ -6,9 +6,11 @@ in the socket, and then at the server.
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections import deque
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -43,37 +45,82 @@ class Answer:
         return f"<{self.status} {self.body[:300]!r}>"
 
 
+class Secure(NamedTuple):
+    """A port at which TLS is spoken, and whom a client believes there."""
+
+    port: int
+    context: ssl.SSLContext
+
+
+Way = int | str | Secure  # a port, the path of a Unix socket, or a port with TLS
+
+
 class Wire:
     """One connection. `buffer` bounds what the kernel takes for a client that does not read."""
 
     def __init__(self, sock: socket.socket):
         self.sock = sock
         self._rest = b""
+        self.tls: ssl.SSLObject | None = None
+        self._arriving = self._leaving = ssl.MemoryBIO()
 
     @classmethod
-    async def open(cls, port: int, buffer: int = 0, source: str = "") -> Self:
-        sock = socket.socket()
+    async def open(cls, way: Way, buffer: int = 0, source: str = "") -> Self:
+        sock = socket.socket(socket.AF_UNIX if isinstance(way, str) else socket.AF_INET)
         if source:
             sock.bind((source, 0))
         sock.setblocking(False)
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        wire = cls(sock)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+            port = way.port if isinstance(way, Secure) else way
+            await asyncio.get_running_loop().sock_connect(sock, port if isinstance(port, str) else ("127.0.0.1", port))
+            if isinstance(way, Secure):
+                await wire.shake_hands(way.context)
         except OSError:
             sock.close()
             raise
-        return cls(sock)
+        return wire
+
+    async def shake_hands(self, context: ssl.SSLContext) -> None:
+        self._arriving, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._arriving, self._leaving, server_hostname="localhost")
+        await self._over_tls(self.tls.do_handshake)
+
+    async def _over_tls(self, step: Callable[[], Any]) -> Any:
+        """Do this as soon as enough has arrived for it; bytes that it has to say are sent."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                await self._send(self._leaving.read())
+                piece = await loop.sock_recv(self.sock, PIECE)
+                self._arriving.write(piece) if piece else self._arriving.write_eof()
+            finally:
+                await self._send(self._leaving.read())
+
+    async def _send(self, data: bytes) -> None:
+        if data:
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+        if self.tls is not None:
+            self.tls.write(data)
+            data = self._leaving.read()
+        await self._send(data)
 
     async def more(self) -> bytes:
         """Some bytes; none at the end, however it came."""
         rest, self._rest = self._rest, b""
         try:
-            return rest or await asyncio.get_running_loop().sock_recv(self.sock, PIECE)
-        except ConnectionError:
+            if rest or self.tls is None:
+                return rest or await asyncio.get_running_loop().sock_recv(self.sock, PIECE)
+            tls = self.tls
+            taken: bytes = await self._over_tls(lambda: tls.read(PIECE))
+            return taken
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return b""
 
     async def until(self, mark: bytes) -> bytes:
@@ -138,7 +185,7 @@ def said(method: str, target: str, body: bytes = b"", headers: dict[str, str] | 
     return "\r\n".join(lines).encode("utf-8") + b"\r\n\r\n" + body
 
 
-async def request(port: int, method: str, target: str, body: bytes | str | object = b"", **headers: str) -> Answer:
+async def request(port: Way, method: str, target: str, body: bytes | str | object = b"", **headers: str) -> Answer:
     """One request on a connection of its own; a body that is neither bytes nor text is sent as JSON. `Last_Event_Id` in Python is
     `Last-Event-Id` on the wire."""
     if isinstance(body, str):
@@ -252,7 +299,7 @@ def feed_target(channels: tuple[str, ...], **query: object) -> str:
     return "/feed?" + urlencode([("channel", channel) for channel in channels] + named)
 
 
-async def listen(port: int, *channels: str, device: str = "", last: str = "", version: str = "1.1", buffer: int = 0,
+async def listen(port: Way, *channels: str, device: str = "", last: str = "", version: str = "1.1", buffer: int = 0,
                  **query: object) -> Feed:
     """Open a feed and read it up to its `pere.hello`, which becomes `feed.hello`: from then on the server knows it. `last` is the
     Last-Event-ID."""
@@ -268,7 +315,7 @@ async def listen(port: int, *channels: str, device: str = "", last: str = "", ve
     return feed
 
 
-async def push(port: int, channel: str, data: object = 1, *, device: str = "", key: str = "", to: str | list[str] = (),
+async def push(port: Way, channel: str, data: object = 1, *, device: str = "", key: str = "", to: str | list[str] = (),
                **query: object) -> Answer:
     """Push what must be accepted. Text goes as text, bytes as the JSON that they are, all else as JSON."""
     kind = "text/plain" if isinstance(data, str) else "application/json"

@@ -58,5 +58,5 @@ def command(ctx: click.Context, **given: Any) -> None:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        click.echo(f"pere: cannot listen on {config.host}:{config.port}: {error.strerror or error}", err=True)
+        click.echo(f"pere: cannot listen on {error.filename or f'{config.host}:{config.port}'}: {error.strerror or error}", err=True)
         sys.exit(1)
