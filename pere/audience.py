@@ -12,14 +12,16 @@ from pere.receipt import ABSENT, PENDING
 
 class Member:
     """A device on a channel. `position` is the ordinal of the last event that was written to a feed of it; while `live`
-    (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here."""
+    (the number of its feeds that are up to date) is above zero it is the channel's newest, and is not kept up here. `elsewhere` are
+    the nodes, beside this one, on which it has feeds that are up to date. A `slot` of -1 is none yet."""
 
-    __slots__ = ("device", "slot", "live", "position", "settled", "since", "seen", "answered", "last_id", "feeds", "careful", "saved")
+    __slots__ = ("device", "slot", "live", "elsewhere", "position", "settled", "since", "seen", "answered", "last_id", "feeds", "careful", "saved")
 
     def __init__(self, device: str, slot: int, position: int, now: float):
         self.device = device
         self.slot = slot
         self.live = 0
+        self.elsewhere: frozenset[str] = frozenset()
         self.position = position
         self.settled = position  # every event up to here is closed: where the search for open ones begins
         self.since = 0.0  # when its newest feed opened; 0 before the first
@@ -28,7 +30,11 @@ class Member:
         self.last_id = 0  # the event that it named last, in a receipt or as what it had read
         self.feeds = 0  # how many it has open, up to date or not
         self.careful = 0  # how many of its feeds want to hear of its receipts
-        self.saved: object = None  # what a store on disk knows of it
+        self.saved: object = None  # what a store on disk, or another node, knows of it
+
+    def reached(self, newest: int) -> int:
+        """The ordinal up to which it has been written to, `newest` being the channel's."""
+        return newest if self.live or self.elsewhere else self.position
 
 
 class Audience:
@@ -44,16 +50,22 @@ class Audience:
         self._free: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
-        return len(self.members)
+        """How many are in the audience of the next event."""
+        return len(self.template) - self.template.count(ABSENT)
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())
+
+    def expect(self, device: str, position: int, now: float) -> Member:
+        """A member that is yet to join, and has no slot: it is in the audience of no event before it does."""
+        member = self.members[device] = Member(device, -1, position, now)
+        return member
 
     def join(self, device: str, position: int, oldest: int, now: float) -> Member:
         """The member of this name, registered now if it was not. `position` is the newest ordinal of the channel and `oldest` the
         first that is kept: a slot is given anew only once no kept event can mean the one who had it."""
         member = self.members.get(device)
-        if member is not None:
+        if member is not None and member.slot >= 0:
             return member
         if self._free and self._free[0][0] < oldest:
             slot = self._free.popleft()[1]
@@ -63,7 +75,9 @@ class Audience:
             slot = len(self.names)
             self.names.append(device)
             self.template.append(PENDING)
-        member = self.members[device] = Member(device, slot, position, now)
+        if member is None:
+            member = self.members[device] = Member(device, slot, position, now)
+        member.slot = slot
         return member
 
     def restore(self, member: Member, gone: int | None) -> None:
@@ -74,6 +88,17 @@ class Audience:
             self.members[member.device] = member
         else:
             self._free.append((gone, member.slot))
+
+    def restore_all(self, members: list[Member], left: list[tuple[str, int, int]]) -> None:
+        """The same for all of them at once, in whatever order; `left` is as `left()` told it, in that order."""
+        size = len(members) + len(left)
+        self.names, self.template = [""] * size, bytearray((ABSENT,)) * size
+        for member in members:
+            self.names[member.slot], self.template[member.slot] = member.device, PENDING
+            self.members[member.device] = member
+        for device, slot, newest in left:
+            self.names[slot] = device
+            self._free.append((newest, slot))
 
     def leave(self, device: str, newest: int) -> Member | None:
         """Take a device out of the audience of events to come; returns it, or None if it was not registered."""
@@ -89,4 +114,4 @@ class Audience:
 
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
-        return [member for member in self if not member.feeds and max(member.seen, member.answered) < moment]
+        return [member for member in self if not member.feeds and not member.elsewhere and max(member.seen, member.answered) < moment]

@@ -37,9 +37,9 @@ class Config:
     host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs keys, or --insecure")
     port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
-    store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives")
+    store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives, `redis://HOST:PORT/DB` in Redis, for several nodes that behave as one")
     sync: str = setting("full", "how a commit gets to the disk: `full` waits for it each time, `normal` may lose the last moments in a power cut, but nothing when the process ends", choices=("full", "normal"), hidden=("off",))
-    retention_age: int = setting(30 * DAY, "how long events and receipts are kept in the file", low=60)
+    retention_age: int = setting(30 * DAY, "how long events and receipts are kept in the file (this and the next two are for `sqlite:` only)", low=60)
     retention_events: int = setting(10_000_000, "events kept in the file over all channels; older ones make way", low=1)
     retention_bytes: int = setting(16 * 1024 * MIB, "bytes in use in the file; beyond, the oldest events make way", low=MIB)
 
@@ -83,7 +83,7 @@ class Config:
     backlog_events: int = setting(1_000, "events kept per channel; older ones make way", low=1)
     backlog_bytes: int = setting(4 * MIB, "bytes of events kept per channel", low=KIB)
     backlog_total_bytes: int = setting(256 * MIB, "bytes of events kept over all channels; the channel that was quiet longest makes way first", low=KIB)
-    keep_expired: int = setting(3600, "how long an expired event can still be asked for in `memory:`, as far as the backlog reaches; in a file the retention decides", low=0)
+    keep_expired: int = setting(3600, "how long an expired event can still be asked for in `memory:` and Redis, as far as the backlog reaches; in a file the retention decides", low=0)
     idempotency_window: int = setting(600, "how long an Idempotency-Key is remembered", low=1, high=DAY)
 
     # receipts
@@ -95,7 +95,7 @@ class Config:
     max_attempts: int = setting(5, "sends of one event to one device before it is given up as `expired`", low=1, high=15)
     max_status_bytes: int = setting(KIB, "largest `status` of a receipt that is kept; more is refused", low=0, high=64 * KIB)
     max_event_status_bytes: int = setting(MIB, "bytes of different statuses kept per event; further ones are counted and dropped", low=0)
-    receipts_kept: int = setting(100_000, "receipts that `memory:` keeps for `GET /receipts` over all channels, some 200 bytes each; a file has them as long as their events", low=1)
+    receipts_kept: int = setting(100_000, "receipts that `memory:` and Redis keep for `GET /receipts` over all channels, some 200 bytes each; a file has them as long as their events", low=1)
     receipt_jitter: float = setting(0.0, "ask devices to spread their receipts over so much time, against ten thousand answers at once", low=0, high=60)
 
     # webhooks

@@ -10,16 +10,21 @@ from typing import Any
 
 class Device:
     """A device that is registered somewhere. `feeds` are in the order of their opening. `seen` is when one of them last opened or
-    closed, as far as the device wants patterns."""
+    closed, as far as the device wants patterns. `elsewhere` are the nodes, beside this one, on which it has feeds."""
 
-    __slots__ = ("channels", "feeds", "name", "patterns", "seen")
+    __slots__ = ("channels", "elsewhere", "feeds", "name", "patterns", "seen")
 
     def __init__(self, name: str):
         self.name = name
         self.channels: tuple[str, ...] = ()
         self.patterns: tuple[str, ...] = ()
         self.feeds: tuple[Any, ...] = ()
+        self.elsewhere: frozenset[str] = frozenset()
         self.seen = 0.0
+
+    @property
+    def is_online(self) -> bool:
+        return bool(self.feeds or self.elsewhere)
 
 
 class Devices:
@@ -68,7 +73,7 @@ class Devices:
         """Off one channel; a device that is registered nowhere and has no feed is forgotten."""
         device.channels = tuple(name for name in device.channels if name != channel)
         self.registrations -= 1
-        if not device.channels and not device.feeds:
+        if not device.channels and not device.is_online:
             self.forget(device)
 
     def quiet_since(self, moment: float, looks: int) -> list[Device]:
@@ -77,7 +82,7 @@ class Devices:
         for _ in range(min(looks, len(self._wanting))):
             name, device = next(iter(self._wanting.items()))
             self._wanting.move_to_end(name)
-            if not device.channels and not device.feeds and device.seen < moment:
+            if not device.channels and not device.is_online and device.seen < moment:
                 quiet.append(device)
         return quiet
 

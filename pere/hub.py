@@ -443,10 +443,10 @@ class Hub:
         for feed in device.feeds:
             feed.close(KICKED, bye(KICKED, self._config.retry))
 
-    def drain(self) -> None:
+    def drain(self, reason: str = DRAIN) -> None:
         """Let every feed go. Each is told another time to come back, between once and twice `retry`, so that they do not all come at once."""
         for feed in list(self.feeds.values()):
-            feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
+            feed.close(reason, bye(reason, self._config.retry * (1 + random.random())))
 
 
 def _or_null(number: float) -> bytes:

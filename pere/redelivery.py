@@ -23,7 +23,7 @@ from pere.devices import Device
 from pere.errors import Gone, NotFound, Refusal, TooMany, Unavailable
 from pere.event import ENVELOPE, Event
 from pere.feed import REDELIVER, Feed, bye
-from pere.receipt import closes
+from pere.receipt import WORKING, closes
 from pere.storage import Store
 from pere.wheel import Wheel
 
@@ -227,6 +227,21 @@ class Redelivery:
                 feed.care.begin(event, delay)
         self._put_off(device, event.id, Retry(self.wheel.time() + delay, event.channel, self._store.clock()))
         return True
+
+    def heed(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
+        """A device has said so on another node, where it was counted, and may have its feeds here."""
+        if not self._feeds(device):
+            return
+        asked = {name: [*counts] for name, counts in self.asked.items()}
+        try:
+            event, _ = self._store.standing(channel, device, id)
+            if word == WORKING:
+                self.working(device, event)
+            else:
+                self.retry(device, event, delay)
+        except Refusal:
+            pass  # there it was taken, here there is no room for it
+        self.asked.update(asked)
 
     def _put_off(self, device: str, id: int, retry: Retry) -> None:
         known = self._retries.setdefault(device, {})

@@ -57,12 +57,12 @@ class Replay:
                 place.wanted = place.read = place.ordinal
                 place.known = backlog.last
                 if not is_new:
-                    place.sent = backlog.last if member.live else member.position
+                    place.sent = member.reached(backlog.last)
                 place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
             return
         assert member is not None
         place.known = backlog.last
-        place.sent = backlog.last if member.live else member.position
+        place.sent = member.reached(backlog.last)
         place.read = self._store.seek(shelf, cursor) if cursor is not None else place.sent
         place.ordinal = min(place.read, self._store.settled(shelf, member))
         if place.sent < shelf.first - 1:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pere.auth import FEED, PUSH, Verifier
 from pere.config import KIB, Config, is_loopback, networks, words
 from pere.door import Door, Route
 from pere.errors import ConfigError
+from pere.feed import UNKEPT
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.guard import Guard
@@ -75,6 +77,9 @@ class Server:
         self.hub = Hub(self.store, self.wheel, config)
         self.store.deliver = self.hub.deliver
         self.store.withdraw = self.hub.withdraw
+        self.store.dismiss = self.hub.kick
+        self.store.forsake = partial(self.hub.drain, UNKEPT)
+        self.store.heed = self.hub.redelivery.heed
         self.followers = Followers(self.store, self.wheel, config)
         self.gate.feeds = lambda: len(self.hub.feeds) + self.followers.count()
         self.store.ledger.on_answer = self.hub.redelivery.heard
@@ -261,7 +266,13 @@ def open_store(config: Config) -> Store:
     kind, _, path = config.store.partition(":")
     if kind == "sqlite" and path:
         return SqliteStore(config, time.time, path)
-    raise ConfigError(f"--store is memory: or sqlite:PATH, not {config.store!r}")
+    if kind in ("redis", "rediss", "unix", "redis+sentinel") and path.startswith("//"):
+        try:
+            from pere.storage.redis import RedisStore
+        except ImportError as error:
+            raise ConfigError(f"--store {kind}: needs what `pip install pere[redis]` installs ({error})") from None
+        return RedisStore(config, time.time, config.store)
+    raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {config.store!r}")
 
 
 def serve(config: Config, ready: Callable[[Server], None] = lambda server: None) -> None:
@@ -273,8 +284,14 @@ def serve(config: Config, ready: Callable[[Server], None] = lambda server: None)
 
 async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
     loop = asyncio.get_running_loop()
-    server = Server(config)
-    await server.start()
+    store = open_store(config)
+    await store.begin()
+    try:
+        server = Server(config, store)
+        await server.start()
+    except BaseException:
+        await store.close()
+        raise
     if config.insecure and not is_loopback(config.host):
         log.warning("there are no keys: whoever reaches this address may push, read every channel, answer for every device and administer (--insecure)")
     ended = asyncio.Event()

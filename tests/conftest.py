@@ -16,6 +16,7 @@ from certificates import Authority
 from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
+from redises import named
 from tornado.ioloop import IOLoop
 
 from pere.config import Config
@@ -59,7 +60,7 @@ def no_surprises(request, caplog):
     ours = ("pere", "tornado.application", "asyncio") if "start" in request.fixturenames else ("pere", "tornado.application")
     unexpected = [record.getMessage() for when in ("call", "teardown") for record in caplog.get_records(when)
                   if record.name.startswith(ours) and record.levelno >= logging.WARNING]
-    assert not unexpected, unexpected
+    assert not unexpected, (unexpected, [getattr(record, "facts", None) for when in ("call", "teardown") for record in caplog.get_records(when)])
 
 
 class Start:
@@ -69,6 +70,8 @@ class Start:
         self.servers: list[Server] = []
 
     async def __call__(self, store: Store | None = None, **config: Any) -> Server:
+        if store is not None:
+            await store.begin()
         server = Server(Config(**{"port": 0, "store": "memory:"} | config), store)
         await server.start()
         self.servers.append(server)
@@ -209,7 +212,7 @@ def hooked(start, tmp_path):
 
     async def hooked(kind: str = "memory", **config):
         settings = LOCAL | config
-        return await start(open_store(Config(store="memory:" if kind == "memory" else f"sqlite:{tmp_path / 'pere.db'}", **settings)), **settings)
+        return await start(open_store(Config(store=named(kind, tmp_path), **settings)), **settings)
 
     return hooked
 

@@ -1,7 +1,6 @@
 """Receipts: how a device answers for an event, what the ledger makes of it, and all that is no receipt."""
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -11,13 +10,12 @@ import uvloop
 import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
 from pere.receipt import PROCESSED
-from pere.server import Server
-from pere.storage.memory import MemoryStore
-from pere.storage.sqlite import SqliteStore
+from pere.server import Server, open_store
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -42,8 +40,7 @@ def begin(start, tmp_path):
     async def begin(store: str, **settings: object) -> Server:
         while start.servers:
             await start.servers.pop().stop()
-        config = Config(**settings)
-        return await start(SqliteStore(config, time.time, f"{tmp_path}/pere.db") if store == "sqlite" else MemoryStore(config), **settings)
+        return await start(open_store(Config(store=named(store, tmp_path), **settings)), **settings)
 
     return begin
 
@@ -235,7 +232,7 @@ def watched(begin, asked):
     return watched
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 @pytest.mark.parametrize("query, headers, body, call", [
     ("?state=working", {}, b"", ("working", "d")),
     ("?state=retry", {}, b"", ("retry", "d", 0)),
@@ -264,7 +261,7 @@ async def test_how_it_goes_can_be_said_in_many_ways(watched, sent, ask, asked, g
     assert (await get(f"/events/c/{id}"))["latency"] != {}  # which is of the receipt, and not of what was no receipt
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 @pytest.mark.parametrize("word", ["working", "retry"])
 async def test_how_it_goes_is_a_duplicate_where_nothing_is_owed_any_more(begin, sent, feedback, ask, store, word, measured):
     server = await begin(store)
@@ -285,7 +282,7 @@ async def test_how_it_goes_is_a_duplicate_where_nothing_is_owed_any_more(begin, 
     assert counted == {("accepted", word): 1, ("duplicate", word): 4}
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 @pytest.mark.parametrize("word", ["working", "retry", "processed"])
 async def test_how_it_goes_is_refused_as_a_receipt_would_be(begin, sent, push, ask, store, word):
     server = await begin(store, backlog_events=2, **{"retention_events": 2} if store == "sqlite" else {})
@@ -308,7 +305,7 @@ async def test_an_event_that_asks_for_no_receipts_has_none_to_be_put_off(sent, f
         assert (await feedback("c", "d", id, state=word)).error == (404, "unknown_event")
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_how_it_goes_with_many_is_told_in_order_and_counts_after_what_is_said_beside_it(watched, sent, ask, asked, store):
     await watched(store)
     ids = [await sent("d") for _ in range(4)]
@@ -330,7 +327,7 @@ async def test_how_it_goes_with_many_is_told_in_order_and_counts_after_what_is_s
     assert answer.json == {"results": [{"event_id": ids[0], "state": "pending", "duplicate": False}]}
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_how_it_goes_is_recognised_on_a_connection_like_any_receipt(watched, sent, connect, push, asked, store):
     await watched(store)
     await sent("a", "b")
@@ -623,7 +620,7 @@ async def test_up_to_steps_over_what_was_answered_after_a_restart(begin, sent, p
     assert [result["event_id"] for result in answer["results"]] == [ids[0], ids[2], ids[3], ids[5]]
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_the_same_event_many_times_in_one_batch_is_answered_in_order(begin, sent, ask, store):
     await begin(store)
     id, other = await sent("d"), await sent("d", channel="other")
@@ -638,7 +635,7 @@ async def test_the_same_event_many_times_in_one_batch_is_answered_in_order(begin
     assert [result["event_id"] for result in results] == [id, other, id, id, "x", id, other, "1-0"]
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
 async def test_an_event_that_made_way_is_gone_among_many_too(begin, sent, push, ask, store):
     server = await begin(store, backlog_events=2, retention_events=2)
     ids = [await sent("d"), await push("c"), await push("c"), await push("c")]

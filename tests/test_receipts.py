@@ -11,10 +11,12 @@ import orjson
 import pytest
 import wire
 from processes import Served
+from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
 from pere.receipt import PROCESSED
+from pere.server import open_store
 from pere.storage.sqlite import SqliteStore
 
 FIELDS = ["id", "event_id", "channel", "device", "state", "status", "late", "at", "latency"]
@@ -43,12 +45,12 @@ def on_disk(folder: Path, **config: Any) -> SqliteStore:
     return SqliteStore(Config(**config), time.time, str(folder / "pere.db"))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def serve(request, start, tmp_path):
     """`server = await serve(heartbeat=1)`: on either store."""
 
     async def serve(**config):
-        return await start(**config) if request.param == "memory" else await start(on_disk(tmp_path, **config), **config)
+        return await start(open_store(Config(store=named(request.param, tmp_path), **config)), **config)
 
     return serve
 

@@ -12,27 +12,26 @@ from typing import Any
 import orjson
 import pytest
 import wire
+from redises import named
 
 from pere import redelivery
 from pere.config import Config
 from pere.errors import Unavailable
 from pere.event import parse_id
 from pere.receipt import DELIVERED, PROCESSED
-from pere.server import Server
-from pere.storage.memory import MemoryStore
+from pere.server import Server, open_store
 from pere.storage.sqlite import SqliteStore
 
 ACK = 10  # seconds: so long a test never takes by itself
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def serve(request, start, tmp_path):
     """`server = await serve(max_attempts=2)`: a server on each kind of store."""
 
     async def serve(**settings: Any) -> Server:
         settings = {"heartbeat": 3600} | settings
-        config = Config(**settings)
-        return await start(MemoryStore(config) if request.param == "memory" else SqliteStore(config, time.time, f"{tmp_path}/pere.db"), **settings)
+        return await start(open_store(Config(store=named(request.param, tmp_path), **settings)), **settings)
 
     return serve
 

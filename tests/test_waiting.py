@@ -4,18 +4,19 @@ import asyncio
 
 import pytest
 import wire
+from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
 from pere.server import open_store
 
-STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+STORES = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 
 
 @pytest.fixture
 def begin(start, tmp_path):
     async def begin(kind: str, **config):
-        return await start(open_store(Config(store="memory:" if kind == "memory" else f"sqlite:{tmp_path / 'pere.db'}", **config)), **config)
+        return await start(open_store(Config(store=named(kind, tmp_path), **config)), **config)
 
     return begin
 

@@ -59,7 +59,7 @@ class ChannelDevices(Handler):
             "op": "feedback" if member.answered > member.since else "feed",
             "at": timestamp(max(member.since, member.answered) or member.seen),
             "Last-Event-Id": format_id(member.last_id) if member.last_id else None,
-            "online": device is not None and bool(device.feeds),
+            "online": device is not None and device.is_online,
         }
 
 
@@ -75,7 +75,7 @@ class AllDevices(Handler):
         devices = list(self.store.devices.after(after, limit))
         self.answer({
             "devices": [
-                {"device": device.name, "online": bool(device.feeds), "feeds": len(device.feeds), "channels": sorted(device.channels),
+                {"device": device.name, "online": device.is_online, "feeds": len(device.feeds), "channels": sorted(device.channels),
                  "patterns": sorted(device.patterns)}
                 for device in devices
             ],

@@ -1,12 +1,13 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
+import asyncio
 from collections.abc import Callable
 
 from pere import sse
 from pere.auth import FEED
 from pere.config import Config
 from pere.door import Ask
-from pere.errors import BadRequest
+from pere.errors import BadRequest, Refusal
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
 from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, number, seconds, text
@@ -45,6 +46,7 @@ class OpenFeed:
         self._store = store
         self._config = config
         self._opening = Opening(config.retry, cors)
+        self._reaching: set[asyncio.Task[None]] = set()  # the loop itself holds no task
 
     def one(self, ask: Ask) -> None:
         self._open(ask, Query(ask.query) if ask.query else NO_QUERY, [channel_of(ask.path)], (), RAW)
@@ -82,11 +84,31 @@ class OpenFeed:
         window = number(query.one("window") or "0", "window", 0, MAX_WINDOW)
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
-        account = ask.account
-        self._gate.check_feeds(account)
-        meant = self._hub.admit(device, channels, patterns)
-        greeting, framing = self._opening.greet(ask)
-        self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
+
+        def begin() -> None:
+            account = ask.account
+            self._gate.check_feeds(account)
+            meant = self._hub.admit(device, channels, patterns)
+            greeting, framing = self._opening.greet(ask)
+            self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
+
+        if cursor is not None and cursor > self._store.newest:
+            task = asyncio.ensure_future(self._reach(ask, cursor, begin))
+            self._reaching.add(task)
+            task.add_done_callback(self._reaching.discard)
+        else:
+            begin()
+
+    async def _reach(self, ask: Ask, cursor: int, begin: Callable[[], None]) -> None:
+        """Another node may have sent it that a moment ago: first it is to be at hand here too, or it would come twice."""
+        gone: list[bool] = []
+        ask.on_gone(lambda: gone.append(True))
+        try:
+            await self._store.reach(cursor)
+            if not gone:
+                begin()
+        except Refusal as refusal:
+            ask.refuse(refusal)
 
 
 def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:

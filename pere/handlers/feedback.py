@@ -215,6 +215,8 @@ class Feedback:
             is_taken = self._redelivery.working(device, event)
         else:
             is_taken = self._redelivery.retry(device, event, said.delay or 0.0)
+        if is_taken and said.state is not None:
+            self._store.pass_on(device, event.channel, event.id, said.state, said.delay or 0.0)
         return state, FIRST if is_taken else DUPLICATE
 
     def _read(self, body: bytes, kind: bytes) -> Said:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pere.audience import Audience, Member
 from pere.backlog import Backlog
-from pere.devices import Devices
+from pere.devices import Device, Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id, timestamp
 from pere.ledger import Ledger, Receipt
@@ -111,7 +111,8 @@ class Store(ABC):
 
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
-    how many events and changes of states were in it. `events` and `event_bytes` count what was accepted,
+    how many events and changes of states were in it. `dismiss` is told of a device that was removed on another node, and has feeds
+    on this one; `forsake` when the store has lost what it knew, so that every feed must begin anew; `heed` of what a device has said on another node of how it goes, as `pass_on` there. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
     a turn of the loop; None as long as nobody wants to know. `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
     """
@@ -125,14 +126,25 @@ class Store(ABC):
     bytes: int
     deliver: Callable[[Event], None]
     withdraw: Callable[[Event], None]
+    dismiss: Callable[[Device], None]
+    forsake: Callable[[], None]
+    heed: Callable[[str, str, int, int, float], None]
     on_commit: Callable[[float, int], None]
     on_receipts: Callable[[str], None] | None
     decided: list[tuple[str, Event, float, dict[str, Any]]]
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Bring to hand what is kept, before anything else is asked. Raises ConfigError where that cannot be."""
 
     @property
     @abstractmethod
     def newest(self) -> int:
         """An id that no event to come is below, and none that is kept is above."""
+
+    @abstractmethod
+    async def reach(self, id: int) -> None:
+        """Done when every event up to this id is at hand that was accepted before, on whatever node. Raises Unavailable."""
 
     @abstractmethod
     def trouble(self) -> str | None:
@@ -272,6 +284,10 @@ class Store(ABC):
     def standing(self, channel: str | None, device: str, id: int) -> tuple[Event, int]:
         """An event (of this channel, if one is given) of whose audience the device is, and the state that stands there: a receipt that is
         on its way to be kept does not show yet. Raises as `record` does, Unavailable included."""
+
+    @abstractmethod
+    def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
+        """A device has said of an event that it is WORKING, or wants it again (RETRY) in so many seconds: tell the nodes on which its feeds are."""
 
     @abstractmethod
     def documents(self, kind: str) -> dict[str, bytes]:

@@ -66,14 +66,16 @@ class MemoryStore(WorkingSet):
             then(known)
             return
         self._check(draft)
-        shelf = self.open(draft.channel)
-        event = Event(draft, self._ids.next(now), shelf.backlog.last + 1, now)
+        then(self._accept(self.open(draft.channel), draft, self._ids.next(now), now))
+
+    def _accept(self, shelf: Shelf, draft: Draft, id: int, now: float) -> Accepted:
+        event = Event(draft, id, shelf.backlog.last + 1, now)
         accepted = self._take(shelf, event, draft, draft.need)
         entry = self.ledger.entries.get(event.id)
         if entry is not None:
             self.ledger.decide(entry, now)
         self.deliver(event)
-        then(accepted)
+        return accepted
 
     def _keep(self, shelf: Shelf, event: Event) -> None:
         self._schedule.add(event, event.expires)
@@ -132,17 +134,23 @@ class MemoryStore(WorkingSet):
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
         for event in self._schedule.due(now):
             if not event.expired:
-                event.expired = True
-                if event.level != NONE:
-                    owed = self.ledger.expire(event.id, "ttl")
-                    if owed:
-                        self._note_end(event, None, EXPIRED)
-                        log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": owed}})
-                self._schedule.add(event, event.expires + self._config.keep_expired)
-                continue
-            # From the front only: one that an older, longer-lived event stands before goes together with that one.
-            shelf = self._shelves.get(event.channel)
-            while shelf is not None and (oldest := shelf.backlog.oldest()) is not None and oldest.expired \
-                    and oldest.expires + self._config.keep_expired <= now:
-                self._evict(shelf)
+                self._expire(event)
+            else:
+                self._drop_expired(event.channel, now)
         self._sweep_channels(now, is_used)
+
+    def _expire(self, event: Event) -> None:
+        event.expired = True
+        if event.level != NONE:
+            owed = self.ledger.expire(event.id, "ttl")
+            if owed:
+                self._note_end(event, None, EXPIRED)
+                log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": owed}})
+        self._schedule.add(event, event.expires + self._config.keep_expired)
+
+    def _drop_expired(self, channel: str, now: float) -> None:
+        # From the front only: one that an older, longer-lived event stands before goes together with that one.
+        shelf = self._shelves.get(channel)
+        while shelf is not None and (oldest := shelf.backlog.oldest()) is not None and oldest.expired \
+                and oldest.expires + self._config.keep_expired <= now:
+            self._evict(shelf)

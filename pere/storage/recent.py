@@ -6,6 +6,7 @@ was born: who comes back with a number from an earlier life is below all that ar
 
 from bisect import bisect_right
 from collections import deque
+from itertools import islice
 from operator import itemgetter
 
 from pere.event import Event
@@ -73,6 +74,20 @@ class Recent:
             log = self._logs[channel] = Log()
             log.gone = self._gone
         return log
+
+    def restore(self, rows: list[Row], newest: int) -> None:
+        """Go on after the number `newest`, up to which these are the newest changes."""
+        self.newest = newest - len(rows)
+        self._gone, self._full_at = self.newest, self.newest + self._most
+        for row in rows:
+            (self._log(row[2])).append(row)
+            self._all.append(row)
+        self.newest = newest
+
+    def after(self, number: int) -> list[Row]:
+        """The changes above this number, as far as they are here, oldest first."""
+        count = min(max(0, self.newest - number), len(self._all))
+        return list(islice(reversed(self._all), count))[::-1]
 
     def _clear(self) -> None:
         for channel, log in tuple(self._logs.items()):

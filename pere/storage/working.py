@@ -45,6 +45,9 @@ class WorkingSet(Store):
         self.born = (int(clock() * 1000) << SEQUENCE_BITS) - 1
         self.deliver = lambda event: None
         self.withdraw = lambda event: None
+        self.dismiss = lambda device: None
+        self.forsake = lambda: None
+        self.heed = lambda device, channel, id, word, delay: None
         self.on_commit = lambda seconds, size: None
         self.on_receipts = None
         self.decided = []
@@ -58,6 +61,15 @@ class WorkingSet(Store):
         self._pushed: OrderedDict[str, Shelf] = OrderedDict()
         self._round: deque[str] = deque()  # the order in which channels are swept
         self._keys: OrderedDict[tuple[str, str], tuple[float, Accepted]] = OrderedDict()
+
+    async def begin(self) -> None:
+        """What is kept is at hand, or is brought when it is asked for."""
+
+    async def reach(self, id: int) -> None:
+        """There is no other node."""
+
+    def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
+        """There is no other node."""
 
     @property
     def newest(self) -> int:
@@ -151,6 +163,9 @@ class WorkingSet(Store):
         for another channel."""
         if draft.channel not in self._shelves:
             self._check_channels((draft.channel,))
+        self._check_need(draft)
+
+    def _check_need(self, draft: Draft) -> None:
         if draft.need is not None and draft.level != NONE:
             shelf = self.shelf(draft.channel)
             needed(draft.need, len(draft.to) or len(shelf.audience if shelf is not None else self._wanting(draft.channel)))
@@ -291,7 +306,7 @@ class WorkingSet(Store):
             return sum(not _is_sent(event, members.get(names[slot]), slot if is_own else -1) for slot in _marked(is_pending))
         # Who came after the event has no place in its column.
         is_pending += bytes(len(audience.names) - len(is_pending))
-        return len([0 for member in audience.members.values() if not member.live and member.position < ordinal and is_pending[member.slot]])
+        return len([0 for member in audience.members.values() if not member.live and member.position < ordinal and not member.elsewhere and member.slot >= 0 and is_pending[member.slot]])
 
     async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         event = self.find(channel, id)
@@ -304,7 +319,7 @@ class WorkingSet(Store):
         for device, slot, kept, late, resends, latency, status in self.ledger.lines(entry, start, _meant(state, event.level)):
             member = members.get(device)
             # As in `_is_sent`, which would take a tenth of the time for a page.
-            is_sent = member is not None and (not is_own or slot == member.slot) and (member.live > 0 or member.position >= ordinal)
+            is_sent = member is not None and (not is_own or slot == member.slot) and member.reached(ordinal) >= ordinal
             name = SENT if kept == PENDING and is_sent else NAMES[kept]
             if state is not None and state != name and state != "outstanding":
                 continue
@@ -326,7 +341,7 @@ class WorkingSet(Store):
                 "sent_at": sent_at,
                 "receipt_at": timestamp(accepted + latency) if latency is not None else None,
                 "latency": latency,
-                "online": known is not None and bool(known.feeds),
+                "online": known is not None and known.is_online,
             })
         return found, None
 
@@ -363,7 +378,7 @@ class WorkingSet(Store):
 
     def settled(self, shelf: Shelf, member: Member) -> int:
         backlog = shelf.backlog
-        position = backlog.last if member.live else member.position
+        position = member.reached(backlog.last)
         settled = max(member.settled, min(self._settled_before(shelf, member), position))
         # Step over what it has answered. It never steps back, so over all reconnections each event is stepped over once.
         while settled < position:
@@ -487,7 +502,7 @@ def _is_sent(event: Event, member: Member | None, slot: int) -> bool:
     """Whether the event was written to a device. `slot` is where it stands in the columns by its registration; -1 where the event names
     its devices."""
     # Who left and came back has another slot, and was sent nothing of what is from before.
-    return member is not None and slot in (member.slot, -1) and (member.live > 0 or member.position >= event.ordinal)
+    return member is not None and slot in (member.slot, -1) and member.reached(event.ordinal) >= event.ordinal
 
 
 @cache

@@ -10,6 +10,7 @@ import made as a
 import orjson
 import pytest
 from made import NOW
+from redises import common
 
 from pere.config import KIB, Config
 from pere.errors import BadRequest, Gone, NotFound, Refusal, TooMany, Unavailable
@@ -17,6 +18,7 @@ from pere.event import Event, format_id, parse_id
 from pere.receipt import NAMES, NONE, OUTCOMES, WORDS, state_code
 from pere.storage import Accepted, Store
 from pere.storage.memory import MemoryStore
+from pere.storage.redis import RedisStore
 from pere.storage.sqlite import SqliteStore
 
 
@@ -28,7 +30,12 @@ async def sqlite(config: Config, clock: Callable[[], float], folder: Path) -> St
     return SqliteStore(config, clock, str(folder / "pere.db"))
 
 
-STORES = [memory, sqlite]
+async def redis(config: Config, clock: Callable[[], float], folder: Path) -> Store:
+    # One server for all tests; each store has keys of its own there.
+    return RedisStore(config, clock, f"{common().url}?prefix={folder.parent.name}.{folder.name}")
+
+
+STORES = [memory, sqlite, redis]
 
 HOUR = 3600.0
 LEVELS = {"none": NONE, **WORDS}
@@ -114,6 +121,7 @@ def open_desk(request, io_loop, tmp_path) -> Iterator[Callable[..., Awaitable[De
         folder = tmp_path / str(len(stores))
         folder.mkdir()
         stores.append(await request.param(Config(**settings), clock, folder))
+        await stores[-1].begin()
         return Desk(stores[-1], clock)
 
     yield open_desk

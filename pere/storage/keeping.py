@@ -1,0 +1,142 @@
+"""What a node has at hand, as it is kept in Redis beside the log, so that the log can be cut and a node that starts need not read it all.
+
+Whatever an entry of the log changed is noted with the number of that entry. Now and then the keeper writes the present state of all that
+was changed since the last time, in one piece: then what is kept is how everything stood after one entry, and a node that starts
+reads that and takes the log from there. Every node notes changes, for any of them may be the keeper next.
+
+This file knows how things look when they are kept. It sends nothing.
+"""
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+from pere.audience import Member
+from pere.event import Draft, Event
+from pere.ledger import Entry
+from pere.storage import Accepted, Shelf
+from pere.storage.packing import SATISFIED, packed, parted
+from pere.storage.recent import Row
+
+# A thing that is kept: its kind (of `scripts.KINDS`) and its name.
+Thing = tuple[str, str]
+SEPARATOR = " "  # which no channel, device or pattern has
+
+
+class Changes:
+    """What was changed by which entry of the log, the latest at the end."""
+
+    def __init__(self) -> None:
+        self._numbers: OrderedDict[Thing, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def note(self, kind: str, name: str, n: int) -> None:
+        thing = kind, name
+        self._numbers[thing] = n
+        self._numbers.move_to_end(thing)
+
+    def kept(self, n: int) -> None:
+        """All is kept as it stood after this entry."""
+        while self._numbers and next(iter(self._numbers.values())) <= n:
+            self._numbers.popitem(last=False)
+
+    def things(self) -> list[Thing]:
+        return list(self._numbers)
+
+    def clear(self) -> None:
+        self._numbers.clear()
+
+
+def joined(*names: str) -> str:
+    return SEPARATOR.join(names)
+
+
+def pack_event(event: Event) -> bytes:
+    return _pack((event.channel, event.ordinal, event.time, event.expires, event.level, event.is_json, event.type, event.publisher,
+                  sorted(event.to) if event.to is not None else None, event.callback, event.expired, event.recalled, event.data))
+
+
+def unpack_event(id: int, value: bytes) -> Event:
+    channel, ordinal, time, expires, level, is_json, type, publisher, to, callback, expired, recalled, data = _unpack(value)
+    event = Event(Draft(channel=channel, data=data, is_json=is_json, type=type, to=tuple(to or ()), ttl=0, level=level, publisher=publisher,
+                        callback=callback), id, ordinal, time)
+    event.expires, event.expired, event.recalled = expires, expired, recalled
+    return event
+
+
+def pack_entry(entry: Entry) -> tuple[Any, ...]:
+    """As it stands now; `squeeze` makes it bytes, which takes a while and can be done in a thread."""
+    return entry.need, entry.version, packed(entry), list(entry.sayings)
+
+
+def squeeze(parts: tuple[Any, ...]) -> bytes:
+    need, version, columns, sayings = parts
+    return _pack((need, version, zlib.compress(columns, 1), sayings))
+
+
+def unpack_entry(event: Event, shelf: Shelf, value: bytes) -> Entry:
+    need, version, squeezed, sayings = _unpack(value)
+    columns = zlib.decompress(squeezed)
+    states, latencies, said = parted(columns)
+    names = sorted(event.to) if event.to is not None else shelf.audience.names
+    slots = {device: slot for slot, device in enumerate(names)} if event.to is not None else None
+    entry = Entry(event, shelf.audience, bytearray(states), names, slots)
+    entry.restore(need, version, latencies, said, sayings, bool(columns[0] & SATISFIED))
+    return entry
+
+
+def pack_shelf(shelf: Shelf) -> bytes:
+    """The channel itself: its newest ordinal, the newest id that made way, and the slots that were left."""
+    return _pack((shelf.backlog.last, shelf.backlog.evicted_id, shelf.touched, list(shelf.audience.left())))
+
+
+def unpack_shelf(shelf: Shelf, value: bytes, members: Iterable[bytes], events: int) -> None:
+    """`events` is how many will follow."""
+    last, gone, shelf.touched, left = _unpack(value)
+    shelf.backlog.begin(last - events, gone)
+    shelf.audience.restore_all([_member(value) for value in members], [tuple(each) for each in left])
+
+
+def pack_member(member: Member) -> bytes:
+    return _pack((member.device, member.slot, member.position, member.since, member.seen, member.answered, member.last_id))
+
+
+def _member(value: bytes) -> Member:
+    device, slot, position, since, seen, answered, last_id = _unpack(value)
+    member = Member(device, slot, position, seen)
+    member.settled, member.since, member.answered, member.last_id = 0, since, answered, last_id
+    return member
+
+
+def pack_key(at: float, accepted: Accepted) -> bytes:
+    return _pack((at, accepted.id, accepted.audience))
+
+
+def unpack_key(value: bytes) -> tuple[float, Accepted]:
+    at, id, audience = _unpack(value)
+    return at, Accepted(id, audience)
+
+
+def pack_rows(rows: list[Row]) -> bytes:
+    return _pack(rows)
+
+
+def unpack_rows(value: bytes) -> list[Row]:
+    return [tuple(row) for row in _unpack(value)]
+
+
+def pack_value(value: Any) -> bytes:
+    return _pack(value)
+
+
+def unpack_value(value: bytes) -> Any:
+    return _unpack(value)
+
+
+_pack: Callable[[Any], bytes] = msgpack.packb
+_unpack: Callable[[bytes], Any] = msgpack.unpackb

@@ -1,0 +1,622 @@
+"""The store that several nodes share: each has everything at hand, and one log in Redis moves them all (`replica.py`, `sharedlog.py`).
+
+What is said is queued, the queue becomes a batch and one entry of the log, as `committing.py` has it for the disk; while one is under way the
+next is gathered. When the entry comes back it is applied, told to the hub, and answered, here as on every node. So an answer of 201 or
+200 means that Redis has it: how safe that is, its `appendfsync` decides.
+
+Why the rules are not in Redis: they would have to be there a second time, in another language, and each receipt would be some commands
+of Redis. So ten thousand receipts are one command, and there is one ledger. The price is that each node holds and moves everything.
+
+One node at a time is the keeper: it writes what changed beside the log, so that this can be cut, and says when time is over.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import orjson
+
+from pere.audience import Member
+from pere.config import DAY, Config
+from pere.devices import Device
+from pere.errors import ConfigError, Refusal, Unavailable
+from pere.event import Draft, Event
+from pere.ledger import Entry, Receipt, unknown_receipt
+from pere.storage import Accepted, Shelf, keeping, scripts
+from pere.storage.committing import Together
+from pere.storage.replica import DRAFT, LIMITS, Asker, Op, Replica, mark
+from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog
+from pere.storage.sharedlog import Entry as Written
+
+log = logging.getLogger("pere.store")
+
+VERSION = 1  # of what stands in Redis
+RETRY = 5  # seconds after which a client may ask again when Redis is away
+KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
+KEEP_ANYWAY = 20.0  # and after so long also where something is being said
+CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
+MAX_OPS = 100_000  # in one batch
+MAX_BYTES = 32 * 1024 * 1024  # of payloads in one batch, a fraction of what Redis takes
+MAX_DUE = 1_000  # events that expire in one sweep
+ASKED = ("push", "said", "recall", "document")  # of what is said, that somebody waits for and is told; the rest is tried again
+
+
+class Batch:
+    """What is said together."""
+
+    __slots__ = ("askers", "done", "ids", "now", "number", "ops", "started")
+
+    def __init__(self, number: int, now: float, ops: list[Op], askers: list[Any], done: "asyncio.Future[None]"):
+        self.number = number
+        self.now = now
+        self.ops = ops
+        self.askers = askers
+        self.ids = sum(op[0] == "push" for op in ops)
+        self.started = perf_counter()
+        self.done = done
+
+    def size(self) -> int:
+        """How many events and changes of states that are."""
+        return sum(len(op[1]) if op[0] == "said" else op[0] in ("push", "recall", "end") for op in self.ops)
+
+
+class RedisStore(Replica):
+    """`url` is as `--store` has it. Nothing may be asked of it before it has begun."""
+
+    def __init__(self, config: Config, clock: Callable[[], float], url: str):
+        super().__init__(config, clock, secrets.token_hex(6))
+        self._loop = asyncio.get_running_loop()
+        self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
+        self._log = SharedLog(url, self.node, self._take_entry)
+        self._log.on_trouble = self._failed
+        self._log.on_lost = self._lost
+        self._keep_script = self._log.client.register_script(scripts.KEEP)
+        self._trouble: str | None = "it has not begun"
+        self._ops: list[Op] = []  # what is said and not on its way yet, and who said it
+        self._askers: list[Any] = []
+        self._batches = 0
+        self._flying: Batch | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._is_called = False
+        self._saying: set[tuple[int, str]] = set()  # events and devices of receipts that are on their way
+        self._coming: dict[str, int] = {}  # devices, and how many of their registrations are on their way
+        self._assured: dict[str, list[Callable[[Refusal | None], None]]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
+        self._present: set[str] = set()  # and devices
+        self._is_keeper = False
+        self._kept_number = 0
+        self._kept_at = self._tried_at = 0.0
+        self._cuts: list[tuple[float, int]] = []
+        self._beating: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Start
+
+    async def begin(self) -> None:
+        try:
+            await self._read_all()
+            self._log.listen()
+            await self._beat_once()
+        except (*Errors, Lost) as error:
+            await self._log.close()
+            raise ConfigError(f"--store: {self._where()} cannot be used: {error}") from None
+        except ConfigError:
+            await self._log.close()
+            raise
+        self._trouble = None
+        self._beating = asyncio.ensure_future(self._beat())
+        self._say(("hello", self.node))
+
+    def _where(self) -> str:
+        kwargs = self._log.client.connection_pool.connection_kwargs
+        return str(kwargs.get("path") or f"{kwargs.get('host', 'Redis')}:{kwargs.get('port', '')}")
+
+    async def _read_all(self) -> None:
+        """What is kept, and the log from there. Raises Lost if it is cut meanwhile."""
+        client, keys = self._log.client, self._log.keys
+        born, version, limits = await self._log.open(self._system(), secrets.token_hex(8), VERSION)
+        if version != VERSION:
+            raise ConfigError(f"--store: what is in {self._where()} is of version {version}, and this server reads {VERSION}")
+        await self._agree(limits)
+        await client.set(keys["loading"], self.node, ex=30)
+        try:
+            n, number, newest = await self._kept()
+            kept = {kind: {name.decode(): value async for name, value in client.hscan_iter(keys[kind], count=1000)} for kind in scripts.KINDS}
+            rows = [row for _, fields in await client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
+            if [n, number, newest] != await self._kept():
+                raise Lost("it was kept anew while it was read")
+            self._n = n
+            self._restore(born, newest, number, kept, rows)
+            self._log.begin(n)
+            await self._log.catch_up()
+        finally:
+            await client.delete(keys["loading"])
+
+    async def _kept(self) -> list[int]:
+        """After which entry everything was kept, with the numbers of the newest record and event by then."""
+        return [int(value or 0) for value in await self._log.client.hmget(self._log.keys["kept"], "n", "number", "newest")]
+
+    async def _agree(self, known: bytes | None) -> None:
+        """All nodes move alike only if they have the same limits; who is alone may change them."""
+        mine = {name: getattr(self._config, name) for name in LIMITS}
+        theirs = orjson.loads(known) if known else mine
+        client, keys = self._log.client, self._log.keys
+        if known and theirs != mine and await client.zcard(keys["nodes"]):
+            raise ConfigError("--store: the nodes that are there have " + ", ".join(
+                f"--{name.replace('_', '-')} {theirs.get(name)}, not {mine[name]}" for name in LIMITS if theirs.get(name) != mine[name]))
+        await client.hset(keys["head"], "limits", orjson.dumps(mine))
+
+    # What is said is queued
+
+    def _say(self, op: Op, asker: Asker | None = None) -> None:
+        self._ops.append(op)
+        self._askers.append(asker)
+        self._soon()
+
+    def _check_well(self) -> None:
+        if self._trouble is not None:
+            raise Unavailable("store_failed", self._trouble, retry_after=RETRY)
+
+    def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
+        self._check_well()
+        if draft.channel not in self._shelves:
+            self._check_channels((draft.channel,))
+        self._say(("push", *[getattr(draft, name) for name in DRAFT]), (then, then))
+
+    def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        together = Together(len(receipts), then)
+        for place, receipt in enumerate(receipts):
+            self._record(receipt, partial(together.told, place), partial(together.refused, place))
+        if not receipts:
+            then([])
+
+    def _record(self, receipt: Receipt, then: Callable[[int, int], None], refused: Callable[[Refusal], None]) -> None:
+        device, id, state, status, at, channel = receipt
+        if id > self._ids.last:
+            # Another node may have sent it a moment ago.
+            self._later(id, lambda: self._record(receipt, then, refused), refused)
+            return
+        rows, missing = self.ledger.find_many((receipt,), self.clock())
+        if missing:
+            refused(self._why(device, id, channel))
+            return
+        entry, _, slot, *_ = rows[0]
+        old = entry.states[slot]
+        if entry.rules[state][old][0] == old:
+            # It changes nothing, so there is nothing to keep.
+            ((stands, outcome),) = self.ledger.enter_many(rows, self.clock())
+            then(stands, outcome)
+            return
+        try:
+            self._check_well()
+        except Refusal as refusal:
+            refused(refusal)
+            return
+        self._saying.add((id, device))
+        row = id, device, state, status, at
+        if self._ops and self._ops[-1][0] == "said":
+            self._ops[-1][1].append(row)
+            self._askers[-1].append((then, refused))
+        else:
+            self._ops.append(("said", [row]))
+            self._askers.append([(then, refused)])
+        if self._writing is None and not self._is_called:
+            self._soon()
+
+    def _later(self, id: int, again: Callable[[], None], refused: Callable[[Refusal], None]) -> None:
+        """Once more, when all that there is up to this id is at hand."""
+
+        async def reached() -> None:
+            try:
+                await self.reach(id)
+                if id > self._ids.last:
+                    raise unknown_receipt()
+                again()
+            except Refusal as refusal:
+                refused(refusal)
+
+        self._start(reached())
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reach(self, id: int) -> None:
+        if id > self._ids.last:
+            self._check_well()
+            try:
+                await self._log.catch_up()
+            except Lost as lost:
+                self._lost(str(lost))
+                self._check_well()
+            except Errors as error:
+                raise self._failed(error) from None
+
+    def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
+        self.find(channel, id)
+        self._check_well()
+        self._say(("recall", channel, id), (then, refused))
+
+    def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
+        if self._trouble is not None:
+            then(Unavailable("store_failed", self._trouble, retry_after=RETRY))
+        else:
+            self._say(("document", kind, name, document), (then, then))
+
+    def _end(self, entry: Entry, slot: int, end: int) -> None:
+        self._say(("end", entry.event.id, entry.names[slot], end))
+
+    def attempt(self, event: Event, device: str, again: bool) -> int:
+        attempt = super().attempt(event, device, again)
+        if attempt > 1:
+            self._say(("resent", event.id, device, attempt - 1))
+        return attempt
+
+    def owes(self, event: Event, device: str) -> bool:
+        return super().owes(event, device) and (event.id, device) not in self._saying
+
+    def _join(self, shelf: Shelf, device: str) -> Member:
+        """It counts as registered here at once, and is in the audience when the log says so."""
+        member = shelf.audience.expect(device, shelf.backlog.last, self.clock())
+        self.devices.register(device, shelf.name)
+        if ordinals := shelf.waiting.get(device):
+            member.settled = member.position = ordinals[0] - 1
+        self._expect(device, ("join", shelf.name, device))
+        return member
+
+    def _expect(self, device: str, op: Op) -> None:
+        self._coming[device] = self._coming.get(device, 0) + 1
+        self._say(op, (partial(self._came, device), partial(self._came, device)))
+
+    def _came(self, device: str, _: object) -> None:
+        self._coming[device] -= 1
+        if not self._coming[device]:
+            del self._coming[device]
+            for assured in self._assured.pop(device, ()):
+                assured(None)
+
+    def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
+        if device not in self._coming:
+            then(None)
+        elif self._trouble is not None:
+            then(Unavailable("store_failed", self._trouble, retry_after=RETRY))
+        else:
+            self._assured.setdefault(device, []).append(then)
+
+    def want(self, device: str, pattern: str) -> None:
+        super().want(device, pattern)
+        self._expect(device, ("want", device, pattern))
+
+    def _forget_wishes(self, device: Device) -> None:
+        super()._forget_wishes(device)
+        self._say(("unwant", device.name))
+
+    def _depart(self, channel: str, device: str) -> bool:
+        """It is no member here any more; whether it was."""
+        shelf = self._shelves.get(channel)
+        member = shelf.audience.members.pop(device, None) if shelf is not None else None
+        if member is not None and member.slot >= 0:
+            self._leaving[channel, device] = member
+        return member is not None
+
+    def unregister(self, channel: str, device: str) -> None:
+        if self._depart(channel, device):
+            self._say(("leave", channel, device))
+        known = self.devices.get(device)
+        if known is not None and channel in known.channels:
+            self.devices.unregister(known, channel)
+            if known.patterns and device not in self.devices.known:
+                self._say(("unwant", device))
+
+    def remove(self, device: str) -> Device | None:
+        known = self.devices.get(device)
+        for channel in known.channels if known is not None else ():
+            self._depart(channel, device)
+        if known is not None:
+            self._say(("remove", device), (lambda _: None, lambda _: None))
+        return self.devices.remove(device, self.clock())
+
+    def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
+        if self._nodes - {self.node}:
+            self._say(("going", device, channel, id, word, delay), (lambda _: None, lambda _: None))
+
+    # The queue is appended to the log
+
+    def _soon(self) -> None:
+        """At the end of this turn of the loop, or after the batch that is under way."""
+        if self._writing is None and not self._is_called and self._trouble is None:
+            self._is_called = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_called = False
+        if self._writing is None and self._trouble is None and self._ops:
+            self._writing = asyncio.ensure_future(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._ops and self._trouble is None:
+                batch = self._flying = self._cut()
+                body = msgpack.packb((batch.now, batch.ops))
+                try:
+                    await self._log.append(batch.number, batch.now, batch.ids, body, self._lives)
+                    # It is applied by now, unless something is missing before it.
+                    if not batch.done.done():
+                        async with asyncio.timeout(TIMEOUT):
+                            await batch.done
+                except Errors as error:
+                    refusal = self._failed(error)
+                    if self._flying is batch:
+                        self._undo(batch, refusal)
+                    self._refuse_waiting(refusal)
+        finally:
+            self._writing = None
+            self._tell_waiters()
+
+    def _cut(self) -> Batch:
+        """What is queued, as far as one batch goes."""
+        count, size = 0, 0
+        for op in self._ops:
+            size += len(op[2]) if op[0] == "push" else len(op[3] or b"") if op[0] == "document" else 0
+            if count == MAX_OPS or (count and size > MAX_BYTES):
+                break
+            count += 1
+        ops, askers = self._ops[:count], self._askers[:count]
+        del self._ops[:count], self._askers[:count]
+        self._batches += 1
+        return Batch(self._batches, self._system(), ops, askers, self._loop.create_future())
+
+    def _take_entry(self, entry: Written) -> None:
+        batch = self._flying
+        if batch is None or entry.node != self.node or entry.batch != batch.number:
+            assert entry.body is not None, "only what is under way is known without being read"
+            now, ops = msgpack.unpackb(entry.body)
+            self._apply(entry.n, entry.first, entry.count, now, ops, None)
+            return
+        self._flying = None
+        self._apply(entry.n, entry.first, entry.count, batch.now, batch.ops, batch.askers)
+        self.on_commit(perf_counter() - batch.started, batch.size())
+        batch.done.set_result(None)
+
+    def _apply_said(self, askers: Sequence[Asker] | None, rows: Sequence[Sequence[Any]]) -> None:
+        if askers is not None:
+            self._saying.difference_update([(id, device) for id, device, *_ in rows])
+        super()._apply_said(askers, rows)
+
+    # Redis refuses, or is away
+
+    def trouble(self) -> str | None:
+        return self._trouble
+
+    def _failed(self, error: BaseException | None) -> Unavailable:
+        reason = str(error) or type(error).__name__
+        if self._trouble is None:
+            log.warning("the store is in trouble", extra={"facts": {"error": reason}})
+        self._trouble = f"the store cannot keep anything at present: {reason}"
+        refusal = Unavailable("store_failed", self._trouble, retry_after=RETRY)
+        if self._flying is None:
+            self._refuse_waiting(refusal)
+        return refusal
+
+    def _well(self) -> None:
+        if self._trouble is not None:
+            log.warning("the store is well again", extra={"facts": {"was": self._trouble}})
+            self._trouble = None
+            self._soon()
+
+    def _undo(self, batch: Batch, refusal: Refusal) -> None:
+        """It may be in the log or not. Who waits for it is told so; what nobody asked for is said again, for it may be said twice."""
+        self._flying = None
+        self._ops[:0] = batch.ops
+        self._askers[:0] = batch.askers
+
+    def _refuse_waiting(self, refusal: Refusal) -> None:
+        ops, askers, self._ops, self._askers = self._ops, self._askers, [], []
+        refused: list[Callable[[Refusal], None]] = []
+        for op, asker in zip(ops, askers, strict=True):
+            if op[0] == "said":
+                self._saying.difference_update([(id, device) for id, device, *_ in op[1]])
+                refused += [refuse for _, refuse in asker]
+            elif op[0] in ASKED:
+                refused.append(asker[1])
+            else:
+                self._ops.append(op)
+                self._askers.append(asker)
+        assured, self._assured = self._assured, {}
+        refused += [then for waiting in assured.values() for then in waiting]
+        for refuse in refused:
+            refuse(refusal)
+        self._tell_waiters()
+
+    def _lost(self, why: str) -> None:
+        """The log is another one, or has gone on without us."""
+        if self._reading is None or self._reading.done():
+            log.warning("everything is read anew", extra={"facts": {"why": why}})
+            refusal = self._failed(Lost(why))
+            if self._flying is not None:
+                self._undo(self._flying, refusal)
+            self._refuse_waiting(refusal)
+            self._reading = asyncio.ensure_future(self._read_anew())
+
+    async def _read_anew(self) -> None:
+        self.forsake()
+        self._ops.clear()
+        self._askers.clear()
+        self._coming.clear()
+        while True:
+            self._clear()
+            self._changes.clear()
+            try:
+                await self._read_all()
+                break
+            except (*Errors, Lost, ConfigError) as error:
+                self._failed(error)
+                await asyncio.sleep(BEAT)
+        self._used.clear()
+        self._present.clear()
+        self._log.listen()
+        self._trouble = None
+        self._say(("hello", self.node))
+
+    # Time
+
+    def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
+        if self._trouble is not None:
+            return
+        if self._is_keeper:
+            for event in self._schedule.due(now, MAX_DUE):
+                self._say(("expire", event.channel, event.id) if not event.expired else ("drop", event.channel, now))
+        self._is_used = is_used
+        self._sweep_channels(now, is_used)
+        present = {device.name for device in self.devices.known.values() if device.feeds}
+        if present != self._present:
+            self._say(("present", self.node, sorted(present - self._present), sorted(self._present - present)))
+            self._present = present
+
+    def _visit(self, shelf: Shelf) -> None:
+        """What is to be told to the others."""
+        if shelf.name not in self._begun:
+            return
+        rows = []
+        for member in shelf.audience.members.values():
+            if member.slot >= 0 and member.saved != (told := mark(member)):
+                member.saved = told
+                rows.append((member.device, told[0], member.position, member.since, member.seen))
+        if rows:
+            self._say(("marks", self.node, shelf.name, rows))
+        if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
+            (self._used.add if is_used else self._used.discard)(shelf.name)
+            self._say(("use", self.node, shelf.name, is_used))
+
+    def _introduce(self) -> None:
+        if self._beating is None:
+            return  # it is about to go
+        self._say(("here", self.node))
+        for shelf in self._shelves.values():
+            for member in shelf.audience:
+                if member.live:
+                    member.saved = None
+        self._used.clear()
+        self._present.clear()
+
+    def _forget(self, shelf: Shelf) -> None:
+        if shelf.name in self._begun:
+            if self._is_keeper and not self._users.get(shelf.name):
+                self._say(("forget", shelf.name))
+            self._round.append(shelf.name)
+        elif shelf.audience.members:
+            self._round.append(shelf.name)
+        else:
+            super()._forget(shelf)
+
+    async def _beat(self) -> None:
+        while self._beating is not None:
+            await asyncio.sleep(BEAT)
+            if self._reading is not None and not self._reading.done():
+                continue
+            try:
+                await self._beat_once()
+                if self._is_keeper:
+                    await self._keep_changes()
+            except Lost as lost:
+                self._lost(str(lost))
+            except Errors as error:
+                self._failed(error)
+            except Exception:
+                log.exception("a beat was missed")
+
+    async def _beat_once(self) -> None:
+        beat = await self._log.beat(self._lives)
+        if self._log.is_listening:
+            self._well()
+        if beat.is_keeper and not self._is_keeper:
+            _, self._kept_number, _ = await self._kept()
+            log.info("this node is the keeper", extra={"facts": {"node": self.node}})
+        self._is_keeper = beat.is_keeper
+        self._changes.kept(beat.kept)
+        for node in beat.gone if beat.is_keeper else ():
+            self._say(("gone", node))
+            await self._log.forget(node)
+
+    async def _keep_changes(self, is_last: bool = False) -> None:
+        """Write what has changed, as it stands after one entry of the log."""
+        now = self._loop.time()
+        if self._kept_at + KEEP_EVERY > now and not is_last:
+            return
+        # What follows from an entry (that a webhook is to be told) is said at once. As long as something is being said, that may be missing.
+        if (self._ops or self._flying is not None) and self._kept_at + KEEP_ANYWAY > now and not is_last:
+            return
+        n, number, newest = self._log.taken, self._recent.newest, self.newest
+        found = [(scripts.KINDS.index(kind) + 1, name, self._value(kind, name), kind) for kind, name in self._changes.things()]
+        rows = self._recent.after(self._kept_number)
+        is_ripe = bool(self._cuts) and self._cuts[0][0] < now - CUT_AFTER
+        if not (found or rows or is_ripe):
+            return
+        oldest = self._recent.newest - len(self._recent.after(0)) + 1
+        cut = 0
+        while self._cuts and self._cuts[0][0] < now - CUT_AFTER:
+            cut = self._cuts.pop(0)[1]
+        if (self._cuts[-1][1] if self._cuts else cut) != n:
+            self._cuts.append((now, n))
+
+        def flat() -> list[Any]:
+            told: list[Any] = []
+            for place, name, value, kind in found:
+                told += [place, name, b"" if value is None else keeping.squeeze(value) if kind == "columns" else value]
+            return told
+
+        told = await self._loop.run_in_executor(None, flat)
+        keys = [self._log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)]
+        packed = keeping.pack_rows(rows) if rows else b""
+        is_kept = await self._keep_script(keys=keys, args=[self._log.deployment, self.node, n, number, newest, cut, packed, oldest, self._lives, *told])
+        if is_kept:
+            self._kept_at, self._kept_number = now, number
+            self._changes.kept(n)
+
+    # End
+
+    def _tell_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def settle(self) -> None:
+        while self._trouble is None and (self._ops or self._writing is not None):
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(waiter)
+            self._soon()
+            await waiter
+
+    async def close(self) -> None:
+        if self._beating is None:
+            return
+        beating, self._beating = self._beating, None
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        await self.settle()
+        try:
+            if self._trouble is None:
+                self._is_used = lambda channel: False
+                for shelf in self._shelves.values():
+                    self._visit(shelf)
+                self._say(("gone", self.node))
+                await self.settle()
+                if self._is_keeper:
+                    await self._keep_changes(is_last=True)
+            await self._log.forget(self.node)
+        except Errors as error:
+            log.warning("Redis was away at the end", extra={"facts": {"error": str(error)}})
+        for task in (*self._tasks, self._reading):
+            if task is not None:
+                task.cancel()
+        await self._log.close()
+

@@ -1,0 +1,95 @@
+"""What Redis does by itself, in one piece: the keys, and the scripts that are all that ever writes to them.
+
+Every key begins with the prefix of the deployment (`pere:` unless `?prefix=` says otherwise) and has a time to live, which the keeper renews,
+so what nobody uses goes away. Redis Cluster, which would spread the keys, is not served.
+
+| key | what |
+|---|---|
+| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; and by node `b:NODE`, its newest batch |
+| `log` | stream: entry `n-0` is the nth batch, `h` its header and `b` what it says (MessagePack); trimmed a minute behind what is kept |
+| `log` | channel of publish and subscribe, of the same name: every entry as it is appended, so each names its predecessor by its number |
+| `nodes` | sorted set: the nodes, by the second in which each was last heard (Redis' clock) |
+| `keeper` | string: the node that keeps what the log said, and sends webhooks; it expires if it is not renewed |
+| `loading` | string: there while a node is reading what is kept, which must stand still |
+| `kept` | hash: `n`, up to which entry of the log everything below was kept, and by then `number`, that of the newest record of a receipt, and `newest`, the newest id |
+| `events`, `columns`, `channels`, `members`, `keys`, `wishes`, `documents` | hashes: what was kept (`keeping.py`) |
+| `records` | stream: entry `NUMBER-0` is a piece of the log of receipts that ends with this number |
+"""
+
+KINDS = ("events", "columns", "channels", "members", "keys", "wishes", "documents")
+KEYS = ("head", "log", "nodes", "keeper", "loading", "kept", "records", *KINDS)
+
+# keys: head. arguments: milliseconds since 1970, a deployment drawn by lot, version.
+OPEN = """
+if redis.call('HSETNX', KEYS[1], 'deployment', ARGV[2]) == 1 then
+    -- Full to the last of the millisecond before, so that the first id is of this one.
+    redis.call('HSET', KEYS[1], 'n', 0, 'ms', ARGV[1] - 1, 'seq', 1048575, 'born', ARGV[1], 'version', ARGV[3])
+end
+return redis.call('HMGET', KEYS[1], 'deployment', 'born', 'n', 'version', 'limits')
+"""
+
+# keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms).
+# Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or not at all: one that was
+# given up, but waited in the socket of a Redis that stood still, must not come after the next.
+APPEND = """
+local head = redis.call('HMGET', KEYS[1], 'deployment', 'n', 'ms', 'seq', 'b:' .. ARGV[2])
+if head[1] ~= ARGV[1] then return redis.error_reply('LOST this is not the log that it was') end
+if head[5] and tonumber(head[5]) >= tonumber(ARGV[3]) then return redis.error_reply('STALE a later batch of this node was there before') end
+local n, ms, seq, count, first = head[2] + 1, tonumber(head[3]), tonumber(head[4]), tonumber(ARGV[5]), 0
+if count > 0 then
+    if tonumber(ARGV[4]) > ms then ms, seq = tonumber(ARGV[4]), -1 end
+    if seq + count > 1048575 then ms, seq = ms + 1, -1 end
+    first, seq = seq + 1, seq + count
+end
+local header = string.format('%.0f %.0f %.0f %.0f %s %s', n, ms, first, count, ARGV[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'n', n, 'ms', ms, 'seq', seq, 'b:' .. ARGV[2], ARGV[3])
+redis.call('XADD', KEYS[2], string.format('%.0f-0', n), 'h', header, 'b', ARGV[6])
+redis.call('PEXPIRE', KEYS[1], ARGV[7])
+redis.call('PEXPIRE', KEYS[2], ARGV[7])
+redis.call('PUBLISH', KEYS[2], header .. '\\n' .. ARGV[6])
+return header
+"""
+
+# keys: head, nodes, keeper, kept, and then all that exist. arguments: node, for how long the keeper is (ms), after how many seconds of silence a
+# node is gone, time to live (ms). Answers with the deployment, how far the log is, how far it was kept, whether this node is the keeper, and who is gone.
+BEAT = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+local keeper = redis.call('GET', KEYS[3])
+local is_keeper = 0
+if not keeper or keeper == ARGV[1] then
+    redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
+    is_keeper = 1
+    for key = 5, #KEYS do redis.call('PEXPIRE', KEYS[key], ARGV[4]) end
+end
+local head = redis.call('HMGET', KEYS[1], 'deployment', 'n')
+return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3])}
+"""
+
+# keys: head, nodes, keeper. arguments: node, the node that is gone (maybe the same).
+FORGET = """
+redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('HDEL', KEYS[1], 'b:' .. ARGV[2])
+if redis.call('GET', KEYS[3]) == ARGV[2] then redis.call('DEL', KEYS[3]) end
+"""
+
+# keys: head, log, keeper, loading, kept, records, and the kinds. arguments: deployment, node, n, number, newest, the oldest entry of the log that is wanted, the records
+# since, the oldest record that is wanted, time to live (ms); then kind (its place, from 1), field and value by threes, an empty value to take the field away. Answers 1 if it was kept.
+KEEP = """
+if redis.call('HGET', KEYS[1], 'deployment') ~= ARGV[1] or redis.call('GET', KEYS[3]) ~= ARGV[2] or redis.call('EXISTS', KEYS[4]) == 1 then return 0 end
+for place = 10, #ARGV, 3 do
+    if ARGV[place + 2] == '' then
+        redis.call('HDEL', KEYS[6 + ARGV[place]], ARGV[place + 1])
+    else
+        redis.call('HSET', KEYS[6 + ARGV[place]], ARGV[place + 1], ARGV[place + 2])
+    end
+end
+redis.call('HSET', KEYS[5], 'n', ARGV[3], 'number', ARGV[4], 'newest', ARGV[5])
+if ARGV[7] ~= '' then redis.call('XADD', KEYS[6], ARGV[4] .. '-0', 'b', ARGV[7]) end
+redis.call('XTRIM', KEYS[6], 'MINID', ARGV[8] .. '-0')
+redis.call('XTRIM', KEYS[2], 'MINID', ARGV[6] .. '-0')
+for _, key in ipairs(KEYS) do
+    if key ~= KEYS[3] and key ~= KEYS[4] then redis.call('PEXPIRE', key, ARGV[9]) end
+end
+return 1
+"""

@@ -1,0 +1,103 @@
+"""Real redis-servers for tests, as processes of their own that keep their files in a folder of the test."""
+
+import atexit
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+def needed() -> str:
+    """The program; without it a test is skipped, unless it is run where everything must be there (`.ci/run` installs it)."""
+    if PROGRAM is None:
+        reason = "redis-server is not installed (apt-get install redis-server)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return PROGRAM
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@cache
+def common() -> "RedisServer":
+    """One for all tests that do it no harm; it ends with them."""
+    folder = Path(tempfile.mkdtemp(prefix="pere-redis-"))
+    server = RedisServer(folder, appendonly="no").start()
+    atexit.register(lambda: (server.kill(), shutil.rmtree(folder)))
+    return server
+
+
+def named(kind: str, folder: Path) -> str:
+    """What `--store` says for a store of this kind of a test with this folder."""
+    return {"memory": "memory:", "sqlite": f"sqlite:{folder / 'pere.db'}"}.get(kind) or f"{common().url}?prefix={folder.name}"
+
+
+class RedisServer:
+    """One that runs in this folder; `settings` are those of redis.conf. It appends to a file, so that what it has survives a kill."""
+
+    def __init__(self, folder: Path, **settings: str):
+        self.folder = folder
+        self.port = free_port()
+        self._settings = {"appendonly": "yes", "appendfsync": "always", "save": "", "bind": "127.0.0.1", "dir": str(folder)} | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> Self:
+        flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+        with open(self.folder / "redis.log", "ab") as out:
+            self._process = subprocess.Popen([needed(), "--port", str(self.port), *flags], stdout=out, stderr=out)
+        deadline = time.monotonic() + 20
+        while self.ask("PING") != b"+PONG":
+            assert self._process.poll() is None and time.monotonic() < deadline, (self.folder / "redis.log").read_text()
+            time.sleep(0.01)
+        return self
+
+    def ask(self, *words: str) -> bytes:
+        """One command, and the first line of its answer; empty if there is none."""
+        said = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words)
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as there:
+                there.sendall(said)
+                return there.makefile("rb").readline().rstrip()
+        except OSError:
+            return b""
+
+    def signal(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+
+    def kill(self) -> None:
+        """At once, and with no chance to write anything more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()

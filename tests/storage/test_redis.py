@@ -1,0 +1,380 @@
+"""What is true of the Redis store alone: nodes that share a log are alike, whoever comes later is like them, and Redis may go away."""
+
+import asyncio
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import zip_longest
+from typing import Any
+
+import made as a
+import pytest
+from made import NOW
+from redises import RedisServer
+
+from pere.config import Config
+from pere.errors import ConfigError, NotFound, Refusal, Unavailable
+from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
+from pere.storage import Accepted
+from pere.storage import redis as module
+from pere.storage.redis import RedisStore
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def node(server, io_loop) -> Iterator[Callable[..., Awaitable[RedisStore]]]:
+    """`store = await node(backlog_events=3)`: one more node; all have one clock, `node.clock`."""
+    stores: list[RedisStore] = []
+    clock = Clock()
+
+    async def node(**settings: Any) -> RedisStore:
+        store = RedisStore(Config(**settings), clock, server.url)
+        await store.begin()
+        stores.append(store)
+        return store
+
+    node.clock = clock  # type: ignore[attr-defined]
+    yield node
+    for store in stores:
+        io_loop.run_sync(store.close)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(module, "KEEP_EVERY", 0.1)
+
+
+async def push(store: RedisStore, channel: str = "c", **said: Any) -> Accepted:
+    told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.append(a.draft(channel, **said), told.set_result)
+    if isinstance(answer := await told, Refusal):
+        raise answer
+    return answer
+
+
+async def say(store: RedisStore, device: str, id: int, state: int = PROCESSED, status: bytes | None = None) -> str:
+    told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.record(None, device, id, state, status, lambda stands, outcome: told.set_result(stands), told.set_exception)
+    return NAMES[await told]
+
+
+async def join(store: RedisStore, channel: str, *devices: str) -> None:
+    for device in devices:
+        store.register(channel, device)
+    await store.settle()
+
+
+def picture(store: RedisStore) -> dict[str, Any]:
+    """All that must be the same on every node."""
+    channels = {}
+    for name in sorted(store._begun):
+        shelf = store._shelves[name]
+        audience = shelf.audience
+        channels[name] = {
+            "slots": (list(audience.names), bytes(audience.template), list(audience.left())),
+            "members": {member.device: member.slot for member in audience},
+            "events": [(event.id, event.ordinal, event.data, event.expired, event.recalled, event.expires) for event in shelf.backlog],
+            "made way": (shelf.backlog.first, shelf.backlog.last, shelf.gone_id),
+        }
+    entries = {
+        id: (bytes(entry.states), bytes(entry.latencies or bytes(len(entry.states))), entry.counts, entry.owed, entry.need, entry.is_satisfied, entry.is_complete,
+             entry.sayings, [*(entry.said or ())])
+        for id, entry in sorted(store.ledger.entries.items())}
+    return {
+        "channels": channels, "entries": entries, "newest": store.newest, "outstanding": store.ledger.outstanding, "bytes": store.bytes,
+        "records": list(store._recent.after(0)), "newest record": store.newest_record, "wishes": store._wishes, "documents": store._documents,
+        "keys": dict(store._keys), "quiet": list(store._pushed), "channels of devices": {
+            device.name: sorted(device.channels) for device in store.devices.known.values() if device.channels}}
+
+
+async def alike(*stores: RedisStore) -> None:
+    """Wait until all have taken what there is, and compare."""
+    for store in stores:
+        await store.settle()
+    for store in stores:
+        await store._log.catch_up()
+    pictures = [picture(store) for store in stores]
+    for name, value in pictures[0].items():
+        for other in pictures[1:]:
+            assert differences(other[name], value) == [], name
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two pictures are not the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [line for key in sorted({*one, *other}, key=str) for line in differences(one.get(key), other.get(key), f"{path}/{key}")]
+    if isinstance(one, list) and isinstance(other, list):
+        return [f"{path}[{place}]: {left!r} != {right!r}" for place, (left, right) in enumerate(zip_longest(one, other)) if left != right][:9]
+    return [] if one == other else [f"{path}: {one!r} != {other!r}"]
+
+
+async def test_what_is_pushed_on_one_node_is_delivered_on_all_in_one_order(node):
+    stores = [await node() for _ in range(3)]
+    heard: list[list[int]] = [[] for _ in stores]
+    for store, ids in zip(stores, heard, strict=True):
+        store.deliver = lambda event, ids=ids: ids.append(event.id)
+    await join(stores[0], "c", "d1")
+    accepted = await asyncio.gather(*(push(stores[number % 3], "ce"[number % 2]) for number in range(60)))
+    await alike(*stores)
+    assert heard[0] == heard[1] == heard[2] == sorted(each.id for each in accepted)
+    assert {each.audience for each in accepted} == {0, 1}
+
+
+async def test_a_device_is_answered_on_any_node_and_known_on_all(node):
+    here, there = await node(), await node()
+    await join(here, "c", "d1", "d2")
+    id = (await push(there)).id
+    assert await say(here, "d1", id, PROCESSED, b'"printed"') == "processed"
+    await alike(here, there)
+    assert await say(there, "d1", id, FAILED) == "processed"
+    assert (await there.status("c", id))["counts"]["processed"] == 1
+    assert [line["device"] for line in (await there.lines("c", id, "outstanding", 0, 10))[0]] == ["d2"]
+
+
+async def test_what_another_node_has_said_a_moment_ago_is_waited_for(node):
+    here, there = await node(), await node()
+    await join(here, "c", "d1")
+    # What comes over its subscription comes late.
+    there._log._heard = lambda message: None
+    id = (await push(here)).id
+    await there.reach(id)
+    assert there.newest == id
+    assert await say(there, "d1", id) == "processed"
+    with pytest.raises(NotFound):
+        await say(there, "d1", id + (1 << 30))
+
+
+async def test_whoever_comes_later_is_like_those_who_were_there(node):
+    stores = [await node(backlog_events=5)]
+    await some_life(stores, node.clock, 1)
+    stores.append(await node(backlog_events=5))
+    await alike(*stores)
+    await some_life(stores, node.clock, 2)
+    stores.append(await node(backlog_events=5))
+    await alike(*stores)
+    await some_life(stores, node.clock, 3)
+    await alike(*stores)
+
+
+async def some_life(stores: list[RedisStore], clock: Clock, seed: int, turns: int = 150) -> None:
+    """All that can be said, on all nodes at once, and what was answered."""
+    chance = random.Random(seed)
+    ids: list[int] = []
+    for _ in range(turns):
+        store = chance.choice(stores)
+        channel, device = chance.choice(["c", "e", "orders.eu", "orders.us"]), f"d{chance.randrange(8)}"
+        what = chance.randrange(14)
+        try:
+            if what < 3:
+                to = (device, "stranger") if chance.random() < 0.3 else ()
+                store.append(a.draft(channel, data=b"%d" % len(ids), to=to, ttl=chance.choice([20, 3600]), key=chance.choice(["", "", "k1", "k2"]),
+                                     need=chance.choice([None, None, 1, "50%"]), level=chance.choice([PROCESSED, DELIVERED])),
+                             lambda answer: ids.append(answer.id) if isinstance(answer, Accepted) else None)
+            elif what < 8 and ids:
+                store.record(None, device, chance.choice(ids[-10:]), chance.choice([DELIVERED, PROCESSED, FAILED]),
+                             chance.choice([None, b'"x"', b'"y"']), lambda *told: None, lambda refusal: None)
+            elif what == 8:
+                store.register(channel, device)
+            elif what == 9:
+                store.unregister(channel, device)
+            elif what == 10:
+                store.want(device, "orders.*")
+            elif what == 11 and ids:
+                id = chance.choice(ids[-5:])
+                store.recall(next(event.event.channel for event in (store.ledger.entries[id],)), id, lambda count: None, lambda refusal: None)
+            elif what == 12:
+                store.put_away("kind", device, chance.choice([b"", b"1", None]), lambda refusal: None)
+            elif what == 13:
+                store.remove(device)
+        except (Refusal, KeyError):
+            pass
+        if chance.random() < 0.2:
+            clock.now += chance.choice([0.5, 3])
+            for each in stores:
+                each.sweep(clock.now, lambda channel: False)
+        if chance.random() < 0.3:
+            await asyncio.sleep(0.001)
+    for each in stores:
+        await each.settle()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_nodes_stay_alike_whatever_is_said_to_them_at_once(node, seed):
+    stores = [await node(backlog_events=6) for _ in range(3)]
+    await some_life(stores, node.clock, seed, 400)
+    await alike(*stores)
+    assert len(stores[0]._begun) == 4
+    for id, entry in stores[0].ledger.entries.items():
+        assert sum(entry.counts) == entry.size, id
+
+
+@pytest.mark.parametrize("is_orderly", [True, False])
+async def test_all_is_there_after_a_restart(node, is_orderly):
+    first = await node(backlog_events=5)
+    await some_life([first], node.clock, 5, 400)
+    before = picture(first)
+    if is_orderly:
+        await first.close()
+    second = await node(backlog_events=5)
+    await second.settle()
+    after = picture(second)
+    for name, value in before.items():
+        assert after[name] == value, name
+    node.clock.now -= 3600
+    assert before["newest"] < (await push(second)).id
+
+
+async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
+    monkeypatch.setattr(module, "CUT_AFTER", 0.0)
+    first = await node()
+    await join(first, "c", "d1", "d2")
+    for number in range(50):
+        await push(first, data=b"%d" % number)
+        await say(first, "d1", first.newest)
+        await asyncio.sleep(0.01)
+    while await first._log.client.xlen(first._log.keys["log"]) > 40:
+        await asyncio.sleep(0.02)
+    second = await node()
+    await alike(first, second)
+    assert len(second._recent.after(0)) == 50
+
+
+async def test_what_is_missing_between_two_messages_is_fetched(node):
+    here, there = await node(), await node()
+    heard: list[int] = []
+    there.deliver = lambda event: heard.append(event.id)
+    take, dropped = there._log._heard, []
+    there._log._heard = lambda message: take(message) if dropped else dropped.append(message)
+    ids = [(await push(here)).id for _ in range(3)]
+    while heard != ids:
+        await asyncio.sleep(0.01)
+    assert dropped
+
+
+async def test_a_subscription_that_is_cut_off_goes_on_where_it_was(node, server):
+    here, there = await node(), await node()
+    heard: list[int] = []
+    there.deliver = lambda event: heard.append(event.id)
+    ids = []
+    for _ in range(3):
+        assert server.ask("CLIENT", "KILL", "TYPE", "pubsub").startswith(b":")
+        ids.append((await push(here)).id)
+    while heard != ids:
+        await asyncio.sleep(0.01)
+    for store in (here, there):
+        while store.trouble() is not None:
+            await asyncio.sleep(0.01)
+
+
+async def test_while_redis_is_away_nothing_is_taken_and_then_all_goes_on(node, server, caplog, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    store = await node()
+    await join(store, "c", "d1")
+    id = (await push(store)).id
+    server.kill()
+    with pytest.raises(Unavailable) as caught:
+        await push(store)
+    assert caught.value.retry_after
+    assert "cannot keep anything" in (store.trouble() or "")
+    with pytest.raises(Unavailable):
+        await say(store, "d1", id)
+    told: list[Refusal | None] = []
+    store.register("c", "d2")
+    store.assure("d2", told.append)
+    store.put_away("k", "n", b"1", told.append)
+    assert all(isinstance(each, Unavailable) for each in told) and len(told) == 2
+    assert (await store.status("c", id))["counts"]["pending"] == 1
+    server.start()
+    while store.trouble() is not None:
+        await asyncio.sleep(0.01)
+    assert await say(store, "d1", id) == "processed"
+    # Who came meanwhile is registered by now.
+    assert (await push(store)).audience == 2
+    other = await node()
+    await alike(store, other)
+    caplog.clear()
+
+
+async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_taken_twice(node, server, caplog, monkeypatch):
+    store = await node()
+    store._log.client.connection_pool.connection_kwargs["socket_timeout"] = 0.5
+    await store._log.client.connection_pool.disconnect()
+    await join(store, "c", "d1")
+    server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable):
+            await push(store)
+    finally:
+        server.signal(signal.SIGCONT)
+    while store.trouble() is not None:
+        await asyncio.sleep(0.01)
+    ids = [(await push(store)).id for _ in range(3)]
+    assert ids == sorted(ids)
+    await alike(store, await node())
+    caplog.clear()
+
+
+async def test_a_log_that_has_lost_its_end_is_read_anew(node, server, caplog):
+    store = await node()
+    await join(store, "c", "d1")
+    await push(store)
+    forsaken: list[bool] = []
+    store.forsake = lambda: forsaken.append(True)
+    assert server.ask("FLUSHALL") == b"+OK"
+    while not forsaken or store.trouble() is not None:
+        await asyncio.sleep(0.01)
+    assert store.shelf("c") is None
+    await join(store, "c", "d2")
+    assert (await push(store)).audience == 1
+    await alike(store, await node())
+    caplog.clear()
+
+
+async def test_a_redis_that_is_full_refuses_and_goes_on_when_there_is_room(node, server, caplog):
+    store = await node()
+    await push(store)
+    assert server.ask("CONFIG", "SET", "maxmemory", "1") == b"+OK"
+    with pytest.raises(Unavailable):
+        await push(store)
+    assert "maxmemory" in (store.trouble() or "")
+    assert server.ask("CONFIG", "SET", "maxmemory", "0") == b"+OK"
+    while store.trouble() is not None:
+        await asyncio.sleep(0.01)
+    await push(store)
+    caplog.clear()
+
+
+async def test_nodes_that_would_not_stay_alike_do_not_begin(node):
+    await node(backlog_events=5)
+    with pytest.raises(ConfigError, match="--backlog-events 5, not 6"):
+        await node(backlog_events=6)
+
+
+async def test_where_there_is_no_redis_it_does_not_begin(server, tmp_path):
+    server.kill()
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port} cannot be used"):
+        await RedisStore(Config(), Clock(), server.url).begin()
+
+
+async def test_every_key_has_a_time_to_live(node, server):
+    store = await node()
+    await some_life([store], node.clock, 9)
+    await asyncio.sleep(0.3)
+    names = await store._log.client.keys("*")
+    assert len(names) > 8
+    for name in names:
+        assert await store._log.client.pttl(name) > 0, name

@@ -1,0 +1,272 @@
+"""More than one node: real servers that share a real Redis behave as one, whichever of them somebody speaks to, and whatever dies."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+import wire
+from processes import Served
+from redises import RedisServer, named
+
+from pere.config import Config
+from pere.event import parse_id
+from pere.server import Server, open_store
+from pere.storage import redis as storage
+from pere.storage import sharedlog
+
+
+@pytest.fixture
+def node(start, tmp_path) -> Callable[..., Awaitable[Server]]:
+    """`server = await node(heartbeat=1)`: one more."""
+
+    async def node(**settings: Any) -> Server:
+        return await start(open_store(Config(store=named("redis", tmp_path), **settings)), **settings)
+
+    return node
+
+
+@pytest.fixture
+def at(io_loop):
+    """`feed = await at(server, "c", device="d")`: a feed on this node."""
+    feeds: list[wire.Feed] = []
+
+    async def at(server: Server, *channels: str, **wanted: Any) -> wire.Feed:
+        feeds.append(await wire.listen(server.port, *channels, **wanted))
+        return feeds[-1]
+
+    yield at
+    for feed in feeds:
+        feed.close()
+
+
+async def push(server: Server, channel: str = "c", data: object = 1, **said: Any) -> str:
+    return (await wire.push(server.port, channel, data, **said)).json["id"]
+
+
+async def say(server: Server, device: str, id: str, channel: str = "c", **said: Any) -> wire.Answer:
+    return await wire.request(server.port, "POST", f"/feedback/{channel}", said, Device=device, Last_Event_ID=id)
+
+
+async def get(server: Server, target: str, **headers: str) -> Any:
+    answer = await wire.request(server.port, "GET", target, **headers)
+    assert answer.status == 200, answer
+    return answer.json
+
+
+async def states(server: Server, id: str, channel: str = "c") -> dict[str, int]:
+    return {state: count for state, count in (await get(server, f"/events/{channel}/{id}"))["counts"].items() if count}
+
+
+async def test_a_push_reaches_feeds_on_every_node_and_answers_may_go_anywhere(node, at):
+    here, there = await node(), await node()
+    first, second = await at(here, "c", device="d1"), await at(there, "c", device="d2")
+    id = await push(here)
+    assert [(await feed.event()).id for feed in (first, second)] == [id, id]
+    # Each answers where it is not.
+    assert (await say(there, "d1", id)).json == {"state": "processed", "duplicate": False}
+    assert (await say(here, "d2", id, state="failed", status="no paper")).status == 200
+    assert (await say(here, "d2", id)).status == 409
+    for server in (here, there):
+        await server.store._log.catch_up()
+        assert await states(server, id) == {"processed": 1, "failed": 1}
+        lines = (await get(server, f"/events/c/{id}/devices"))["devices"]
+        assert [(line["device"], line["state"], line["status"]) for line in lines] == [("d1", "processed", None), ("d2", "failed", "no paper")]
+
+
+async def test_whoever_is_asked_at_once_knows_what_another_node_has_just_taken(node, at):
+    here, there = await node(), await node()
+    there.store._log._heard = lambda message: None  # nothing comes by itself
+    await at(here, "c", device="d1")
+    id = await push(here)
+    assert await states(there, id) in ({"pending": 1}, {"sent": 1})
+    id = await push(here)
+    assert (await say(there, "d1", id)).status == 200
+    id = await push(here)
+    assert (await wire.request(there.port, "DELETE", f"/events/c/{id}")).json["cancelled"] == 1
+    id = await push(here)
+    feed = await at(there, "c", last=id)
+    there.store._log.listen()
+    assert there.store.newest >= parse_id(id)
+    later = await push(there)
+    assert (await feed.event()).id == later
+
+
+async def test_a_device_goes_on_on_another_node_where_it_was(node, at):
+    here, there = await node(), await node()
+    feed = await at(here, "c", device="d")
+    ids = [await push(here, data=number) for number in range(3)]
+    await feed.events(3)
+    await say(here, "d", ids[0])
+    feed.close()
+    ids.append(await push(there, data=3))
+    feed = await at(there, "c", device="d")
+    assert [(await feed.event()).id for _ in range(3)] == ids[1:]
+
+
+async def test_a_push_waits_for_a_receipt_that_is_given_on_another_node(node, at):
+    here, there = await node(), await node()
+    feed = await at(there, "c", device="d")
+    pushed = asyncio.ensure_future(wire.request(here.port, "POST", "/push/c", 1, Prefer="wait=20"))
+    id = (await feed.event()).id
+    assert (await say(there, "d", id)).status == 200
+    told = (await pushed).json
+    assert (told["id"], told["satisfied"], told["counts"]["processed"]) == (id, True, 1)
+
+
+async def test_a_recall_reaches_who_has_it_on_every_node(node, at):
+    here, there = await node(), await node()
+    feed = await at(there, "c", device="d")
+    id = await push(here)
+    await feed.event()
+    answer = await wire.request(here.port, "DELETE", f"/events/c/{id}")
+    assert answer.json == {"id": id, "channel": "c", "cancelled": 1}
+    assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
+
+
+async def test_a_device_that_is_deleted_on_one_node_loses_its_feed_on_another(node, at):
+    here, there = await node(), await node()
+    feed, other = await at(there, "c", device="d"), await at(there, "c", device="other")
+    await push(here)  # and so the log is as far here
+    assert (await wire.request(here.port, "DELETE", "/admin/devices/d")).status == 204
+    await feed.event()
+    assert (await feed.control("pere.bye"))["reason"] == "kicked"
+    assert (await wire.request(there.port, "GET", "/feed/c?device=d")).status == 204
+    assert (await wire.push(here.port, "c")).json["audience"] == 1
+    await other.events(2)
+
+
+async def test_a_channel_that_is_born_on_one_node_is_joined_by_patterns_on_another(node, at):
+    here, there = await node(), await node()
+    feed, anonymous = await at(there, "orders.*", device="d"), await at(there, "orders.**")
+    answer = await wire.push(here.port, "orders.eu")
+    assert answer.json["audience"] == 1
+    assert [(await each.event()).id for each in (feed, anonymous)] == [answer.json["id"]] * 2
+
+
+async def test_who_is_online_and_who_was_sent_what_is_known_on_every_node(node, at):
+    here, there = await node(), await node()
+    feed = await at(there, "c", device="d")
+    id = await push(here)
+    while (line := (await get(here, f"/events/c/{id}/devices"))["devices"][0]) and not (line["online"] and line["state"] == "sent"):
+        await asyncio.sleep(0.02)
+    assert (await get(here, "/admin/devices/c"))["d"]["online"]
+    feed.close()
+    while (await get(here, f"/events/c/{id}/devices"))["devices"][0]["online"]:
+        await asyncio.sleep(0.02)
+    assert await states(here, id) == {"sent": 1}
+
+
+@pytest.mark.parametrize("word", ["retry", "working"])
+async def test_what_a_device_says_of_how_it_goes_reaches_the_node_of_its_feed(node, at, word):
+    here, there = await node(), await node()
+    feed = await at(there, "c", device="d", format="envelope", ack_wait=3600 if word == "retry" else 1)
+    id = await push(here)
+    assert (await feed.event()).id == id
+    (care,) = [feed.care for feed in there.hub.feeds.values()]
+    before = care.under_way[parse_id(id)]
+    assert (await say(here, "d", id, state=word)).json == {"state": "pending", "duplicate": False}
+    if word == "retry":
+        message = await feed.event()
+        assert (message.id, orjson.loads(message.data)["attempt"]) == (id, 2)
+    else:
+        while care.under_way[parse_id(id)] == before:
+            await asyncio.sleep(0.005)
+
+
+async def test_receipts_are_followed_on_any_node_with_the_same_numbers(node, at):
+    here, there = await node(), await node()
+    await at(here, "c", device="d1")
+    await at(there, "c", device="d2")
+    ids = [await push(here) for _ in range(3)]
+    for id in ids:
+        for server, device in ((here, "d1"), (there, "d2")):
+            assert (await say(server, device, id)).status == 200
+    told = []
+    for server in (here, there):
+        await server.store._log.catch_up()
+        feed = await wire.Feed.open(server.port)
+        await feed.start("/receipts/c?from=all", {})
+        await feed.control("pere.hello")
+        told.append([(message.id, message.data) for message in [await feed.event() for _ in range(6)]])
+        feed.close()
+    assert told[0] == told[1]
+
+
+async def test_while_redis_is_away_feeds_stay_and_readyz_says_why(start, at, tmp_path, caplog):
+    with RedisServer(tmp_path) as redis:
+        here, there = [await start(open_store(Config(store=redis.url))) for _ in range(2)]
+        feed = await at(here, "c", device="d")
+        id = await push(there)
+        await feed.event()
+        redis.kill()
+        for server, method, target in ((here, "POST", "/push/c"), (there, "POST", "/push/c"), (here, "POST", "/feedback/c"), (there, "GET", "/readyz")):
+            answer = await wire.request(server.port, method, target, 1 if "push" in target else b"", Device="d", Last_Event_ID=id)
+            assert (answer.status, "retry-after" in answer.headers) == (503, True), (target, answer)
+        assert "cannot keep anything" in answer.json["message"]
+        assert await states(here, id) in ({"sent": 1}, {"pending": 1})
+        # Who is known may come; who is not is asked to come again.
+        stranger = await wire.Feed.open(here.port)
+        await stranger.start("/feed/c", {"Device": "stranger"})
+        assert (await stranger.control("pere.bye"))["reason"] == "unkept"
+        stranger.close()
+        redis.start()
+        for server in (here, there):
+            while (await wire.request(server.port, "GET", "/readyz")).status != 200:
+                await asyncio.sleep(0.02)
+        later = await push(there)
+        assert (await feed.event()).id == later
+        assert (await say(there, "d", id)).json["state"] == "processed"
+        for server in start.servers:
+            await server.stop()
+        start.servers.clear()
+    caplog.clear()
+
+
+async def test_a_node_that_dies_leaves_nobody_online_and_takes_nothing_with_it(start, at, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "BEAT", 0.1)
+    monkeypatch.setattr(sharedlog, "SILENCE", 2)
+    with RedisServer(tmp_path) as redis:
+        here = await start(open_store(Config(store=redis.url)))
+        with Served("--store", redis.url) as dying:
+            feed = await wire.listen(dying.port, "c", device="d")
+            ids = [(await wire.push(dying.port, "c", number)).json["id"] for number in range(3)]
+            assert (await wire.request(dying.port, "POST", "/feedback/c", Device="d", Last_Event_ID=ids[0])).status == 200
+            while not (await get(here, "/admin/devices/c"))["d"]["online"]:
+                await asyncio.sleep(0.02)
+            dying.end(signal.SIGKILL)
+            feed.close()
+        assert await states(here, ids[0]) == {"processed": 1}
+        while (await get(here, "/admin/devices/c"))["d"]["online"]:
+            await asyncio.sleep(0.05)
+        feed = await at(here, "c", device="d")
+        assert [(await feed.event()).id for _ in range(2)] == ids[1:]
+        await start.servers.pop().stop()
+
+
+async def test_what_two_processes_have_taken_is_there_when_both_have_been_killed(tmp_path):
+    async def story(first: Served, second: Served) -> tuple[list[str], str]:
+        feed = await wire.listen(second.port, "c", device="d")
+        ids = [(await wire.push((first, second)[number % 2].port, "c", number, key=f"k{number}")).json["id"] for number in range(20)]
+        for id in ids[:10]:
+            await feed.event()
+            assert (await wire.request(first.port, "POST", "/feedback/c", Device="d", Last_Event_ID=id)).status == 200
+        feed.close()
+        return ids, (await wire.push(second.port, "c", 0, key="k0")).json["id"]
+
+    async def after(third: Served) -> tuple[list[str], str]:
+        feed = await wire.listen(third.port, "c", device="d")
+        found = [(await feed.event()).id for _ in range(10)]
+        feed.close()
+        return found, (await wire.push(third.port, "c", 0, key="k0")).json["id"]
+
+    with RedisServer(tmp_path) as redis:
+        with Served("--store", redis.url) as first, Served("--store", redis.url) as second:
+            ids, again = await story(first, second)
+        assert (sorted(ids), again) == (ids, ids[0])
+        redis.kill()
+        redis.start()
+        with Served("--store", redis.url) as third:
+            assert await after(third) == (ids[10:], ids[0])
