@@ -61,14 +61,14 @@ class Courier:
         self._line: deque[Outbox] = deque()  # who waits for one of the MAX_ALL
         self._alarms: dict[str, asyncio.TimerHandle] = {}
         self._chores: set[asyncio.Task[None]] = set()
-        self._is_stopped = False
+        self._is_stopped = True  # until it is started
 
     @property
     def under_way(self) -> int:
         return len(self._under_way)
 
     def open(self, id: str) -> Outbox:
-        """The outbox of an endpoint, with what is kept of it."""
+        """The outbox of an endpoint, with what was kept of it when this began; `heard` tells of what came later."""
         queued, dead, states, cursors = self._kept
         outbox = self.outboxes[id] = Outbox(
             self._store, self._ids, id, queued.pop(id, ()), dead.pop(id, ()), states.pop(id, None), cursors.pop(id, None))
@@ -77,6 +77,7 @@ class Courier:
 
     def start(self) -> None:
         """All are open: send. What is kept for nobody is cleared away."""
+        self._is_stopped = False
         for id in set().union(*self._kept):
             log.debug("notices for nobody were cleared away", extra={"facts": {"id": id}})
             self.remove(self.open(id))
@@ -110,14 +111,23 @@ class Courier:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def heard(self, kind: str, name: str, document: bytes | None) -> None:
+        """Another node has put away something of an outbox, or has taken it away."""
+        outbox = self.outboxes.get(name.partition("/")[0])
+        if outbox is not None and kind in (QUEUED, DEAD, CURSOR):
+            outbox.heard(kind, name, document)
+            self.go(outbox)
+
     # Who is next
 
     def go(self, outbox: Outbox) -> None:
         """Send what is due of an outbox, as much as may be under way at once."""
+        if self._is_stopped:
+            return
         endpoint = self._look(outbox.id)
         if endpoint is not None and endpoint.state == DISABLED and outbox.has_more():
             self.bury_all(outbox, endpoint.trouble)
-        while not self._is_stopped and not outbox.is_removed and endpoint is not None and endpoint.state == ACTIVE and outbox.id not in self._ending:
+        while not outbox.is_removed and endpoint is not None and endpoint.state == ACTIVE and outbox.id not in self._ending:
             if len(outbox.flying) >= (1 if outbox.failures >= PROBE_AFTER else MAX_EACH):
                 return
             if outbox.due > self._loop.time():

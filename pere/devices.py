@@ -106,12 +106,20 @@ class Devices:
         return name in self._removed
 
     def open(self, device: Device, feed: Any) -> None:
-        is_first = not device.feeds
+        is_first, was_online = not device.feeds, device.is_online
         device.feeds += (feed,)
-        if is_first:
-            self.online += 1
-            if self.on_presence is not None:
-                self.on_presence(device.name, device.channels, True)
+        self.online += is_first
+        self._tell(device, was_online)
+
+    def is_elsewhere(self, device: Device, node: str, is_there: bool) -> None:
+        """The device has its first feed on another node, or none any more."""
+        was_online = device.is_online
+        device.elsewhere = device.elsewhere | {node} if is_there else device.elsewhere - {node}
+        self._tell(device, was_online)
+
+    def _tell(self, device: Device, was_online: bool) -> None:
+        if self.on_presence is not None and device.is_online != was_online:
+            self.on_presence(device.name, device.channels, device.is_online)
 
     def close(self, device: Device, feed: Any) -> None:
         if feed not in device.feeds:
@@ -119,8 +127,7 @@ class Devices:
         device.feeds = tuple(other for other in device.feeds if other is not feed)
         if not device.feeds:
             self.online -= 1
-            if self.on_presence is not None:
-                self.on_presence(device.name, device.channels, False)
+            self._tell(device, True)
 
     def after(self, name: str, limit: int) -> Iterator[Device]:
         """At most `limit` devices whose names come after this one, in order."""

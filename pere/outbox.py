@@ -116,6 +116,23 @@ class Outbox:
             # The last one stands for all.
             self._store.put_away(QUEUED, name, each.document, kept if not left else _ignore)
 
+    def heard(self, kind: str, name: str, document: bytes | None) -> None:
+        """Another node has put something of this outbox away, or has taken it away."""
+        if kind == CURSOR:
+            kept = orjson.loads(document) if document is not None else {"cursor": None, "dropped": 0}
+            self.cursor, self.dropped = kept["cursor"], kept["dropped"]
+        elif kind == DEAD and document is not None and name not in self.dead:
+            self._died((name,))
+        elif kind == DEAD and document is None and name in self.dead:
+            del self.dead[name]
+            self.dead_count -= count_of(name)
+        elif kind == QUEUED and document is not None and name not in self.queue and name not in self.flying:
+            self.queue.append(name)
+            self.waiting += count_of(name)
+        elif kind == QUEUED and document is None and name in self.queue:
+            self.queue.remove(name)
+            self.waiting -= count_of(name)
+
     def move(self, cursor: int | None, then: Done = _ignore) -> None:
         """It has been told of receipts up to this record, or does not hear of them any more. So many as are `dropped` now are a part of this."""
 

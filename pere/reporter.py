@@ -7,6 +7,7 @@ this process: a device is news once it is there, or has been away for longer tha
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ OLDEST = 1.0  # seconds after which a batch goes that is not full
 PAGE = 500  # records that are read at once: a few milliseconds of the loop
 SAVE = 10.0  # seconds after which it is noted how far the log was read, though nothing in it was wanted
 SAID = 60.0  # seconds in which a loss is said once
+MEMORY = 60.0  # seconds for which it is remembered what another node is to tell; it takes less to find out that it has died
 AWAY = 10.0  # seconds without a feed, three times what `retry:` asks for, after which a device is gone
 
 
@@ -85,12 +87,23 @@ class Reporter:
         self._news: list[tuple[str, str, float, tuple[str, ...]]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._said = -SAID  # when it was last said that receipts were lost
+        # What was decided while another node told of it, and the moment: should that node die, it is told once more.
+        self._untold: deque[tuple[float, tuple[str, Event, float, dict[str, Any]]]] = deque()
         webhooks.on_change = self._changed
         store.ledger.on_decision = self._decided
 
+    def begin(self) -> None:
+        """Hear what is decided."""
+        self._changed()
+
     def start(self) -> None:
+        """From now on it is this node that tells."""
         self._changed()
         decided, self._store.decided = self._store.decided, []
+        while self._untold:
+            moment, each = self._untold.popleft()
+            if moment > self._loop.time() - MEMORY:
+                decided.append(each)
         for each in decided:
             self._tell(*each)
 
@@ -100,10 +113,15 @@ class Reporter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._alarm = self._task = None
+        self._tails.clear()
+        self._store.devices.on_presence = None
 
     def _changed(self) -> None:
         """Who wants what may be another than before."""
         self._by_type = {type: self._webhooks.hearing(type) for type in {type for each in self._webhooks.all() for type in each.types}}
+        if not self._webhooks.is_leading:
+            return
         self._regroup()
         is_seen = bool(self._by_type.get(CONNECTED) or self._by_type.get(DISCONNECTED))
         self._store.devices.on_presence = self._moved if is_seen else None
@@ -232,7 +250,14 @@ class Reporter:
 
     def _decided(self, word: str, entry: Entry, moment: float) -> None:
         if f"pere.event.{word}" in self._by_type or entry.event.callback:
-            self._tell(word, entry.event, moment, entry.summary())
+            told = word, entry.event, moment, entry.summary()
+            if self._webhooks.is_leading:
+                self._tell(*told)
+                return
+            now = self._loop.time()
+            self._untold.append((now, told))
+            while self._untold[0][0] < now - MEMORY:
+                self._untold.popleft()
 
     def _tell(self, word: str, event: Event, moment: float, summary: dict[str, Any]) -> None:
         type, id = f"pere.event.{word}", format_id(event.id)

@@ -37,6 +37,11 @@ class Revocations:
         self._verifier.revoke(subject, at)
         self._store.put_away(KIND, subject, orjson.dumps({"at": at}), then)
 
+    def heard(self, subject: str, document: bytes | None) -> None:
+        """Another node has done so, or knows that it is of no more use."""
+        if document is not None:
+            self._verifier.revoke(subject, orjson.loads(document)["at"])
+
     def due(self, now: float) -> float:
         """Its turn on the wheel has come."""
         for subject in self._verifier.outlived(self._store.clock()):

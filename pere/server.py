@@ -44,6 +44,7 @@ from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
 from pere.reporter import Reporter
+from pere.revocations import KIND as REVOKED
 from pere.revocations import Revocations
 from pere.sender import Sender
 from pere.storage import Store
@@ -173,8 +174,9 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises OSError where the address cannot be had."""
         # Before anything is awaited: what was decided while the store started is kept with the columns that say so.
-        self.webhooks.start()
-        self.reporter.start()
+        self.reporter.begin()
+        self._lead(self.store.leads)
+        self.store.on_lead, self.store.on_document = self._lead, self._heard
         if self.revocations is not None:
             self.revocations.start()
             self.wheel.add(self.revocations, 1)
@@ -196,6 +198,25 @@ class Server:
         else:
             log.info("reloaded")
 
+    def _heard(self, kind: str, name: str, document: bytes | None) -> None:
+        """Another node has put a document away, or has taken it away."""
+        if kind != REVOKED:
+            self.webhooks.heard(kind, name, document)
+        elif self.revocations is not None:
+            self.revocations.heard(name, document)
+
+    def _lead(self, is_leading: bool) -> None:
+        """It is this node that sends webhooks from now on, or another one."""
+        if is_leading:
+            self.webhooks.start()
+            self.reporter.start()
+        elif self.webhooks.is_leading:
+            self._resigning = asyncio.ensure_future(self._resign())
+
+    async def _resign(self) -> None:
+        await self.reporter.stop()
+        await self.webhooks.stop()
+
     async def stop(self) -> None:
         """Take no more, let every feed go with `pere.bye`, answer what is under way, for at most `drain_seconds`."""
         self.listeners.close()
@@ -211,8 +232,8 @@ class Server:
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.wheel.stop()
-        await self.reporter.stop()
-        await self.webhooks.stop()
+        self.store.on_lead = lambda is_leading: None
+        await self._resign()
         if self.jwks is not None:
             await self.jwks.stop()
         await self.store.close()

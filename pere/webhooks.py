@@ -19,7 +19,7 @@ from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooMany
 from pere.event import format_id, timestamp
 from pere.names import shown
 from pere.notice import GIVEN_UP, RECEIPTS, VERIFY, Notice, Packed, notice
-from pere.outbox import Outbox, number_of
+from pere.outbox import CURSOR, Outbox, number_of
 from pere.outside import Outside
 from pere.sender import Outcome, Sender
 from pere.signing import signed
@@ -39,21 +39,61 @@ class Webhooks:
         self._sender = sender
         self._outside = outside
         self._config = config
-        self._endpoints = {name: Endpoint.of(document) for name, document in sorted(store.documents(KIND).items())}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._on_post = on_post
+        self.is_leading = False  # it is this node that sends
         self._verifying: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()  # one change at a time: each is made to a copy, which must not be an old one
         self.on_change: Callable[[], None] = lambda: None
-        self.courier = Courier(store, self._send, self._endpoints.get, self._give_up, on_post)
+        self.courier = self._read()
+
+    def _read(self) -> Courier:
+        """The endpoints as they are kept, and a courier that has all that waits for them."""
+        self._endpoints.clear()
+        self._endpoints.update((name, Endpoint.of(document)) for name, document in sorted(self._store.documents(KIND).items()))
+        courier = Courier(self._store, self._send, self._endpoints.get, self._give_up, self._on_post)
         for id in self._endpoints:
-            self.courier.open(id)
+            courier.open(id)
+        return courier
+
+    def look(self) -> None:
+        """See how things are now, if it is another node that sends."""
+        if not self.is_leading:
+            before, self.courier = self.courier, self._read()
+            self.courier.posts, self.courier.buried, self.courier.lost = before.posts, before.buried, before.lost
+
+    def heard(self, kind: str, name: str, document: bytes | None) -> None:
+        """Another node has put a document away, or has taken it away."""
+        if kind != KIND:
+            if self.is_leading:
+                self.courier.heard(kind, name, document)
+            return
+        if document is None:
+            if self._endpoints.pop(name, None) is not None and (outbox := self.courier.outboxes.get(name)) is not None:
+                self.courier.remove(outbox)
+            if (task := self._verifying.pop(name, None)) is not None:
+                task.cancel()
+        else:
+            endpoint = self._endpoints[name] = Endpoint.of(document)
+            if name not in self.courier.outboxes:
+                cursor = self._store.document(CURSOR, name)
+                self.courier.open(name).heard(CURSOR, name, cursor)
+            if endpoint.state == PENDING and name not in self._verifying:
+                self._verify(endpoint)
+            self.courier.go(self.courier.outboxes[name])
+        self.on_change()
 
     def start(self) -> None:
+        """From now on it is this node that sends."""
+        self.look()
+        self.is_leading = True
         self.courier.start()
         for endpoint in self._endpoints.values():
             if endpoint.state == PENDING:
                 self._verify(endpoint)
 
     async def stop(self) -> None:
+        self.is_leading = False
         await self.courier.stop()
         tasks = list(self._verifying.values())
         for task in tasks:
@@ -203,6 +243,8 @@ class Webhooks:
     # Verifying
 
     def _verify(self, endpoint: Endpoint) -> None:
+        if not self.is_leading:
+            return  # who leads hears of it
         if (task := self._verifying.pop(endpoint.id, None)) is not None:
             task.cancel()
         task = self._verifying[endpoint.id] = asyncio.ensure_future(self._until_verified(endpoint.id))

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 import wire
+from hooks import LOCAL, Receiver
 from processes import Served
 from redises import RedisServer, named
 
@@ -270,3 +271,66 @@ async def test_what_two_processes_have_taken_is_there_when_both_have_been_killed
         redis.start()
         with Served("--store", redis.url) as third:
             assert await after(third) == (ids[10:], ids[0])
+
+
+# Webhooks: one node sends
+
+
+def completed(there: Receiver) -> list[str]:
+    return sorted(said["data"]["id"] for said in there.notices("pere.event.completed"))
+
+
+async def test_one_node_tells_of_what_happens_on_all(node, at, receiver):
+    here, there = await node(**LOCAL), await node(**LOCAL)
+    assert [server.store.leads for server in (here, there)] == [True, False]
+    hook = receiver()
+    # It is added where nobody sends.
+    types = ["pere.receipt.batch", "pere.event.completed", "pere.device.connected"]
+    answer = await wire.request(there.port, "POST", "/webhooks", {"url": hook.url, "types": types})
+    assert answer.status == 201, answer
+    id = answer.json["id"]
+    while (await get(there, f"/webhooks/{id}"))["state"] != "active":
+        await asyncio.sleep(0.02)
+    assert (await get(here, f"/webhooks/{id}"))["state"] == "active"
+    await at(here, "c", device="d1")
+    await at(there, "c", device="d2")
+    ids = [await push((here, there)[number % 2]) for number in range(6)]
+    for event in ids:
+        for server, device in ((there, "d1"), (here, "d2")):
+            assert (await say(server, device, event)).status == 200
+    while len(completed(hook)) < 6 or len(hook.receipts()) < 12 \
+            or sum(len(said["data"]["devices"]) for said in hook.notices("pere.device.connected")) < 2:
+        await asyncio.sleep(0.02)
+    assert completed(hook) == sorted(ids)
+    assert hook.receipts() == [(event, device, "processed") for event in ids for device in ("d1", "d2")]
+    # Nothing was sent twice.
+    sent = [headers["webhook-id"] for headers, _ in hook.got]
+    assert len(sent) == len(set(sent))
+    assert (await wire.request(there.port, "DELETE", f"/webhooks/{id}")).status == 204
+    while here.webhooks.all():
+        await asyncio.sleep(0.02)
+
+
+async def test_what_a_node_that_died_had_to_tell_is_told_by_another(start, receiver, tmp_path):
+    with RedisServer(tmp_path) as redis:
+        hook = receiver()
+        flags = ("--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8")
+        with Served("--store", redis.url, *flags) as dying:
+            here = await start(open_store(Config(store=redis.url, **LOCAL)), **LOCAL)
+            assert not here.store.leads
+            answer = await wire.request(here.port, "POST", "/webhooks", {"url": hook.url, "types": ["pere.receipt.batch", "pere.event.completed"]})
+            while (await get(here, f"/webhooks/{answer.json['id']}"))["state"] != "active":
+                await asyncio.sleep(0.02)
+            feed = await wire.listen(here.port, "c", device="d")
+            ids = []
+            for number in range(8):
+                ids.append(await push(here))
+                if number == 4:
+                    dying.end(signal.SIGKILL)
+                assert (await say(here, "d", ids[-1])).status == 200
+            feed.close()
+        while len(completed(hook)) < 8 or len(hook.receipts()) < 8:
+            await asyncio.sleep(0.05)
+        assert completed(hook) == ids
+        assert hook.receipts() == [(id, "d", "processed") for id in ids]
+        await start.servers.pop().stop()

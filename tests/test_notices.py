@@ -17,7 +17,7 @@ from pere.event import parse_id
 from pere.notice import BATCH, BATCH_BYTES, COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED, Packed, notice
 from pere.receipt import PROCESSED
 
-STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+STORES = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,17 @@ from pere.webhooks import Webhooks
 PAGE, MAX_PAGE = 20, 100  # dead letters, of which each may have 20 KB
 
 
-class AllWebhooks(Handler):
+class Webhook(Handler):
+    """What all of these share: they see what other nodes have done."""
+
+    webhooks: Webhooks
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.webhooks.look()
+
+
+class AllWebhooks(Webhook):
     """`POST /webhooks` adds an endpoint, and is the only one that tells its secret; `GET` lists them all."""
 
     needs = ADMIN
@@ -30,7 +40,7 @@ class AllWebhooks(Handler):
         self.answer(self.webhooks.told(endpoint) | {"secret": secret}, 201)
 
 
-class OneWebhook(Handler):
+class OneWebhook(Webhook):
     """`GET`, `PATCH` and `DELETE /webhooks/{id}`."""
 
     needs = ADMIN
@@ -50,7 +60,7 @@ class OneWebhook(Handler):
         self.finish()
 
 
-class RotateWebhook(Handler):
+class RotateWebhook(Webhook):
     """`POST /webhooks/{id}/rotate`: a new secret; for a day the one before signs too."""
 
     needs = ADMIN
@@ -62,7 +72,7 @@ class RotateWebhook(Handler):
         self.answer(self.webhooks.told(endpoint) | {"secret": secret, "old_secret_until": timestamp(until)})
 
 
-class TestWebhook(Handler):
+class TestWebhook(Webhook):
     """`POST /webhooks/{id}/test`: send a `pere.webhook.verify` now, and tell what became of it."""
 
     needs = ADMIN
@@ -80,7 +90,7 @@ class TestWebhook(Handler):
         })
 
 
-class DeadLetters(Handler):
+class DeadLetters(Webhook):
     """`GET /webhooks/{id}/dead?since=&until=&after=&limit=`: what was given up, oldest first."""
 
     needs = ADMIN
@@ -94,7 +104,7 @@ class DeadLetters(Handler):
         self.answer({"dead": letters, "after": last})
 
 
-class ReplayWebhook(Handler):
+class ReplayWebhook(Webhook):
     """`POST /webhooks/{id}/replay`: queue again what was given up, `{"ids"?, "since"?, "until"?}`."""
 
     needs = ADMIN

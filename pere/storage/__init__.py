@@ -114,7 +114,8 @@ class Store(ABC):
     how many events and changes of states were in it. `dismiss` is told of a device that was removed on another node, and has feeds
     on this one; `forsake` when the store has lost what it knew, so that every feed must begin anew; `heed` of what a device has said on another node of how it goes, as `pass_on` there. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
-    a turn of the loop; None as long as nobody wants to know. `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
+    a turn of the loop; None as long as nobody wants to know. `leads` tells whether it is this node that sends webhooks (one does), `on_lead` is
+    told when that changes, and `on_document` of what another node has put away, or taken away (None). `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
     """
 
     ledger: Ledger
@@ -128,6 +129,9 @@ class Store(ABC):
     withdraw: Callable[[Event], None]
     dismiss: Callable[[Device], None]
     forsake: Callable[[], None]
+    leads: bool
+    on_lead: Callable[[bool], None]
+    on_document: Callable[[str, str, bytes | None], None]
     heed: Callable[[str, str, int, int, float], None]
     on_commit: Callable[[float, int], None]
     on_receipts: Callable[[str], None] | None

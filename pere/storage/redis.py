@@ -72,6 +72,7 @@ class RedisStore(Replica):
         super().__init__(config, clock, secrets.token_hex(6))
         self._loop = asyncio.get_running_loop()
         self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
+        self.leads = False  # who keeps, sends webhooks too
         self._log = SharedLog(url, self.node, self._take_entry)
         self._log.on_trouble = self._failed
         self._log.on_lost = self._lost
@@ -89,7 +90,6 @@ class RedisStore(Replica):
         self._waiters: list[asyncio.Future[None]] = []
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
-        self._is_keeper = False
         self._kept_number = 0
         self._kept_at = self._tried_at = 0.0
         self._cuts: list[tuple[float, int]] = []
@@ -100,6 +100,8 @@ class RedisStore(Replica):
     # Start
 
     async def begin(self) -> None:
+        # What is in the log behind what is kept was decided a moment before somebody died, and maybe nobody was told.
+        self.ledger.on_decision = lambda word, entry, moment: self.decided.append((word, entry.event, moment, entry.summary()))
         try:
             await self._read_all()
             self._log.listen()
@@ -110,6 +112,7 @@ class RedisStore(Replica):
         except ConfigError:
             await self._log.close()
             raise
+        self.ledger.on_decision = lambda word, entry, moment: None
         self._trouble = None
         self._beating = asyncio.ensure_future(self._beat())
         self._say(("hello", self.node))
@@ -471,7 +474,7 @@ class RedisStore(Replica):
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
         if self._trouble is not None:
             return
-        if self._is_keeper:
+        if self.leads:
             for event in self._schedule.due(now, MAX_DUE):
                 self._say(("expire", event.channel, event.id) if not event.expired else ("drop", event.channel, now))
         self._is_used = is_used
@@ -509,7 +512,7 @@ class RedisStore(Replica):
 
     def _forget(self, shelf: Shelf) -> None:
         if shelf.name in self._begun:
-            if self._is_keeper and not self._users.get(shelf.name):
+            if self.leads and not self._users.get(shelf.name):
                 self._say(("forget", shelf.name))
             self._round.append(shelf.name)
         elif shelf.audience.members:
@@ -524,7 +527,7 @@ class RedisStore(Replica):
                 continue
             try:
                 await self._beat_once()
-                if self._is_keeper:
+                if self.leads:
                     await self._keep_changes()
             except Lost as lost:
                 self._lost(str(lost))
@@ -537,10 +540,11 @@ class RedisStore(Replica):
         beat = await self._log.beat(self._lives)
         if self._log.is_listening:
             self._well()
-        if beat.is_keeper and not self._is_keeper:
+        if beat.is_keeper != self.leads:
             _, self._kept_number, _ = await self._kept()
-            log.info("this node is the keeper", extra={"facts": {"node": self.node}})
-        self._is_keeper = beat.is_keeper
+            self.leads = beat.is_keeper
+            log.info("this node is the keeper" if self.leads else "another node is the keeper", extra={"facts": {"node": self.node}})
+            self.on_lead(self.leads)
         self._changes.kept(beat.kept)
         for node in beat.gone if beat.is_keeper else ():
             self._say(("gone", node))
@@ -610,7 +614,7 @@ class RedisStore(Replica):
                     self._visit(shelf)
                 self._say(("gone", self.node))
                 await self.settle()
-                if self._is_keeper:
+                if self.leads:
                     await self._keep_changes(is_last=True)
             await self._log.forget(self.node)
         except Errors as error:

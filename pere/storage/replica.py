@@ -306,6 +306,8 @@ class Replica(MemoryStore):
         told, _ = asker or NOBODY
         MemoryStore.put_away(self, kind, name, document, told)
         self._note("documents", kind, name)
+        if asker is None:
+            self.on_document(kind, name, document)
 
     # What is true of one node
 
@@ -332,10 +334,10 @@ class Replica(MemoryStore):
         if node == self.node:
             return
         for name in there:
-            self.devices.add(name).elsewhere |= {node}
+            self.devices.is_elsewhere(self.devices.add(name), node, True)
         for name in away:
             if (device := self.devices.get(name)) is not None:
-                device.elsewhere -= {node}
+                self.devices.is_elsewhere(device, node, False)
 
     def _apply_use(self, asker: Asker | None, node: str, channel: str, is_used: bool) -> None:
         users = self._users.pop(channel, frozenset()) - {node} | ({node} if is_used else set())
@@ -367,9 +369,9 @@ class Replica(MemoryStore):
             for member in shelf.audience:
                 if node in member.elsewhere:
                     member.elsewhere -= {node}
-        for device in self.devices.known.values():
+        for device in tuple(self.devices.known.values()):
             if node in device.elsewhere:
-                device.elsewhere -= {node}
+                self.devices.is_elsewhere(device, node, False)
 
     def _apply_going(self, asker: Asker | None, device: str, channel: str, id: int, word: int, delay: float) -> None:
         """A device has said how it goes (`working`, `retry`), and its feeds may be anywhere."""
@@ -453,7 +455,7 @@ class Replica(MemoryStore):
 
     def _clear(self) -> None:
         """Back to nothing; what was counted, and who is told of what, stays."""
-        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "heed", "on_commit", "on_receipts", "events", "event_bytes")}
+        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "heed", "leads", "on_lead", "on_document", "on_commit", "on_receipts", "events", "event_bytes")}
         ledger, on_presence = self.ledger, self.devices.on_presence
         Replica.__init__(self, self._config, self._system, self.node)
         for name, value in stays.items():

@@ -47,6 +47,9 @@ class WorkingSet(Store):
         self.withdraw = lambda event: None
         self.dismiss = lambda device: None
         self.forsake = lambda: None
+        self.leads = True
+        self.on_lead = lambda is_leading: None
+        self.on_document = lambda kind, name, document: None
         self.heed = lambda device, channel, id, word, delay: None
         self.on_commit = lambda seconds, size: None
         self.on_receipts = None
