@@ -77,10 +77,8 @@ class Push:
         ask.answer(201, orjson.dumps(told), b"Preference-Applied: wait=%d\r\n" % seconds)
 
     def many(self, ask: Ask) -> None:
-        batch = Batch(ask)
+        batch = Batch(ask, self._config.max_batch)
         items = batch.items
-        if len(items) > self._config.max_batch:
-            raise TooLarge("large_batch", f"a batch has at most {self._config.max_batch} events, not {len(items)}")
         ask.charge(PUSHES, len(items) - 1)
         publisher = device_of(ask, NO_QUERY)
         results: list[Any] = [None] * len(items)
@@ -191,9 +189,10 @@ def _key(ask: Ask) -> str:
 
 
 class Batch:
-    """A JSON array, or NDJSON, in which a line that is no JSON spoils only itself: there, the item is the refusal."""
+    """A JSON array, or NDJSON, in which a line that is no JSON spoils only itself: there, the item is the refusal. Raises TooLarge where
+    there are more than `most`."""
 
-    def __init__(self, ask: Ask):
+    def __init__(self, ask: Ask, most: int):
         body = ask.body.strip()
         kind = media_type(ask)
         if kind not in UNSAID and kind not in ("application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"):
@@ -201,7 +200,11 @@ class Batch:
         self._body = body
         self._lines = None if body.startswith(b"[") else [line for line in body.splitlines() if line.strip()]
         self._exact: list[Any] | None = None
-        self.items: list[Any] = loads(body, "the body") if self._lines is None else [_line(line) for line in self._lines]
+        items = loads(body, "the body") if self._lines is None else self._lines
+        if len(items) > most:
+            # Before each line is read: two million of them would take half a second.
+            raise TooLarge("large_batch", f"a batch has at most {most} events, not {len(items)}")
+        self.items: list[Any] = items if self._lines is None else [_line(line) for line in self._lines]
 
     def data(self, place: int) -> bytes:
         """The payload of an item, with each number as it was written."""
