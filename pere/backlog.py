@@ -90,7 +90,7 @@ class Backlog:
 
     def seek(self, id: int) -> int:
         """The ordinal of the newest event that is not above this id; `first - 1` where all that are kept are above. O(log n)."""
-        return self.first - 1 + bisect_right(self._events, id, lo=self._head, key=_id) - self._head  # type: ignore[type-var]
+        return self.first - 1 + bisect_right(self._events, id, lo=self._head, key=_id) - self._head
 
     def find(self, id: int) -> Event | None:
         event = self.at(self.seek(id))

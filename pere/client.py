@@ -7,7 +7,7 @@ ConnectionError.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
@@ -98,7 +98,8 @@ class Client:
 
     async def webhooks(self) -> list[dict[str, Any]]:
         """The endpoints that notices are sent to."""
-        return (await self._ask("GET", "/webhooks")).get("webhooks", [])
+        webhooks: list[dict[str, Any]] = (await self._ask("GET", "/webhooks")).get("webhooks", [])
+        return webhooks
 
     async def add_webhook(self, url: str, *, types: Iterable[str] = (), channels: Iterable[str] = (), content_type: str | None = None) -> dict[str, Any]:
         """A new endpoint; in what is returned is its `secret`, which is told once and never again."""
@@ -133,7 +134,7 @@ class Client:
         """Send again what was given up, all of it, or these, or what had been made in this time; how many notices that are."""
         said = {"ids": list(ids), "since": since, "until": until}
         answer = await self._ask("POST", f"/webhooks/{_part(id)}/replay", body=orjson.dumps({name: value for name, value in said.items() if value}))
-        return answer.get("replayed", 0)
+        return int(answer.get("replayed", 0))
 
     async def remove_webhook(self, id: str) -> None:
         await self._ask("DELETE", f"/webhooks/{_part(id)}")
@@ -157,7 +158,7 @@ class Client:
                 await asyncio.sleep(backoff.next(error))
 
     async def listen(self, *channels: str, format: str | None = None, from_: str | None = None, last_event_id: str = "",
-                     ack_wait: float | None = None, window: int | None = None, on_lost: Callable[[Exception, float], object] = lambda error, wait: None) -> AsyncIterator[Message]:
+                     ack_wait: float | None = None, window: int | None = None, on_lost: Callable[[Exception, float], object] = lambda error, wait: None) -> AsyncGenerator[Message, None]:
         """The events of these channels or patterns, for as long as the server lets us.
 
         A feed that is lost is opened again and goes on where it was, so an event without a receipt may come twice. Control
@@ -228,7 +229,8 @@ class Client:
         if response.status_code == 204:
             return {}
         try:
-            return orjson.loads(response.content)
+            told: dict[str, Any] = orjson.loads(response.content)
+            return told
         except orjson.JSONDecodeError:
             raise _refusal(response) from None
 

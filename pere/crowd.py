@@ -61,7 +61,7 @@ class Crowd:
             transport, taken = connection.transport, 0
             if transport.is_closing():
                 continue  # this client has gone meanwhile, the others have not
-            data = ready.get(answer) or door.whole(200, answer)  # type: ignore[arg-type]
+            data = ready.get(answer) or door.whole(200, answer)
             if not transport.get_write_buffer_size():
                 try:
                     taken = write(connection.fd, data)

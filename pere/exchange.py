@@ -125,7 +125,8 @@ class Exchange(HTTPConnection):
                 raise HTTPOutputError("more was written than Content-Length announced")
         if self._has_body and chunk and not self._transport.is_closing():
             self._transport.write(chunked(chunk) if self._chunking else bytes(chunk))
-        return self._connection.drained()
+        drained: asyncio.Future[None] = self._connection.drained()
+        return drained
 
     def finish(self) -> None:
         if self._left:

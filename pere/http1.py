@@ -433,11 +433,11 @@ class Connection(asyncio.Protocol):
             self._body += piece
 
     def on_message_complete(self) -> None:
-        ask = self._ask
+        ask: Ask = self._ask  # type: ignore[assignment]
         self._ask = None
         self._in_body = False
         if self._body:
-            ask.body = bytes(self._body)  # type: ignore[union-attr]
+            ask.body = bytes(self._body)
             self._body = b""
             if self._growing:
                 self._door.held -= self._growing
@@ -445,9 +445,9 @@ class Connection(asyncio.Protocol):
         if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
         if self.busy is None:
-            self._begin(ask)  # type: ignore[arg-type]
+            self._begin(ask)
         else:
-            self._enqueue(ask)  # type: ignore[arg-type]
+            self._enqueue(ask)
 
     # Answers, in the order of the requests (RFC 9112, 9.3.2)
 

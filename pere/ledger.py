@@ -324,12 +324,12 @@ class Ledger:
                 if closed:
                     closings += 1
                     entry.owed -= 1
-                if not latencies[slot]:
+                if not latencies[slot]:  # type: ignore[index]  # there are some where there are devices
                     # The publisher's clock starts when the event is accepted, the round trip's when it was sent to this device,
                     # which was when it was accepted or, for one that was away, when the device came back.
                     if at is not last:
                         last, last_took = at, bucket(at - accepted)
-                    took = latencies[slot] = last_took
+                    took = latencies[slot] = last_took  # type: ignore[index]  # there are some where there are devices
                     histogram[took] = histogram.get(took, 0) + 1
                     if member is not None and accepted < member.since <= at:
                         took = bucket(at - member.since)

@@ -78,7 +78,7 @@ class Packed(NamedTuple):
     """A notice that was never tried, as it is kept: the same for all whom it is for."""
 
     id: str
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls here
     document: bytes
 
     @classmethod

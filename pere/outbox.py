@@ -94,7 +94,8 @@ class Outbox:
     def put(self, notices: Sequence[Packed], then: Done, cursor: int | None = None) -> None:
         """Keep notices, with a new `cursor` if there is one, and queue them when that is done; or all this has not happened, and `then` is
         told why."""
-        now, names = self._store.clock(), []
+        now = self._store.clock()
+        names: list[str] = []
         count = sum(each.count for each in notices)
         self.waiting += count
 

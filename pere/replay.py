@@ -104,7 +104,7 @@ class Replay:
             lost = shelf.first - 1 - place.ordinal
             place.ordinal = shelf.first - 1
             return self._gap(place, lost)
-        event = shelf.at(place.ordinal + 1)
+        event: Event | None = shelf.at(place.ordinal + 1)
         assert event is not None, "what is kept has no holes"
         place.ordinal = event.ordinal
         if event.expires <= now or not _is_for(event, feed):

@@ -185,7 +185,7 @@ def _head(target: Target, headers: Mapping[str, str], body: bytes) -> tuple[Requ
     return RequestStartLine("POST", target.path, "HTTP/1.1"), head
 
 
-def _reason(error: Exception, is_connected: bool) -> tuple[str, str]:
+def _reason(error: BaseException, is_connected: bool) -> tuple[str, str]:
     """What a failed connection is called, and a sentence for it."""
     if isinstance(error, StreamClosedError) and error.real_error is not None:
         error = error.real_error

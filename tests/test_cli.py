@@ -317,3 +317,9 @@ def test_the_bar_is_as_long_as_it_should_be_whatever_it_shows(counts):
     (0.0012, "1.2 ms"), (0.85, "850 ms"), (1, "1 s"), (90, "90 s"), (120, "2 min"), (7200, "2 h"), (864_000, "10 d")])
 def test_a_latency_is_shown_in_the_unit_that_people_would_use(seconds, shown):
     assert duration(seconds) == shown
+
+
+def test_what_is_piped_in_and_is_no_text_is_a_wrong_command_line():
+    told = subprocess.run([*PERE, "push", "c", "-"], input=b"\xff", env=ENVIRONMENT, capture_output=True, timeout=25, check=False)
+    assert told.returncode == 2
+    assert b"UTF-8" in told.stderr and b"Traceback" not in told.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 from datetime import UTC, datetime
 from itertools import count as endless
 from typing import Any
@@ -48,7 +49,10 @@ def command(channel: str, data: str | None, every: float | None, count: int | No
     if key is not None and times != 1:
         raise click.UsageError("--key publishes once whatever is pushed with it, so it goes with neither --every nor --count")
     if data == "-":
-        data = click.get_text_stream("stdin", encoding="utf-8").read()
+        try:
+            data = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            raise click.UsageError("what came on standard input is not UTF-8") from None
 
     async def push() -> bool:
         is_satisfied = True

@@ -32,7 +32,7 @@ def with_settings(command: click.Command) -> click.Command:
 @with_settings
 @click.command
 @click.pass_context
-def command(ctx: click.Context, **given: Any) -> None:
+def command(ctx: click.Context, /, **given: Any) -> None:
     """Run the server until a signal ends it (SIGINT or SIGTERM: it says goodbye to its feeds first).
 
     A flag wins over its PERE_* variable, and that over the default. Durations are seconds, sizes are bytes.

@@ -17,8 +17,9 @@ from rich.table import Table
 from pere.errors import BadRequest, ConfigError
 from pere.event import parse_id
 from pere.names import channel_name, is_pattern, pattern
-from pere.storage.archive import INTERRUPTED, Archive, Malformed
+from pere.storage.archive import INTERRUPTED, Archive
 from pere.storage.archive import compact as compacted
+from pere.storage.packing import Malformed
 
 MOST_FAULTS = 100  # that are printed of one kind; the rest is counted
 STEP = 1_000  # rows between two looks at the bar

@@ -233,6 +233,6 @@ class Elsewhere(Handler):
 
     needs = ANYBODY
 
-    def initialize(self, methods: str, **parts: Any) -> None:
+    def initialize(self, methods: str, **parts: Any) -> None:  # type: ignore[override]  # Tornado hands all by name
         super().initialize(**parts)
         self.methods = methods

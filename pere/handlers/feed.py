@@ -133,7 +133,7 @@ class FeedHead(Handler):
     store: Store
     config: Config
 
-    def head(self, channel: str | None = None) -> None:
+    def head(self, channel: str | None = None) -> None:  # type: ignore[override]  # what its address holds
         if channel is not None:
             channel_name(channel)
         for line in HEADERS.decode().splitlines():

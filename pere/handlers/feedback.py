@@ -171,7 +171,7 @@ class Feedback:
                     apart.append((place, refusal))
 
             def told(answers: list[tuple[int, int] | Refusal]) -> None:
-                bodies = [ANSWERED[answer] if answer.__class__ is tuple else self._refused(device, answer)  # type: ignore[index, arg-type]
+                bodies = [ANSWERED[answer] if answer.__class__ is tuple else self._refused(device, answer)  # type: ignore[arg-type]
                           for answer, (device, *_) in zip(answers, receipts, strict=True)]
                 for place, answer in apart:
                     bodies.insert(place, answer)
@@ -326,7 +326,7 @@ class Feedback:
 
         def then(answers: list[tuple[int, int] | Refusal]) -> None:
             results = [
-                f'{{"event_id":"{text}"{RESULTS[answer]}' if answer.__class__ is tuple else _spoilt(text, answer)  # type: ignore[index, arg-type]
+                f'{{"event_id":"{text}"{RESULTS[answer]}' if answer.__class__ is tuple else _spoilt(text, answer)  # type: ignore[arg-type]
                 for text, answer in zip(texts, answers, strict=True)
             ]
             # How it goes counts after what was said beside it.

@@ -4,6 +4,7 @@ The hub broadcasts only what a store delivers, and a publisher or a device is an
 the callbacks: `then` is called once, when the matter is as safe as this store makes it, which may be at once.
 """
 
+import builtins
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -166,7 +167,7 @@ class Store(ABC):
         for an event (of this channel, if one is given) and a device that are not known together, Gone for an event that is no longer kept.
         This is called once for each turn of the loop in which there were receipts. It raises nothing."""
 
-    def record(self, channel: str | None, device: str, id: int, state: int, status: bytes | None, then: Callable[[int, int], None],
+    def record(self, channel: str | None, device: str, id: int, state: int, status: builtins.bytes | None, then: Callable[[int, int], None],
                refused: Callable[[Refusal], None], at: float | None = None) -> None:
         """Enter one receipt; `refused` is told why it could not be kept."""
         def told(answers: list[tuple[int, int] | Refusal]) -> None:
@@ -294,11 +295,11 @@ class Store(ABC):
         """A device has said of an event that it is WORKING, or wants it again (RETRY) in so many seconds: tell the nodes on which its feeds are."""
 
     @abstractmethod
-    def documents(self, kind: str) -> dict[str, bytes]:
+    def documents(self, kind: str) -> dict[str, builtins.bytes]:
         """What was put away under this kind, by name. What is on its way to be kept does not show yet. Raises Unavailable."""
 
     @abstractmethod
-    def document(self, kind: str, name: str) -> bytes | None:
+    def document(self, kind: str, name: str) -> builtins.bytes | None:
         """One of these; None if there is none. Raises Unavailable."""
 
     @abstractmethod
@@ -306,7 +307,7 @@ class Store(ABC):
         """The names of these, in order. Raises Unavailable."""
 
     @abstractmethod
-    def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
+    def put_away(self, kind: str, name: str, document: builtins.bytes | None, then: Callable[[Refusal | None], None]) -> None:
         """Keep a small document that is not an event, in place of the one of that name; None takes it away. `then` is told when that is
         safe, or why it cannot be. Two that are put away one after the other are kept in that order; in one turn of the loop, together or not at all."""
 

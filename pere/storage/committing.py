@@ -105,7 +105,7 @@ class Commit:
         self.members: dict[Member, DiskShelf] = {}
         self.fresh: dict[str, list[Assured]] = {}
         self.left: list[tuple[Any, ...]] = []
-        self.wishes: list[tuple[str, tuple[str, ...]]] = []
+        self.wishes: list[tuple[str, tuple[Any, ...]]] = []
         self.is_pruning = False
 
 
@@ -113,6 +113,8 @@ class Committing(Reading):
     """A file that is read and written, by the `_journal` that the store gives it."""
 
     _journal: Journal
+    _number: int  # of the newest record
+    _kept: int  # events in the file
 
     def __init__(self, config: Config, clock: Callable[[], float], path: str):
         super().__init__(config, clock, path)
@@ -121,7 +123,7 @@ class Committing(Reading):
         self._changes: dict[str, list[Change]] = {}  # by channel, each to become a row
         self._ended: set[Entry] = set()  # of which the server itself ended something: now, and in the commit before
         self._ended_before: set[Entry] = set()
-        self._wishes: list[tuple[str, tuple[str, ...]]] = []
+        self._wishes: list[tuple[str, tuple[Any, ...]]] = []
         self._documents: list[tuple[str, str, bytes | None, Assured]] = []
         self._moved: dict[Member, DiskShelf] = {}
         self._fresh: dict[str, list[Assured]] = {}  # devices with new registrations, and who waits for these
@@ -366,7 +368,7 @@ class Committing(Reading):
             self._kept += 1
             self._oldest = self._oldest or event.id
             self.deliver(event)
-            if is_amended:
+            if entry is not None and is_amended:
                 # What the publisher is told of the audience is to be on the disk too.
                 self._wishes.append(("update entries set need = ? where event = ?", (entry.need, event.id)))
                 if draft.key:
@@ -475,8 +477,8 @@ class Committing(Reading):
         self._wishes = commit.wishes + self._wishes
         for _, _, draft, _, _, then in commit.events:
             self._refuse(draft, then, refusal)
-        for _, _, refused in commit.recalls:
-            refused(refusal)
+        for _, _, refuse in commit.recalls:
+            refuse(refusal)
         for *_, assured in commit.documents:
             assured(refusal)
         kept: list[Change] = []

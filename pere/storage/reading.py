@@ -455,6 +455,7 @@ class Reading(WorkingSet):
         if settled + 1 >= shelf.backlog.first or oldest is None:
             return [], True
         found: list[int] = []
+        states: bytes | bytearray
         member = shelf.audience.members.get(device)
         after, until = max(self.id_at(shelf, settled), shelf.gone_id), min(last, oldest.id - 1)
         for _ in range(0, MAX_LOOKED, BLOCK):

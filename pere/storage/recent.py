@@ -24,6 +24,7 @@ class Log(deque[Row]):
     """The changes of one channel, oldest first; `gone` is the newest number that may have been here and is not any more."""
 
     __slots__ = ("gone",)
+    gone: int
 
 
 class Recent:

@@ -519,7 +519,7 @@ def _meant(state: str | None, level: int) -> bytes:
     return bytes(byte & STATE == wanted for byte in range(256))
 
 
-def _marked(column: bytes) -> Iterator[int]:
+def _marked(column: bytes | bytearray) -> Iterator[int]:
     """Where there is a 1."""
     slot = column.find(1)
     while slot >= 0:
