@@ -17,6 +17,7 @@ from pere.errors import ConfigError
 KIB, MIB = 1024, 1024 * 1024
 DAY = 86_400
 
+ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@,:*\[\]A-Z]+)(:[0-9]{1,5})?")
 UNIX_MODE = re.compile("0?[0-7]{3}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -71,7 +72,7 @@ class Config:
     max_feed_channels: int = setting(100, "channels and patterns on one feed", low=1, high=1000)
     max_connections_per_peer: int = setting(0, "open connections of one address (of IPv6: one /64), feeds included; with 0 none may have more than are left for all others, which is half of them for one that takes all it can", low=0)
     max_feeds_per_peer: int = setting(0, "the same for feeds", low=0)
-    cors_origins: str = setting("", "origins that browsers may call from, separated by commas; `*` is any; empty is none")
+    cors_origins: str = setting("", "origins whose pages may call from a browser, separated by commas; with a cookie too, which `*`, any page, may not; empty is none")
 
     # events
     ttl: int = setting(DAY, "how long an event is still sent, where its push does not say", low=0)
@@ -151,6 +152,10 @@ class Config:
             raise ConfigError(f"--unix-mode is three octal digits such as 660, not {self.unix_mode!r}")
         if self.insecure and self.has_keys:
             raise ConfigError("--insecure means without keys, and there are some: leave out one or the other")
+        for origin in sorted(self.origins - {"*"}):
+            # `null` is what every page out of a file or a sandbox calls itself, so to name it is to name strangers.
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"--cors-origins are as browsers send them, such as https://app.example or http://localhost:3000 (no path, no slash at the end, no capitals), or `*`, not {origin!r}")
         # Who reaches a Unix socket is on this machine, and its mode decides who may.
         exposed = [f"{flag(name)} {host}" for name, host, is_open in (("host", self.host, self.tcp), ("admin_host", self.admin_host, self.admin_port >= 0))
                    if is_open and not is_loopback(host)]

@@ -16,6 +16,7 @@ from tornado.web import Application
 
 from pere.auth import NOBODY, NOTHING, OPEN, Grant
 from pere.config import Config
+from pere.cors import Cors
 from pere.crowd import Crowds
 from pere.errors import Refusal
 from pere.gate import Gate
@@ -60,7 +61,7 @@ class Door:
     grant and calls the other function, now or later, or refuses it.
     """
 
-    def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Callable[[bytes], bytes],
+    def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Cors,
                  wheel: Wheel, gate: Gate, guard: "Callable[[Ask, Callable[[Ask], None]], None] | None" = None):
         self.app = app
         self.config = config
@@ -96,8 +97,8 @@ class Door:
         """The first lines of a JSON answer. RFC 9110, 6.6.1: who has a clock sends a Date; it is made once a second."""
         head = self._heads.get(status)
         if head is None:
-            head = self._heads[status] = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nDate: %b\r\n" % (
-                status, responses.get(status, "Unknown").encode(), formatdate(time(), usegmt=True).encode())
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nDate: %b\r\n%b" % (
+                status, responses.get(status, "Unknown").encode(), formatdate(time(), usegmt=True).encode(), self.cors.vary)
         return head
 
     def whole(self, status: int, body: bytes) -> bytes:

@@ -21,6 +21,7 @@ from tornado.web import Application, RequestHandler
 import pere
 from pere.auth import FEED, PUSH, Verifier
 from pere.config import KIB, Config, is_loopback, networks, words
+from pere.cors import Cors
 from pere.door import Door, Route
 from pere.errors import ConfigError
 from pere.feed import UNKEPT
@@ -28,7 +29,7 @@ from pere.followers import Followers
 from pere.gate import Gate
 from pere.guard import Guard
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
-from pere.handlers.base import Cors, Elsewhere, NotThere, channel_of
+from pere.handlers.base import Elsewhere, NotThere, channel_of
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback

@@ -24,7 +24,8 @@ from pere.config import Config
 from pere.door import Ask, Door, Route
 from pere.errors import Conflict, NotFound, Refusal, Unavailable
 from pere.gate import Gate
-from pere.handlers.base import Cors, Handler, NotThere
+from pere.cors import Cors
+from pere.handlers.base import Handler, NotThere
 from pere.http1 import Connection
 from pere.shape import Again
 from pere.wheel import Wheel

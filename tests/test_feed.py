@@ -20,7 +20,8 @@ async def test_a_feed_begins_with_its_headers_then_retry_then_hello(start, conne
     await feed.send(wire.said("GET", "/feed/news"))
     head = await feed.head()
     assert (head.status, head.headers) == (200, {
-        "content-type": "text/event-stream", "cache-control": "no-cache, no-transform", "x-accel-buffering": "no", "transfer-encoding": "chunked"})
+        "content-type": "text/event-stream", "cache-control": "no-cache, no-transform", "x-accel-buffering": "no", "x-content-type-options": "nosniff",
+        "transfer-encoding": "chunked"})
     assert await feed.until(b"\r\n") == b"d"
     assert await feed.exactly(15) == b"retry: 1500\n\n\r\n"
     size = int(await feed.until(b"\r\n"), 16)

@@ -14,6 +14,7 @@ import orjson
 from tornado.web import HTTPError, RequestHandler
 
 from pere.auth import ANYBODY, FEED, NOBODY, NOTHING, PUSH, Grant
+from pere.cors import Cors
 from pere.door import Ask
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
@@ -109,27 +110,12 @@ def media_type(ask: Ask) -> str:
     return ask.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
 
 
-class Cors:
-    """Which origins a browser may call from (Fetch, 3.3), as header lines."""
-
-    def __init__(self, origins: frozenset[str]):
-        self._any = "*" in origins
-        self._origins = {origin.encode() for origin in origins}
-
-    def __call__(self, origin: bytes) -> bytes:
-        if self._any:
-            return b"Access-Control-Allow-Origin: *\r\n"
-        # Only an origin that is on the list is repeated, so nothing foreign gets into the header.
-        if origin in self._origins:
-            return b"Access-Control-Allow-Origin: " + origin + b"\r\nVary: Origin\r\n"
-        return b"Vary: Origin\r\n" if self._origins else b""
-
-
 class Handler(RequestHandler):
     """A RequestHandler that answers in JSON, errors included, to who has what it `needs` (see `auth.py`): on the channel that stands
     first in its path, where it asks for PUSH or FEED."""
 
     methods = "GET, HEAD, OPTIONS"
+    policy = "default-src 'none'; frame-ancestors 'none'"  # what JSON needs of a browser
     needs = NOBODY
     grant: Grant = NOTHING
 
@@ -140,11 +126,23 @@ class Handler(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
+        # What a page of a stranger might take an answer for: a script, a page that it frames. Hot answers are of a POST, which no
+        # page can include, or they carry the first of these themselves (feeds).
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", self.policy)
+        self.set_header("Referrer-Policy", "no-referrer")
         cors: Cors = self.settings["cors"]
-        for line in cors(self.request.headers.get("Origin", "").encode()).decode().split("\r\n") if "Origin" in self.request.headers else ():
+        self._add(cors.vary)
+        if "Origin" in self.request.headers:
+            self._add(cors(self._origin()))
+
+    def _origin(self) -> bytes:
+        return self.request.headers["Origin"].encode("latin-1")
+
+    def _add(self, lines: bytes) -> None:
+        for line in lines.decode().splitlines():
             name, _, value = line.partition(": ")
-            if name:
-                self.set_header(name, value)
+            self.set_header(name, value)
 
     def prepare(self) -> None:
         # A preflight has no token (Fetch, 4.8), and says only what this address takes.
@@ -175,11 +173,10 @@ class Handler(RequestHandler):
     def options(self, *_: str) -> None:
         """RFC 9110, 9.3.7; and the answer to a CORS preflight (Fetch, 3.3.2)."""
         self.set_header("Allow", self.methods)
-        if "Access-Control-Request-Method" in self.request.headers:
-            self.set_header("Access-Control-Allow-Methods", self.methods)
-            self.set_header("Access-Control-Allow-Headers",
-                            "Authorization, Content-Type, Device, Last-Event-ID, Idempotency-Key, Prefer, last_event_id")
-            self.set_header("Access-Control-Max-Age", "86400")
+        if "Access-Control-Request-Method" in self.request.headers and "Origin" in self.request.headers:
+            cors: Cors = self.settings["cors"]
+            is_inward = self.request.headers.get("Access-Control-Request-Private-Network") == "true"
+            self._add(cors.preflight(self._origin(), self.methods, is_inward))
         self.set_status(204)
         self.finish()
 
@@ -217,6 +214,18 @@ class Handler(RequestHandler):
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         super().send_error(error.status if isinstance(error, Refusal) else status_code, **kwargs)
+
+
+class Page(Handler):
+    """A page of HTML, of which everything comes from here and nothing stands in the page itself: no script, no style, no frame around it."""
+
+    policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; base-uri 'none'; "
+              "form-action 'none'; frame-ancestors 'none'")
+
+    def show(self, page: bytes) -> None:
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.finish(page)
 
 
 class NotThere(Handler):

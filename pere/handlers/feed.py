@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pere import sse
 from pere.auth import FEED
 from pere.config import Config
+from pere.cors import Cors
 from pere.door import Ask
 from pere.errors import BadRequest, Refusal
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
 from pere.gate import Gate
-from pere.handlers.base import NO_QUERY, Cors, Handler, Query, channel_of, device_of, number, seconds, text
+from pere.handlers.base import NO_QUERY, Handler, Query, channel_of, device_of, number, seconds, text
 from pere.hub import Hub
 from pere.names import channel_name, is_pattern, pattern, shown
 from pere.storage import Store
@@ -18,7 +19,7 @@ from pere.storage import Store
 REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itself is told to stop
 MAX_ACK_WAIT = 3600.0  # seconds
 MAX_WINDOW = 10_000  # events
-HEADERS = (b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n")
+HEADERS = (b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n")
 
 
 class Opening:
@@ -31,7 +32,7 @@ class Opening:
 
     def greet(self, ask: Ask) -> tuple[bytes, int]:
         """The head and `retry:`; and UNCHUNKED if that is how frames are to be written."""
-        cors = self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b""
+        cors = self._cors.vary + (self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b"")
         if ask.version == "1.0":
             return b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry), UNCHUNKED
         return b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, self._retry_chunk), 0

@@ -3,11 +3,12 @@
 import re
 
 from pere.config import Config
+from pere.cors import Cors
 from pere.door import Ask
 from pere.errors import BadRequest
 from pere.followers import Followers
 from pere.gate import Gate
-from pere.handlers.base import NO_QUERY, Cors, Query, channel_of
+from pere.handlers.base import NO_QUERY, Query, channel_of
 from pere.handlers.feed import Opening, cursor_of, start_of
 from pere.names import shown
 
