@@ -20,6 +20,7 @@ from pere.names import device_name, is_pattern
 from pere.sse import Decoder, Message
 
 HELLO = "pere.hello"
+UNIX = "unix:"
 
 # Two heartbeats of the default length may go astray; where the third is missing too, nobody is there.
 SILENCE = 3 * 20.0
@@ -34,7 +35,8 @@ PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class Client:
-    """One device's or publisher's connections to the server at `url`; to be used as `async with Client(url) as client`.
+    """One device's or publisher's connections to the server at `url`; to be used as `async with Client(url) as client`. By a Unix socket
+    it is `unix:` and the path. Who may sign the certificate of a server that speaks TLS is in the file that SSL_CERT_FILE names, if it does.
 
     `device` is who we are: it publishes, listens and gives receipts under this name. `timeout` is how many seconds a
     request may wait for the network, `silence` how many a feed may say nothing before it counts as lost. Raises ValueError
@@ -43,15 +45,17 @@ class Client:
 
     def __init__(self, url: str, *, device: str | None = None, timeout: float = 10.0, silence: float = SILENCE):
         try:
-            parsed = httpx.URL(url)
+            parsed = httpx.URL("http://localhost" if url.startswith(UNIX) else url)
         except httpx.InvalidURL as error:
             raise ValueError(f"a server's URL is like http://127.0.0.1:4567, not {url!r} ({error})") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"a server's URL is like http://127.0.0.1:4567, not {url!r}")
         self.url = url.rstrip("/")
+        path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
+        self._base = "http://localhost" if path is not None else self.url
         self.device = device
         headers = {"Device": device_name(device)} if device is not None else {}
-        self._http = httpx.AsyncClient(headers=headers, timeout=timeout)
+        self._http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport(uds=path) if path is not None else None)
         self._timeout = timeout
         self._feed_timeout = httpx.Timeout(timeout, read=silence)
 
@@ -210,7 +214,7 @@ class Client:
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
         with self._reaching():
-            async with self._http.stream("GET", self.url + path, params=_given(query), headers=_encoded(headers),
+            async with self._http.stream("GET", self._base + path, params=_given(query), headers=_encoded(headers),
                                          timeout=self._feed_timeout) as response:
                 is_feed = response.is_success and response.headers.get("Content-Type", "").startswith("text/event-stream")
                 if not is_feed and response.status_code != 204:
@@ -221,7 +225,7 @@ class Client:
     async def _ask(self, method: str, path: str, query: dict[str, Any] | None = None, body: bytes | None = None,
                    headers: dict[str, str] | None = None, patience: float = 0) -> dict[str, Any]:
         with self._reaching():
-            response = await self._http.request(method, self.url + path, params=_given(query or {}), content=body,
+            response = await self._http.request(method, self._base + path, params=_given(query or {}), content=body,
                                                 headers=_encoded(headers or {}),
                                                 timeout=httpx.Timeout(self._timeout, read=self._timeout + patience))
         if not response.is_success:

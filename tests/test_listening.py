@@ -12,6 +12,7 @@ import wire
 from cryptography.hazmat.primitives import serialization as form
 from processes import Process, pere
 
+from pere.client import Client
 from pere.config import Config
 from pere.errors import ConfigError
 from pere.server import Server
@@ -331,3 +332,37 @@ async def test_where_one_address_cannot_be_had_none_is_listened_on(start, tmp_pa
 def test_listeners_that_cannot_be_are_refused_by_their_flags(config, wrong):
     with pytest.raises(ConfigError, match=wrong):
         Config(**config)
+
+
+# Visitors
+
+
+async def test_our_own_client_comes_by_tls_and_by_a_unix_socket(secured, authority, tmp_path, monkeypatch):
+    path = str(tmp_path / "s")
+    server = await secured(unix=path)
+    monkeypatch.setenv("SSL_CERT_FILE", authority.path)
+    for url in (server.url, f"unix:{path}"):
+        async with Client(url, device="d") as client:
+            id = (await client.push("c", {"by": url}, to=["d"]))["id"]
+            async for message in client.listen("c"):
+                if message.id == id:
+                    break
+            assert (await client.feedback("c", id))["state"] == "processed"
+    monkeypatch.delenv("SSL_CERT_FILE")
+    async with Client(server.url) as stranger:
+        with pytest.raises(ConnectionError, match="certificate"):
+            await stranger.push("c", 1)
+    async with Client(f"unix:{tmp_path}/none") as lost:
+        with pytest.raises(ConnectionError, match=f"unix:{tmp_path}/none cannot be reached"):
+            await lost.push("c", 1)
+
+
+async def test_the_command_line_comes_by_tls_and_by_a_unix_socket(authority, tmp_path):
+    cert, key = authority.sign("command")
+    path = str(tmp_path / "s")
+    with Process("serve", "--port", "0", "--store", "memory:", "--tls-cert", cert, "--tls-key", key, "--unix", path) as served:
+        url = served.until(r"https://127\.0\.0\.1:\d+")[0]
+        for given in ({"PERE_URL": url, "SSL_CERT_FILE": authority.path}, {"PERE_URL": f"unix:{path}"}):
+            done = pere("push", "c", "1", **given)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert "certificate" in pere("push", "c", "1", PERE_URL=url).stderr

@@ -14,7 +14,7 @@ from pere.errors import Refusal
 Visited = TypeVar("Visited")
 
 url_option = click.option("--url", default="http://127.0.0.1:4567", envvar="PERE_URL", show_envvar=True, show_default=True,
-                          help="the server's address")
+                          help="the server's address; unix:PATH for a Unix socket")
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON value per line, for programs")
 
 
