@@ -7,6 +7,7 @@ ConnectionError.
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -21,6 +22,7 @@ from pere.sse import Decoder, Message
 
 HELLO = "pere.hello"
 UNIX = "unix:"
+TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 # Two heartbeats of the default length may go astray; where the third is missing too, nobody is there.
 SILENCE = 3 * 20.0
@@ -38,12 +40,13 @@ class Client:
     """One device's or publisher's connections to the server at `url`; to be used as `async with Client(url) as client`. By a Unix socket
     it is `unix:` and the path. Who may sign the certificate of a server that speaks TLS is in the file that SSL_CERT_FILE names, if it does.
 
-    `device` is who we are: it publishes, listens and gives receipts under this name. `timeout` is how many seconds a
+    `device` is who we are: it publishes, listens and gives receipts under this name. `token` is what the server lets us in by, or what
+    gives one, which is asked for each request: so a device can come back with a new one when the old has expired. `timeout` is how many seconds a
     request may wait for the network, `silence` how many a feed may say nothing before it counts as lost. Raises ValueError
-    if `url` is none. All methods raise Refusal where the server says no, and ConnectionError where it says nothing.
+    if `url` is none, or a token cannot be one. All methods raise Refusal where the server says no, and ConnectionError where it says nothing.
     """
 
-    def __init__(self, url: str, *, device: str | None = None, timeout: float = 10.0, silence: float = SILENCE):
+    def __init__(self, url: str, *, device: str | None = None, token: str | Callable[[], str] | None = None, timeout: float = 10.0, silence: float = SILENCE):
         try:
             parsed = httpx.URL("http://localhost" if url.startswith(UNIX) else url)
         except httpx.InvalidURL as error:
@@ -55,7 +58,11 @@ class Client:
         self._base = "http://localhost" if path is not None else self.url
         self.device = device
         headers = {"Device": device_name(device)} if device is not None else {}
-        self._http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport(uds=path) if path is not None else None)
+        if isinstance(token, str):
+            _check_token(token)
+        self._token = token
+        self._http = httpx.AsyncClient(headers=headers, auth=self._authorize if token is not None else None, timeout=timeout,
+                                       transport=httpx.AsyncHTTPTransport(uds=path) if path is not None else None)
         self._timeout = timeout
         self._feed_timeout = httpx.Timeout(timeout, read=silence)
 
@@ -64,6 +71,11 @@ class Client:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._http.aclose()
+
+    def _authorize(self, request: httpx.Request) -> httpx.Request:
+        token = self._token() if callable(self._token) else self._token
+        request.headers["Authorization"] = f"Bearer {_check_token(token or '')}"
+        return request
 
     async def push(self, channel: str, data: Any, *, type: str | None = None, to: Iterable[str] = (), ttl: int | None = None,
                    receipt: str | None = None, need: str | int | None = None, key: str | None = None, wait: int | None = None,
@@ -250,6 +262,13 @@ class Client:
         except httpx.RequestError as error:
             what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
             raise ConnectionError(f"{self.url} {what}: {str(error) or type(error).__name__}") from None
+
+
+def _check_token(token: str) -> str:
+    """The token itself; raises ValueError if it cannot stand in a header. It is not shown."""
+    if not TOKEN.fullmatch(token):
+        raise ValueError("a token is letters, digits and - . _ ~ + / = without spaces (RFC 6750, 2.1)")
+    return token
 
 
 class _Backoff:

@@ -156,13 +156,17 @@ class Config:
             # `null` is what every page out of a file or a sandbox calls itself, so to name it is to name strangers.
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"--cors-origins are as browsers send them, such as https://app.example or http://localhost:3000 (no path, no slash at the end, no capitals), or `*`, not {origin!r}")
-        # Who reaches a Unix socket is on this machine, and its mode decides who may.
-        exposed = [f"{flag(name)} {host}" for name, host, is_open in (("host", self.host, self.tcp), ("admin_host", self.admin_host, self.admin_port >= 0))
-                   if is_open and not is_loopback(host)]
-        if not self.insecure and not self.has_keys and exposed:
+        if not self.insecure and not self.has_keys and self.exposed:
             raise ConfigError(
-                f"{' and '.join(exposed)} can be reached from other machines, and no keys are set: anybody there could push, read and "
+                f"{self.exposed} can be reached from other machines, and no keys are set: anybody there could push, read and "
                 "administer. Set --jwt-secret, --jwt-public-key or --jwt-jwks, keep to 127.0.0.1, or accept it with --insecure")
+
+    @property
+    def exposed(self) -> str:
+        """The addresses that other machines can reach, as flags; "" if there are none. Who reaches a Unix socket is on this machine, and
+        its mode decides who may."""
+        return " and ".join(f"{flag(name)} {host}" for name, host, is_open in (("host", self.host, self.tcp), ("admin_host", self.admin_host, self.admin_port >= 0))
+                            if is_open and not is_loopback(host))
 
     @property
     def proxies(self) -> tuple[tuple[Network, ...], bool]:
@@ -177,7 +181,7 @@ class Config:
     @property
     def is_open_to_this_machine(self) -> bool:
         """Whether everybody on this machine may do everything, and nobody else can reach it."""
-        return not self.has_keys and self.tcp and is_loopback(self.host)
+        return not self.has_keys and not self.exposed
 
     @property
     def has_keys(self) -> bool:

@@ -17,6 +17,7 @@ from pere.auth import ANYBODY, OPEN, Grant, NoToken, UnknownKey, Verifier
 from pere.config import Config, words
 from pere.door import Ask
 from pere.errors import BadRequest, Forbidden, Refusal
+from pere.peers import UNIX
 
 BEARER = re.compile(rb"bearer +([^ ]+)", re.IGNORECASE)  # RFC 9110, 11.1: the scheme may be written as one likes
 QUERY = re.compile(rb"(?:^|&)access_token=([^&]*)")
@@ -44,7 +45,8 @@ class Guard:
         if self._verifier is not None:
             self._ask_for_token(ask, then, self._verifier)
             return
-        if not self._is_ours(ask.headers.get(b"host", b"")):
+        # No page comes by a Unix socket.
+        if not self._is_ours(ask.headers.get(b"host", b"")) and ask.connection.address != UNIX:
             raise Forbidden("foreign_host", "without keys this server answers to localhost, to addresses and to --host-names, and to no other Host")
         # An anonymous feed changes nothing; whoever names a device has it registered, and sent what it owes.
         if ask.method not in SAFE or ask.route.hot is not None and (ask.query or b"device" in ask.headers):

@@ -19,7 +19,7 @@ import httptools
 from tornado.iostream import StreamClosedError
 from tornado.web import Application
 
-from pere.auth import ANYBODY
+from pere.auth import ANYBODY, NOTHING
 from pere.config import Config
 from pere.crowd import AGAIN, Crowd
 from pere.door import Ask, Door, Route
@@ -143,6 +143,8 @@ class Connection(asyncio.Protocol):
         """Recognise the next request, if this one was alone and whole in what arrived: then the parser is between two requests."""
         model, self._model = self._model, None
         assert model is not None and model.route.again is not None
+        if model.grant is NOTHING:
+            return  # it was not let in, so neither is one that is like it
         end = data.find(HEAD_END)
         if end + len(HEAD_END) + len(model.body) != len(data) or self._closing or self._lessons == MAX_LESSONS:
             return

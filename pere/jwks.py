@@ -67,9 +67,12 @@ class Jwks:
     async def _fetch(self) -> None:
         self.fetches += 1
         try:
-            response = await self._client.fetch(
+            answer = asyncio.ensure_future(self._client.fetch(
                 self._url, connect_timeout=PATIENCE, request_timeout=PATIENCE, follow_redirects=False, decompress_response=False,
-                user_agent=f"pere/{__version__}", headers={"Accept": "application/jwk-set+json, application/json"})
+                user_agent=f"pere/{__version__}", headers={"Accept": "application/jwk-set+json, application/json"}))
+            # Tornado's client cannot be cancelled: it would log what its answer has come to then.
+            answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+            response = await asyncio.shield(answer)
             self._take(of_jwks(orjson.loads(response.body)))
             self._has_keys, self._is_away = True, False
         except Exception as error:  # whatever is wrong over there is no reason to end here

@@ -20,7 +20,7 @@ from tornado.web import Application, RequestHandler
 
 import pere
 from pere.auth import FEED, PUSH, Verifier
-from pere.config import KIB, Config, is_loopback, networks, words
+from pere.config import KIB, Config, networks, words
 from pere.cors import Cors
 from pere.door import Door, Route
 from pere.errors import ConfigError
@@ -314,8 +314,8 @@ async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
     except BaseException:
         await store.close()
         raise
-    if config.insecure and not is_loopback(config.host):
-        log.warning("there are no keys: whoever reaches this address may push, read every channel, answer for every device and administer (--insecure)")
+    if not config.has_keys and config.exposed:
+        log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
     ended = asyncio.Event()
 
     def end() -> None:

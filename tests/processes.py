@@ -24,9 +24,11 @@ def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.Compl
 class Process:
     """A command that runs beside the test, and is killed at the end of the `with` if it has not ended by then."""
 
+    command = PERE
+
     def __init__(self, *arguments: str, **variables: str):
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        self._popen = subprocess.Popen([*PERE, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
+        self._popen = subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
                                        stdout=self._out, stderr=self._err)
 
     def __enter__(self) -> Self:

@@ -95,6 +95,25 @@ def test_any_other_address_is_refused_unless_insecure_says_so(host):
     assert Config(host=host, insecure=True).host == host
 
 
+SECRET = "thirty-two bytes of a test secret"
+
+
+@pytest.mark.parametrize("keys", [{"jwt_secret": SECRET}, {"jwt_public_key": "key.pem"}, {"jwt_jwks": "https://login.example/jwks"}])
+def test_with_keys_it_may_be_reached_from_anywhere(keys):
+    config = Config(host="0.0.0.0", **keys)
+    assert (config.has_keys, config.exposed, config.is_open_to_this_machine) == (True, "--host 0.0.0.0", False)
+    assert not Config(**keys).is_open_to_this_machine
+
+
+def test_insecure_is_without_keys_and_so_not_with_any():
+    with pytest.raises(ConfigError, match="--insecure means without keys"):
+        Config(insecure=True, jwt_secret=SECRET)
+
+
+def test_a_secret_is_not_shown():
+    assert SECRET not in repr(Config(jwt_secret=SECRET))
+
+
 # Where it comes from
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",
     "recall": "Take an event back.",
+    "token": "Mint tokens, and explain them.",  # nosec B105: a verb
     "webhooks": "Endpoints that notices go to; and a receiver that verifies and prints them.",
     "store": "Look after the file of a store: stats, check, export, compact.",
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -13,16 +13,29 @@ from pere.errors import Refusal
 
 Visited = TypeVar("Visited")
 
-url_option = click.option("--url", default="http://127.0.0.1:4567", envvar="PERE_URL", show_envvar=True, show_default=True,
-                          help="the server's address; unix:PATH for a Unix socket")
+KEPT = "pere.token"
+
+
+def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the server is, and by which token it knows us; `client` finds that by itself."""
+    command = click.option("--token", envvar="PERE_TOKEN", show_envvar=True, metavar="TOKEN", expose_value=False, callback=_keep_token,
+                           help="what the server lets us in by; rather a variable than a flag, which every user of the machine can read")(command)
+    return click.option("--url", default="http://127.0.0.1:4567", envvar="PERE_URL", show_envvar=True, show_default=True,
+                        help="the server's address; unix:PATH for a Unix socket")(command)
+
+
+def _keep_token(ctx: click.Context, param: click.Parameter, token: str | None) -> None:
+    ctx.meta[KEPT] = token.strip() if token else None
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON value per line, for programs")
 
 
 def client(url: str, device: str | None = None) -> Client:
     try:
-        return Client(url, device=device)
+        return Client(url, device=device, token=click.get_current_context().meta[KEPT])
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--url") from None
+        raise click.UsageError(str(error)) from None
 
 
 def run(visit: Coroutine[Any, Any, Visited]) -> Visited | None:
