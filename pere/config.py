@@ -121,7 +121,7 @@ class Config:
     peer_connects: str = setting("1000/30000", "connections accepted and feeds opened of one address (of IPv6: one /64), as RATE/BURST: so many a second and so many at once; 0 is no limit. Ten thousand devices behind one address that all come back at once take 30000: two connections each, and a feed")
     peer_pushes: str = setting("1000/10000", "events pushed by one address, as RATE/BURST")
     peer_receipts: str = setting("20000/100000", "receipts given by one address, as RATE/BURST; the rate is about a fifth of what one processor takes")
-    peer_requests: str = setting("500/5000", "all other requests of one address, as RATE/BURST; they cost the most each")
+    peer_requests: str = setting("200/5000", "all other requests of one address, as RATE/BURST; they cost the most each")
 
     # watching
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))

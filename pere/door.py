@@ -21,6 +21,7 @@ from pere.crowd import Crowds
 from pere.errors import Refusal
 from pere.gate import Gate
 from pere.limits import REQUESTS, Account
+from pere.line import AT_ONCE, Line
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
@@ -36,7 +37,7 @@ class Route:
     `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`), and `knows` what
     tells whether the token in one of them is good for it, where tokens vary. `name` is what metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "has_channel", "hot", "kind", "knows", "max_body", "name", "needs", "tally", "varying")
+    __slots__ = ("again", "has_channel", "hot", "kind", "knows", "max_body", "name", "needs", "tally", "varying", "weight")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
                  again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY,
@@ -50,6 +51,7 @@ class Route:
         self.again = again
         self.varying = varying
         self.kind = kind
+        self.weight = 1 if hot is not None else AT_ONCE // 2  # of what one client is served in one turn
         self.tally: dict[int, int] = {}  # hot answers by status
 
 
@@ -79,6 +81,7 @@ class Door:
         self.shapes = Shapes()
         self.crowds = Crowds(self)
         self.loop = asyncio.get_running_loop()
+        self.line = Line(self.loop.time, self.loop.call_soon)
         self.hosts: set[bytes] = set()  # what stood in Host of late, and may
         self._heads: dict[int, bytes] = {}
         self.ready: dict[bytes, bytes] = {}

@@ -26,6 +26,7 @@ from pere.door import Ask, Door, Route
 from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unavailable, Unsupported, internal
 from pere.exchange import Exchange
 from pere.limits import Account
+from pere.line import SLICE
 from pere.peers import of_socket
 from pere.shape import HEAD_END, Shape
 
@@ -53,9 +54,9 @@ MARKED = UNUSUAL | {b"origin"}
 class Connection(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
-    __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_fields", "_going_on", "_growing", "_in_body", "_in_head", "_known",
-                 "_lessons", "_model", "_parser", "_partial", "_queued", "_received", "_route", "_shape", "_stuck", "_took_at",
-                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "app", "busy", "fd", "pending", "since", "transport")
+    __slots__ = ("_admits", "_ask", "_body", "_closing", "_crowd", "_door", "_ended", "_fields", "_growing", "_in_body", "_in_head", "_in_line",
+                 "_known", "_lessons", "_model", "_parser", "_partial", "_queued", "_received", "_rest", "_route", "_shape", "_stuck", "_took_at",
+                 "_unsent", "_url", "_waiters", "_wire", "account", "address", "app", "busy", "fd", "pending", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
         self._door = door
@@ -74,9 +75,13 @@ class Connection(asyncio.Protocol):
         self._closing = False  # nothing that comes from now on is read
         self.since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
         self._wire = 0  # bytes of a body in chunks, with all that stands around them
-        self._going_on = False
+        self._in_line = False
+        self._ended = False  # the client says no more, and is still owed answers
+        self.served = 0  # in the newest turn
+        self.turn = 0.0
+        self._rest = b""  # what is not parsed before its turn comes
         self._growing = 0  # bytes of a body that is not whole yet
-        self._queued = 0  # and of those in `pending`; both count in `Door.held`
+        self._queued = 0  # and of those in `pending`; all three count in `Door.held`
         self._stuck = False  # the client does not read, so nothing more is written, and nothing more is read
         self._unsent = 0  # bytes that waited for it when we last looked
         self._took_at = 0.0  # when it last took some of them
@@ -124,6 +129,23 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._shape = None
+        if self._in_line or len(data) > SLICE:
+            self._put_by(data)
+        else:
+            self._parse(data)
+
+    def _put_by(self, data: bytes) -> None:
+        """It is parsed when its turn comes, and nothing more is read until then."""
+        door = self._door
+        door.held += len(data)
+        self._rest += data
+        self.transport.pause_reading()
+        if door.held > door.config.max_held_bytes:
+            self._turn_away(_busy())
+        else:
+            self.go_on()
+
+    def _parse(self, data: bytes) -> None:
         self._received = len(data)
         try:
             self._parser.feed_data(data)
@@ -146,7 +168,7 @@ class Connection(asyncio.Protocol):
         if model.grant is NOTHING:
             return  # it was not let in, so neither is one that is like it
         end = data.find(HEAD_END)
-        if end + len(HEAD_END) + len(model.body) != len(data) or self._closing or self._lessons == MAX_LESSONS:
+        if end + len(HEAD_END) + len(model.body) != len(data) or self._closing or self._in_line or self._lessons == MAX_LESSONS:
             return
         # It may have begun in an earlier piece, or behind the end of another body.
         line = b"%b %b HTTP/1.1\r\n" % (model.method, b"?".join(filter(None, (model.path, model.query))))
@@ -212,7 +234,7 @@ class Connection(asyncio.Protocol):
         door.held += len(self._body) - self._growing
         self._growing = len(self._body)
         if door.held > door.config.max_held_bytes:
-            self._turn_away(Unavailable("busy", "bodies that are still arriving take all the room there is for them; come back later", retry_after=1))
+            self._turn_away(_busy())
             return
         if b"transfer-encoding" not in ask.headers:
             return
@@ -223,9 +245,9 @@ class Connection(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Nothing is held here any more."""
-        self._door.held -= self._growing + self._queued
+        self._door.held -= self._growing + self._queued + len(self._rest)
         self._growing = self._queued = 0
-        self._body, self.pending = b"", None
+        self._body, self._rest, self.pending = b"", b"", None
 
     def _fail(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -243,16 +265,19 @@ class Connection(asyncio.Protocol):
         """Answer what cannot be read, after all that came before it, and read no more: where the next request begins is unknown."""
         self._closing = True
         self._in_head = False
-        self._door.held -= self._growing
-        self._growing, self._body = 0, b""
+        self._door.held -= self._growing + len(self._rest)
+        self._growing, self._body, self._rest = 0, b"", b""
         ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
         self._ask = None
         ask.keep_alive = False
         ask.refusal = refusal
         self._enqueue(ask)
 
-    def eof_received(self) -> None:
-        """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes."""
+    def eof_received(self) -> bool:
+        """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes. Only what
+        waits in line is answered before; but TLS knows no half of an end."""
+        self._ended = self._in_line and self.transport.get_extra_info("sslcontext") is None
+        return self._ended
 
     def connection_lost(self, error: Exception | None) -> None:
         self._door.connections.discard(self)
@@ -278,14 +303,18 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._stuck = False
         self._unsent = 0
-        if self.transport is not None and not self._is_full():
-            self.transport.resume_reading()
+        self._read_on()
         self._wake(None)
 
     def _is_full(self) -> bool:
         """Whether so much waits for its turn that the network is to hold the rest."""
         config = self._door.config
-        return self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes)
+        return bool(self._rest) or (self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes))
+
+    def _read_on(self) -> None:
+        """Read more, unless something is in the way: answers that are not read, or what waits."""
+        if self.transport is not None and not self._stuck and not self._is_full():
+            self.transport.resume_reading()
 
     def _wake(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, None
@@ -446,17 +475,24 @@ class Connection(asyncio.Protocol):
                 self._growing = 0
         if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
-        if self.busy is None:
+        whose = ask.account if ask.account is not None else self
+        if self.busy is None and not self.pending and not self._door.line.is_over(whose, ask.route.weight):
             self._begin(ask)
         else:
-            self._enqueue(ask)
+            self._model = None  # the next may not overtake it
+            self._append(ask)
+            self.go_on()
 
     # Answers, in the order of the requests (RFC 9112, 9.3.2)
 
     def _enqueue(self, ask: Ask) -> None:
-        if self.busy is None:
+        """Answer it after all that came before it."""
+        if self.busy is None and not self.pending:
             self._begin(ask)
-            return
+        else:
+            self._append(ask)
+
+    def _append(self, ask: Ask) -> None:
         if self.pending is None:
             self.pending = deque()
         self.pending.append(ask)
@@ -478,6 +514,7 @@ class Connection(asyncio.Protocol):
         if self.busy is not ask:
             return  # the client went away while its key was being fetched
         if ask.route.hot is None:
+            self._door.line.is_enough = True
             self.busy = exchange = Exchange(self, ask)
             exchange.start()
         elif ask.refusal is not None:
@@ -537,32 +574,41 @@ class Connection(asyncio.Protocol):
             # RFC 9112, 9.6: closing now would reset the connection under what the client is still sending, and it might never read
             # this answer. It closes when it has, or `check` does.
             self._closing = True
-            if self._is_full() and not self._stuck:
-                self.transport.resume_reading()
             self._let_go()
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-            else:
+            self._read_on()
+            if not self.transport.can_write_eof():
                 self.transport.close()  # TLS has no half of a connection; it goes on reading until the client has closed too
+                return
+            if ask.refusal is not None and ask.refusal.status == 429:
+                self.transport.pause_reading()  # who was sent away for asking too much is not listened to either
+            self.transport.write_eof()
             return
-        if self.pending:
-            self.go_on()
+        self.go_on()
 
     def go_on(self) -> None:
-        if self._going_on:
-            return  # an answer that was given at once: the loop below takes the next, else each would be called by the one before
-        self._going_on = True
-        while self.pending and self.busy is None and not self._closing_now():
-            was_full, ask = self._is_full(), self.pending.popleft()
-            self._queued -= len(ask.body)
-            self._door.held -= len(ask.body)
-            if was_full and not self._is_full() and not self._stuck:
-                self.transport.resume_reading()
-            self._begin(ask)
-        self._going_on = False
+        """With what waits behind the request that was answered, when its turn comes."""
+        if (self.pending or self._rest) and self.busy is None and not self._in_line:
+            self._in_line = True
+            self._door.line.join(self.account if self.account is not None else self, self)
 
-    def _closing_now(self) -> bool:
-        return self.transport is None or self.transport.is_closing()
+    def step(self) -> bool:
+        """Its turn has come: one request is begun, or some bytes are parsed. Returns whether there is more to do at once."""
+        if self.transport is not None and not self.transport.is_closing() and self.busy is None:
+            if self.pending:
+                ask = self.pending.popleft()
+                self._queued -= len(ask.body)
+                self._door.held -= len(ask.body)
+                self._begin(ask)
+            elif self._rest:
+                piece, self._rest = self._rest[:SLICE], self._rest[SLICE:]
+                self._door.held -= len(piece)
+                self._parse(piece)
+        self._in_line = bool(self.pending or self._rest) and self.busy is None and self.transport is not None and not self.transport.is_closing()
+        if self._ended and not self._in_line and self.transport is not None:
+            self.transport.close()
+        elif not self._closing:
+            self._read_on()
+        return self._in_line
 
     def detach(self) -> Any:
         transport = self.transport
@@ -570,7 +616,7 @@ class Connection(asyncio.Protocol):
         if self.account is not None:
             self.account.connections -= 1  # what it becomes is counted there
             self.account = None
-        if self._stuck or self._is_full():
+        if self._stuck or self.pending or self._in_line:
             transport.resume_reading()
         self._closing = True
         self._let_go()
@@ -589,7 +635,7 @@ class Connection(asyncio.Protocol):
         self._unsent = unsent
         if unsent and now - self._took_at > config.stuck_after:
             self.transport.abort()
-        elif self.busy is not None:
+        elif self.busy is not None or self._in_line:
             pass
         elif self._closing:
             if waited > LINGER and not unsent:
@@ -606,7 +652,7 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         if self.busy is AGAIN:
             self.busy = LAST_AGAIN
-        if self.busy is None and not self._in_head and not self._in_body:
+        if self.busy is None and not self._in_head and not self._in_body and not self._in_line:
             self._closing = True
             self.transport.close()
 
@@ -638,6 +684,10 @@ def _long_line(config: Config) -> Refusal:
 
 def _long_head(config: Config) -> Refusal:
     return Refusal("long_headers", f"the headers of a request have at most {config.max_header_bytes} bytes together", status=431)
+
+
+def _busy() -> Refusal:
+    return Unavailable("busy", "what is still arriving, or waits, takes all the room there is for it; come back later", retry_after=1)
 
 
 def _large_body(route: Route) -> TooLarge:

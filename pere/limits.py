@@ -60,14 +60,17 @@ class Rate:
 
 
 class Account:
-    """What one client has used: `full` is when each of its buckets is full again, `connections` and `feeds` what it holds."""
+    """What one client has used: `full` is when each of its buckets is full again, `connections` and `feeds` what it holds, and `served` what
+    it was given in the newest `turn` of the loop."""
 
-    __slots__ = ("connections", "feeds", "full")
+    __slots__ = ("connections", "feeds", "full", "served", "turn")
 
     def __init__(self) -> None:
         self.full = [0.0] * len(WORDS)
         self.connections = 0
         self.feeds = 0
+        self.served = 0
+        self.turn = 0.0
 
     def is_idle(self, now: float) -> bool:
         """Whether a new account would say the same."""

@@ -210,6 +210,7 @@ async def test_an_answer_is_given_once():
         await house.stage.until("/later/a")
         house.stage.asks[0].answer(200, b'"a"')
         house.stage.asks[0].answer(200, b'"again"')
+        await house.stage.until("/later/a", "/later/b")
         house.stage.asks[1].answer(200, b'"b"')
         assert [(await caller.answer()).json for _ in "ab"] == ["a", "b"]
 

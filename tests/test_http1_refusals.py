@@ -359,7 +359,7 @@ async def test_what_waits_and_will_never_be_answered_is_let_go(how):
         line = "GET /detaches/hot" if how == "somebody takes the connection" else "POST /hot"
         await caller.say(request("POST /later/a"), request(line) + request("POST /hot", b"b" * 5000) * 3)
         await eventually(lambda: house.stage.asks)
-        assert house.door.held == 15_000
+        assert 15_000 <= house.door.held < 15_400, "the bodies, and what was not parsed yet"
         if how == "the client goes":
             caller.reset()
         elif how == "the server ends":

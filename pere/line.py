@@ -1,0 +1,61 @@
+"""Those who ask for more than their turn.
+
+The loop serves what comes on its sockets turn by turn. Who asks for little is served in the turn in which he asks. Who asks for much waits in
+line: a client by its many connections, or a connection by its many requests or its many bytes at once. The line is served for a
+millisecond in each turn, one client after the other (RFC 970: a gateway that is fair to whoever sends little needs a queue for each
+sender). So nobody waits for much longer than that because of what somebody else wants, and where nobody else wants anything,
+those in line have all there is.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+SHARE = 0.001  # seconds of each turn in which those in line are served
+AT_ONCE = 16  # what one client is served outside of the line, in one turn
+SLICE = 4096  # bytes that are parsed in one step: a few hundred microseconds, if they are many small requests
+
+
+class Line:
+    """Connections that wait, by whose they are. A connection is in it once, and says of itself whether it is. `time` is the loop's, which
+    stands still as long as a turn lasts."""
+
+    def __init__(self, time: Callable[[], float], call_soon: Callable[..., object]):
+        self.is_enough = False  # for this turn: what was begun is worked on later, nobody knows for how long
+        self._waiting: OrderedDict[Any, deque[Any]] = OrderedDict()
+        self._time = time
+        self._call_soon = call_soon
+
+    def is_over(self, client: Any, weight: int) -> bool:
+        """Whether a client has had its turn, when so much more of it is to be served."""
+        now = self._time()
+        if client.turn != now:
+            client.turn, client.served = now, 0
+        client.served += weight
+        return client.served > AT_ONCE
+
+    def join(self, client: Any, connection: Any) -> None:
+        if not self._waiting:
+            self._call_soon(self._serve)
+        queue = self._waiting.get(client)
+        if queue is None:
+            queue = self._waiting[client] = deque()
+        queue.append(connection)
+
+    def _serve(self) -> None:
+        waiting, end, self.is_enough = self._waiting, perf_counter() + SHARE, False
+        while waiting:
+            client = next(iter(waiting))
+            queue = waiting[client]
+            connection = queue.popleft()
+            if connection.step():
+                queue.append(connection)
+            if queue:
+                waiting.move_to_end(client)
+            else:
+                del waiting[client]
+            if self.is_enough or perf_counter() > end:
+                break
+        if waiting:
+            self._call_soon(self._serve)
