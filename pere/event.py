@@ -112,11 +112,14 @@ class Draft:
 RAW, ENVELOPE, UNCHUNKED, SECURE = 0, 1, 2, 4
 
 
+NAMED_BYTES = 1_000  # what a device takes that an event names: its place in the ledger, and on the shelf as long as it was never seen there
+
+
 class Event:
     """An accepted event. `ordinal` counts the events of its channel from 1, so that what is lost between two can be said exactly."""
 
     __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher", "callback",
-                 "expired", "recalled", "size", "_form", "_frame")
+                 "expired", "recalled", "size", "weight", "_form", "_frame")
 
     def __init__(self, draft: Draft, id: int, ordinal: int, now: float):
         self.id = id
@@ -135,8 +138,13 @@ class Event:
         self.recalled = False
         # What it weighs in a backlog: the payload, one frame of it, and about what Python needs around them.
         self.size = 2 * len(draft.data) + 640
+        self.weight = self.size  # and with it those who are to answer, as far as that is known
         self._form = -1
         self._frame = b""
+
+    def weigh(self, owing: int) -> None:
+        """It has a place in the ledger, for so many devices."""
+        self.weight = self.size + 2 * owing + NAMED_BYTES * len(self.to or ())
 
     def frame(self, form: int) -> bytes:
         """The bytes for a feed of this form. Only the form asked for last is kept: a broadcast asks for one form at a time."""

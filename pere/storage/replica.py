@@ -441,10 +441,13 @@ class Replica(MemoryStore):
             self._keys[channel, key] = at, accepted
 
     def _restore_event(self, shelf: Shelf, event: Event, columns: bytes | None) -> None:
+        owing = 0
         if columns is not None:
             entry = keeping.unpack_entry(event, shelf, columns)
             self.ledger.restore(entry)
             self.ledger.outstanding += entry.owed
+            owing = len(entry.states)
+        event.weigh(owing)
         self._keep(shelf, event)
         if event.expired:
             self._schedule.remove(event, event.expires)

@@ -97,6 +97,7 @@ class WorkingSet(Store):
         entry = self.ledger.open(event, shelf.audience, need)
         audience = entry.size if entry is not None else len(draft.to) or len(shelf.audience)
         shelf.touched = event.time
+        event.weigh(len(entry.states) if entry is not None else 0)
         self._keep(shelf, event)
         for device in draft.to:
             if device not in shelf.audience.members:
@@ -113,7 +114,7 @@ class WorkingSet(Store):
 
     def _keep(self, shelf: Shelf, event: Event) -> None:
         shelf.backlog.append(event)
-        self.bytes += event.size
+        self.bytes += event.weight
         self._pushed[shelf.name] = shelf
         self._pushed.move_to_end(shelf.name)
         while shelf.backlog.is_over():
@@ -127,7 +128,7 @@ class WorkingSet(Store):
     def _evict(self, shelf: Shelf) -> Event:
         """Out of memory with the oldest event of a channel."""
         event = shelf.backlog.evict()
-        self.bytes -= event.size
+        self.bytes -= event.weight
         if shelf.waiting and event.to is not None:
             shelf.let_go(event.to)
         if not len(shelf.backlog):

@@ -695,6 +695,30 @@ async def test_what_waited_and_has_made_way_waits_no_more(open_desk):
     assert desk.store.register("c", "d1").position == 3
 
 
+# What it all weighs
+
+
+async def test_events_for_many_named_devices_weigh_what_they_take_and_make_way_for_others(open_desk):
+    desk = await open_desk(backlog_total_bytes=5_000_000)
+    for n in range(12):
+        await desk.push(f"c{n % 3}", to=tuple(f"d{n}-{k}" for k in range(1000)))
+        assert desk.store.bytes <= 5_000_000
+    assert 3_000_000 < desk.store.bytes
+    kept = [event for name in ("c0", "c1", "c2") for event in desk.store.shelf(name).backlog]
+    assert desk.store.bytes == sum(event.weight for event in kept)
+    assert len(kept) == 4
+
+
+async def test_an_audience_weighs_in_over_all_channels_and_costs_none_of_them_its_events(open_desk):
+    desk = await open_desk(backlog_total_bytes=10_000_000, backlog_bytes=100_000, max_event_bytes=10_000)
+    for n in range(5_000):
+        desk.store.register("c", f"d{n}")
+    for _ in range(100):
+        await desk.push("c")
+    assert len(desk.store.shelf("c").backlog) == 100
+    assert 100 * 2 * 5_000 < desk.store.bytes < 100 * (2 * 5_000 + 700)
+
+
 # Devices come and go
 
 

@@ -33,7 +33,7 @@ async def test_an_expired_event_can_be_asked_for_a_while_and_is_gone_then(open_d
     assert desk.kept() == [longer]
     with pytest.raises(Gone):
         desk.store.find("c", id)
-    assert desk.store.bytes == desk.store.find("c", longer).size
+    assert desk.store.bytes == desk.store.find("c", longer).weight
 
 
 async def test_an_event_without_receipts_expires_too(open_desk):
