@@ -122,6 +122,10 @@ class Config:
     peer_pushes: str = setting("1000/10000", "events pushed by one address, as RATE/BURST")
     peer_receipts: str = setting("20000/100000", "receipts given by one address, as RATE/BURST; the rate is about a fifth of what one processor takes")
     peer_requests: str = setting("200/5000", "all other requests of one address, as RATE/BURST; they cost the most each")
+    subject_connects: str = setting("10/1000", "feeds opened with the tokens of one subject, as RATE/BURST: a subject is one device or one publisher, whatever addresses it has")
+    subject_pushes: str = setting("1000/10000", "events pushed by one subject, as RATE/BURST")
+    subject_receipts: str = setting("1000/10000", "receipts given by one subject, as RATE/BURST")
+    subject_requests: str = setting("200/5000", "all other requests of one subject, as RATE/BURST")
 
     # watching
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))

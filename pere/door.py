@@ -172,8 +172,8 @@ class Ask:
 
     def charge(self, kind: int, count: int) -> None:
         """It turned out to be so many more than one of a kind. Raises TooMany."""
-        if self.account is not None and count > 0:
-            self.connection.charge(self.account, kind, count)
+        if count > 0:
+            self.connection.charge(self, kind, count)
 
     def on_gone(self, then: Callable[[], None]) -> None:
         """Call `then` if the client goes away before it is answered; it may have gone already."""

@@ -17,17 +17,17 @@ SOON = 5  # seconds after which to try again where nobody can know when there wi
 SPARE = 64  # open files that are no connections
 
 # Whose limit it was: that of one client, or that of the whole server.
-CLIENT, ALL = "client", "all"
+CLIENT, SUBJECT, ALL = "client", "subject", "all"
 
 
 class Gate:
     """`time` is the wheel's. `feeds` tells how many are open; `limited` counts what was refused."""
 
     def __init__(self, config: Config, time: Callable[[], float]):
-        self.rates = [_rate(config, f"peer_{word}") for word in WORDS]
-        self.accounts = Accounts(self.rates)
+        self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
+        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS])
         self.feeds: Callable[[], int] = lambda: 0
-        self.limited = dict.fromkeys([*((word, CLIENT) for word in WORDS), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
+        self.limited = dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
         self._time = time
         self._most = most_connections(config)
         self._config = config
@@ -36,6 +36,7 @@ class Gate:
 
     def due(self, now: float) -> float:
         self.accounts.clear(now, SWEEP)
+        self.subjects.clear(now, SWEEP)
         return 1.0
 
     def account(self, address: str, is_socket: bool = False) -> Account | None:
@@ -56,7 +57,7 @@ class Gate:
             return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
         wait = self.accounts.take(account, CONNECTS, self._time())
         if wait:
-            return self._too_many(CONNECTS, wait)
+            return self._too_many(CONNECTS, wait, self.accounts, CLIENT)
         account.connections += 1
         return None
 
@@ -64,7 +65,18 @@ class Gate:
         """Somebody asks for so many of a kind. Raises TooMany."""
         wait = self.accounts.take(account, kind, self._time(), count)
         if wait:
-            raise self._too_many(kind, wait)
+            raise self._too_many(kind, wait, self.accounts, CLIENT)
+
+    def charge_subject(self, subject: str, kind: int, count: int = 1) -> None:
+        """The same for whoever a token says that it is, wherever it comes from."""
+        now = self._time()
+        wait = self.subjects.take(self.subjects.of(subject, now), kind, now, count)
+        if wait:
+            raise self._too_many(kind, wait, self.subjects, SUBJECT)
+
+    def admits_subject(self, subject: str, kind: int) -> bool:
+        now = self._time()
+        return not self.subjects.take(self.subjects.of(subject, now), kind, now)
 
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one; who is not let in goes the usual way, and hears there why."""
@@ -78,12 +90,12 @@ class Gate:
         if account is not None and not has_room(account.feeds, feeds, config.max_feeds, config.max_feeds_per_peer):
             raise self._full("feeds", CLIENT, f"one client may not have more than the {account.feeds} feeds that this one has")
 
-    def _too_many(self, kind: int, wait: float) -> TooMany:
-        word, rate = WORDS[kind], self.rates[kind]
+    def _too_many(self, kind: int, wait: float, accounts: Accounts, whose: str) -> TooMany:
+        word, rate = WORDS[kind], accounts.rates[kind]
         assert rate is not None
-        self.limited[word, CLIENT] += 1
+        self.limited[word, whose] += 1
         # To the next whole second, after which there is room.
-        return TooMany(f"too_many_{word}", f"one client may have {1 / rate.interval:g} {word} a second, {rate.burst} at once, and this one has had them", retry_after=int(wait) + 1)
+        return TooMany(f"too_many_{word}", f"one {whose} may have {1 / rate.interval:g} {word} a second, {rate.burst} at once, and this one has had them", retry_after=int(wait) + 1)
 
     def _full(self, limit: str, whose: str, message: str) -> Refusal:
         self.limited[limit, whose] += 1

@@ -192,13 +192,22 @@ class Connection(asyncio.Protocol):
 
     def _admitting(self, model: Ask, shape: Shape) -> Callable[[re.Match[bytes]], bool] | None:
         """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
-        payer, kind, admits = model.account, model.route.kind, self._door.gate.admits
-        knows = model.route.knows(model, shape.groups) if model.route.knows is not None else None
-        if payer is None:
-            return knows
-        if knows is None:
-            return lambda match: admits(payer, kind)
-        return lambda match: knows(match) and admits(payer, kind)
+        gate, kind, payer, address, subject = self._door.gate, model.route.kind, model.account, model.peer, model.grant.subject
+        asked: list[Callable[[re.Match[bytes]], bool]] = []
+        if model.route.knows is not None:
+            asked.append(model.route.knows(model, shape.groups))
+            device = shape.groups[b"device"]  # which is the subject, as whoever knows has made sure of
+            asked.append(lambda match: gate.admits_subject(match[device].decode(), kind))
+        elif subject:
+            asked.append(lambda match: gate.admits_subject(subject, kind))
+        if payer is not None and payer is self.account:
+            asked.append(lambda match: gate.admits(payer, kind))
+        elif payer is not None:
+            # Behind a proxy nothing keeps the account of a client that has gone.
+            asked.append(lambda match: (now := gate.account(address)) is None or gate.admits(now, kind))
+        if len(asked) < 2:
+            return asked[0] if asked else None
+        return lambda match: all(each(match) for each in asked)
 
     def answer_again(self, answer: bytes | Refusal) -> None:
         """A recognised request that cannot be answered as most are: it is answered as if it had been parsed."""
@@ -513,6 +522,8 @@ class Connection(asyncio.Protocol):
         """The guard has nothing against it, or leaves it to the handler, which may be for everybody."""
         if self.busy is not ask:
             return  # the client went away while its key was being fetched
+        if ask.grant.subject:
+            self._door.gate.charge_subject(ask.grant.subject, ask.route.kind)
         if ask.route.hot is None:
             self._door.line.is_enough = True
             self.busy = exchange = Exchange(self, ask)
@@ -559,8 +570,11 @@ class Connection(asyncio.Protocol):
         own = "https" if self.transport.get_extra_info("sslcontext") is not None else "http"
         return self._door.proxies.scheme(self.address, ask.fields, own)
 
-    def charge(self, account: Account, kind: int, count: int) -> None:
-        self._door.gate.charge(account, kind, count)
+    def charge(self, ask: Ask, kind: int, count: int) -> None:
+        if ask.account is not None:
+            self._door.gate.charge(ask.account, kind, count)
+        if ask.grant.subject:
+            self._door.gate.charge_subject(ask.grant.subject, kind, count)
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""

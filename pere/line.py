@@ -33,7 +33,7 @@ class Line:
         if client.turn != now:
             client.turn, client.served = now, 0
         client.served += weight
-        return client.served > AT_ONCE
+        return bool(client.served > AT_ONCE)
 
     def join(self, client: Any, connection: Any) -> None:
         if not self._waiting:

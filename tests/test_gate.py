@@ -6,6 +6,7 @@ import resource
 
 import pytest
 import wire
+from minting import SECRET, bearer
 
 from pere.config import Config
 from pere.errors import ConfigError
@@ -237,6 +238,47 @@ async def test_one_client_can_have_only_so_many_feeds_and_may_ask_for_other_thin
     await other.send(wire.said("GET", "/feed/c"))
     assert (await other.head()).status == 200
     assert server.gate.limited["feeds", "client"] == 1
+
+
+# Whoever has a token
+
+
+async def test_a_subject_has_limits_of_its_own_wherever_it_comes_from(start, come, measured, ask):
+    await start(jwt_secret=SECRET, subject_pushes="0.1/3", max_batch=3)
+    shop = bearer("shop", push=["c"])
+    for n in range(2, 5):
+        peer = await come(f"127.0.0.{n}")
+        await peer.send(wire.said("POST", "/push/c", b"1", shop))
+        assert (await peer.answer()).status == 201
+    await peer.send(wire.said("POST", "/push/c", b"1", shop))
+    assert await refusal(peer) == (429, "too_many_pushes")
+    await peer.send(wire.said("POST", "/push/c", b"1", bearer("other-shop", push=["c"])))
+    assert (await peer.answer()).status == 201
+    answer = await ask("GET", "/metrics", **bearer("watcher", admin=True))
+    assert b'pere_limited_total{limit="pushes",whose="subject"} 1.0' in answer.body
+
+
+async def test_a_batch_of_a_subject_is_counted_as_what_is_in_it(start, come):
+    await start(jwt_secret=SECRET, subject_pushes="0.1/10", max_batch=10)
+    peer, shop = await come(), bearer("shop", push=["c"])
+    for expected in (200, 429):
+        await peer.send(wire.said("POST", "/push", b"[" + b",".join([b'{"channel":"c","data":1}'] * 6) + b"]", shop))
+        assert (await peer.answer()).status == expected
+
+
+@pytest.mark.parametrize("tokens", ["the same each time", "another each time"])
+async def test_receipts_of_a_subject_are_limited_though_they_are_recognised(start, come, tokens):
+    await start(jwt_secret=SECRET, subject_receipts="0.1/5", max_batch=5)
+    feed, peer = await come(), await come()
+    await feed.send(wire.said("GET", "/feed/c", b"", {"Device": "d"} | bearer("d", feed=["c"])))
+    await feed.until(b"pere.hello")
+    await peer.send(wire.said("POST", "/push/c", b"1", bearer("shop", push=["c"])))
+    id, statuses, own = (await peer.answer()).json["id"], [], bearer("d", feed=["c"])
+    for n in range(7):
+        token = own if tokens == "the same each time" else bearer("d", feed=["c"], jti=str(n))
+        await peer.send(wire.said("POST", "/feedback/c", b"", {"Device": "d", "Last-Event-ID": id} | token))
+        statuses.append((await peer.answer()).status)
+    assert statuses == [200] * 5 + [429] * 2
 
 
 # Who has limits
