@@ -288,7 +288,7 @@ def one_run(kind: str, is_limited: bool, seconds: float) -> dict[str, object]:
     exempt = "" if is_limited else "127.0.0.0/8"
     server = subprocess.Popen(
         [sys.executable, "-m", "pere", "serve", "--port", str(port := free_port()), "--store", "memory:", "--log-level", "error", "--limits-exempt", exempt],
-        preexec_fn=lambda: os.sched_setaffinity(0, {0}))  # noqa: PLW1509: nothing else runs here yet
+        preexec_fn=lambda: os.sched_setaffinity(0, {0}))
     here, there = multiprocessing.Pipe()
     flooder = multiprocessing.Process(target=flood, args=(kind, port, there), daemon=True) if kind else None
     try:
