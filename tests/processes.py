@@ -40,6 +40,10 @@ class Process:
         self._err.close()
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def out(self) -> str:
         return os.pread(self._out.fileno(), 1 << 20, 0).decode()
 

@@ -16,6 +16,7 @@ VERBS = {
     "status": "Ask what became of an event: who has it, who does not.",
     "recall": "Take an event back.",
     "token": "Mint tokens, and explain them.",  # nosec B105: a verb
+    "bench": "Put a load on a server, and measure it.",
     "webhooks": "Endpoints that notices go to; and a receiver that verifies and prints them.",
     "store": "Look after the file of a store: stats, check, export, compact.",
 }

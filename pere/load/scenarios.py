@@ -1,0 +1,316 @@
+"""What may be asked of a server, as stories: each opens what it needs, does one thing, and says what that cost.
+
+A story is handed a Load and returns figures. `server_us` is processor time of the server per operation, `load_us` that of the load itself,
+`per_second` is how many there were, and `capacity` how many there would be if the server had one processor to itself and nothing to wait for.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from pere.load.crew import Counted, Crew, until
+from pere.load.fleet import Trouble, device
+from pere.load.gauge import Gauge
+from pere.load.histogram import Histogram
+from pere.load.lines import Lines
+from pere.load.target import Target
+
+SETTLE = 0.7  # seconds between opening feeds and measuring: greetings are read, buffers find their size
+TO = 1_000  # devices that one push may address, unless the server is told otherwise
+MANY_BYTES = 1 << 20  # of a push of many
+
+Figures = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Load:
+    """All that a story needs. `run` is a word of its own, so that no run meets the devices of the one before; `options` are the sizes."""
+
+    target: Target
+    crew: Crew
+    gauge: Gauge
+    publisher: Lines
+    run: str
+    options: "Options"
+    curves: dict[str, Histogram] = field(default_factory=dict)
+
+    @property
+    def channel(self) -> str:
+        return f"bench-{self.run}"
+
+    async def broadcast(self, channels: list[str], options: "Options") -> None:
+        """Push the events at their times, channel by channel."""
+        made = [self.target.pushing(channel) for channel in channels]
+        began = time.monotonic_ns() + 20_000_000
+        for number in range(0, options.events, options.burst):
+            at = began + int(number // options.burst * options.every * 1e9)
+            await until(at)
+            for each in range(number, min(number + options.burst, options.events)):
+                self.publisher.follow(self.target.pushed(made[each % len(made)], self.target.event(at, options.bytes)), at)
+        await self.pushed()
+
+    async def pushed(self) -> None:
+        """All pushes are answered, and none was refused."""
+        deadline = time.monotonic() + 20
+        while self.publisher.answers < self.publisher.asked and not self.publisher.trouble:
+            if time.monotonic() > deadline:
+                raise Trouble("a push was not answered for 20 s")
+            await asyncio.sleep(0.001)
+        if self.publisher.trouble:
+            raise Trouble(f"a push was refused: {self.publisher.trouble}")
+
+    async def ask(self, request: bytes) -> Any:
+        """What one request is answered, as JSON."""
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self.publisher.ask(request, 0, lambda status, body: answer.set_result((status, body)))
+        status, body = await asyncio.wait_for(answer, 30)
+        if not 200 <= status < 300:
+            raise Trouble(f"refused: {status} {body[:300].decode('utf-8', 'replace')}")
+        return orjson.loads(body)
+
+    async def during(self, *work: Awaitable[object]) -> "Spent":
+        """Do it, and tell what was spent meanwhile."""
+        await self.crew.all("reset")
+        cpu, own, start = await self.gauge.cpu(), time.process_time(), time.monotonic()
+        await asyncio.gather(*work)
+        seconds, own = time.monotonic() - start, time.process_time() - own
+        after, counted = await self.gauge.cpu(), await self.crew.counted()
+        if counted.over:
+            raise Trouble(f"{counted.over} events came more often than they were sent")
+        return Spent(seconds, None if cpu is None or after is None else after - cpu, own + counted.cpu, counted)
+
+    async def open(self, count: int, channels: list[str], **more: Any) -> Figures:
+        """Open feeds, and tell what one costs."""
+        before, cpu, start = await self.gauge.memory(), await self.gauge.cpu(), time.monotonic()
+        await self.crew.open(count, channels, **more)
+        seconds, after = time.monotonic() - start, await self.gauge.cpu()
+        await asyncio.sleep(SETTLE)
+        memory = await self.gauge.memory()
+        return {
+            "feeds": count, "open_per_second": count / seconds,
+            "open_us": None if cpu is None or after is None else (after - cpu) * 1e6 / count,
+            "feed_kib": None if before is None or memory is None else (memory - before) / 1024 / count,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Wall clock, processor seconds of the server and of the load, and what was counted."""
+
+    seconds: float
+    server: float | None
+    load: float
+    counted: Counted
+
+    def per(self, count: int) -> Figures:
+        """What one of so many operations cost."""
+        us = None if self.server is None else self.server * 1e6 / max(count, 1)
+        return {"seconds": self.seconds, "per_second": count / self.seconds, "server_us": us, "capacity": 1e6 / us if us else None,
+                "load_us": self.load * 1e6 / max(count, 1), "server_busy": None if self.server is None else self.server / self.seconds,
+                "load_busy": self.load / self.seconds}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The sizes of a story. Not every story has a use for all."""
+
+    feeds: int = 5_000
+    events: int = 60
+    bytes: int = 150
+    every: float = 0.05
+    burst: int = 1
+    lines: int = 64
+    rate: float = 0.0
+    batch: int = 0
+    channels: int = 1
+    seconds: float = 30.0
+    behind: int = 10
+    stuck: int = 100
+    late: float = 1.0
+    never: float = 0.05
+    leave: float = 0.01
+
+
+async def fanout(load: Load) -> Figures:
+    o = load.options
+    opened = await load.open(o.feeds, [load.channel])
+    spent = await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
+    load.curves["delivery"] = spent.counted.latency
+    return opened | {"deliveries": spent.counted.delivered} | spent.per(spent.counted.delivered)
+
+
+async def mission(load: Load) -> Figures:
+    """With `every` 0 an event is pushed when all have answered the one before."""
+    o = load.options
+    opened = await load.open(o.feeds, [load.channel], answers=True, lines=-(-o.lines // len(load.crew.shares(1))))
+    made = load.target.pushing(load.channel)
+
+    async def one_by_one() -> None:
+        for number in range(1, o.events + 1):
+            at = time.monotonic_ns()
+            load.publisher.follow(load.target.pushed(made, load.target.event(at, o.bytes)), at)
+            await load.crew.all("gather", want=number)
+        await load.pushed()
+
+    spent = await load.during(*([load.broadcast([load.channel], o), load.crew.all("gather", want=o.events)] if o.every else [one_by_one()]))
+    load.curves |= {"delivery": spent.counted.latency, "receipt": spent.counted.answer}
+    return opened | {"acknowledged": spent.counted.answered} | spent.per(spent.counted.answered)
+
+
+async def receipts(load: Load) -> Figures:
+    o = load.options
+    devices, ids = [device(number) for number in range(o.feeds)], []
+    if o.feeds > TO:
+        raise Trouble(f"these receipts are for pushes to at most {TO} devices: use --feeds {TO} and more --events")
+    at_once = max(1, min(500, MANY_BYTES // (16 * o.feeds + o.bytes)))
+    for start in range(0, o.events, at_once):
+        told = await load.ask(load.target.many([{"channel": load.channel, "data": number, "to": devices}
+                                                for number in range(start, min(start + at_once, o.events))]))
+        ids += [each["id"] for each in told["results"]]
+    lines = -(-o.lines // len(load.crew.shares(1)))
+    orders = [{"do": "receipts", "channel": load.channel, "devices": devices[first : first + count], "ids": ids, "batch": o.batch, "lines": lines,
+               "rate": o.rate / len(load.crew.shares(1))} for first, count in load.crew.shares(o.feeds)]
+    spent = await load.during(load.crew.each(*orders))
+    load.curves["batch" if o.batch else "receipt"] = spent.counted.answer
+    return {"receipts": o.feeds * o.events, "requests": spent.counted.answered} | spent.per(o.feeds * o.events)
+
+
+async def push(load: Load) -> Figures:
+    o = load.options
+    channels = [f"{load.channel}.{number}" for number in range(o.channels)]
+    processes = len(load.crew.shares(1))
+    orders = [{"do": "push", "channels": channels, "count": count, "size": o.bytes, "lines": -(-o.lines // processes), "rate": o.rate / processes}
+              for _, count in load.crew.shares(o.events)]
+    spent = await load.during(load.crew.each(*orders))
+    load.curves["push"] = spent.counted.answer
+    return {"pushes": spent.counted.answered} | spent.per(spent.counted.answered)
+
+
+async def reconnect(load: Load) -> Figures:
+    o = load.options
+    opened = await load.open(o.feeds, [load.channel])
+    await load.crew.all("leave")
+    await asyncio.sleep(SETTLE)
+    await load.broadcast([load.channel], Options(events=o.behind, bytes=o.bytes, every=0.0))
+
+    async def come_back() -> None:
+        await load.crew.all("come_back", want=o.behind, since=time.monotonic_ns())
+
+    spent = await load.during(come_back())
+    load.curves["back and up to date"] = spent.counted.returned
+    return opened | {"returned": o.feeds, "replayed": spent.counted.delivered} | spent.per(o.feeds)
+
+
+async def slow(load: Load) -> Figures:
+    o = load.options
+    opened = await load.open(o.feeds, [load.channel])
+    before = await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
+    stuck = max(1, o.feeds // o.stuck)
+    await load.crew.each(*({"do": "open", "first": o.feeds + first, "count": count, "channels": [load.channel], "stuck": 1}
+                           for first, count in load.crew.shares(stuck)))
+    # So many events fill the sockets of those who do not read; then it is measured.
+    await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
+    beside = await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
+    load.curves |= {"delivery, all read": before.counted.latency, "delivery, some never read": beside.counted.latency}
+    p99s = [spent.counted.latency.quantile(0.99) / 1000 for spent in (before, beside)]
+    return opened | {"stuck": stuck, "deliveries": beside.counted.delivered, "p99_alone_ms": p99s[0], "p99_beside_ms": p99s[1],
+                     "p99_change": p99s[1] / p99s[0] - 1, "server_us_alone": before.per(before.counted.delivered)["server_us"]} | beside.per(beside.counted.delivered)
+
+
+async def spread(load: Load) -> Figures:
+    o = load.options
+    channels = [f"{load.channel}.{number}" for number in range(o.channels)]
+    opened = await load.open(o.feeds, channels)
+    events = Options(events=o.events * o.channels, bytes=o.bytes, every=o.every, burst=o.burst)
+    spent = await load.during(load.broadcast(channels, events), load.crew.all("gather", want=o.events))
+    load.curves["delivery"] = spent.counted.latency
+    return opened | {"pushes": events.events, "deliveries": spent.counted.delivered} | spent.per(events.events)
+
+
+async def patterns(load: Load) -> Figures:
+    o = load.options
+    opened = await load.open(o.feeds, [f"?channel={load.channel}.*.on"])
+    channels = [f"{load.channel}.{number}.on" for number in range(o.channels)]
+    spent = await load.during(load.broadcast(channels, o), load.crew.all("gather", want=o.events))
+    load.curves["delivery"] = spent.counted.latency
+    return opened | {"deliveries": spent.counted.delivered} | spent.per(spent.counted.delivered)
+
+
+async def idle(load: Load) -> Figures:
+    o = load.options
+    opened = await load.open(o.feeds, [load.channel])
+    spent = await load.during(load.crew.all("live", seconds=o.seconds, leave=0.0))
+    return opened | {"seconds": spent.seconds, "server_busy": None if spent.server is None else spent.server / spent.seconds}
+
+
+async def mixed(load: Load) -> Figures:
+    """A day in small: broadcasts, events for single devices, receipts that are late or never come, feeds that are lost and come back."""
+    o = load.options
+    channels = [f"{load.channel}.{number}" for number in range(o.channels)]
+    opened = await load.open(o.feeds, channels, answers=True, late=o.late, never=o.never, lines=-(-o.lines // len(load.crew.shares(1))))
+
+    async def publish() -> None:
+        began = time.monotonic_ns()
+        number = 0
+        while (at := began + int(number * o.every * 1e9)) < began + o.seconds * 1e9:
+            await until(at)
+            channel = channels[number % len(channels)]
+            if number % 5 == 0:
+                to = f"?to={device((number * 7919) % o.feeds)}"
+                channel = channels[(number * 7919) % o.feeds % len(channels)] + to
+            load.publisher.follow(load.target.pushed(load.target.pushing(channel), load.target.event(at, o.bytes)), at)
+            number += 1
+        await load.pushed()
+
+    spent = await load.during(publish(), load.crew.all("live", seconds=o.seconds, leave=o.leave))
+    load.curves |= {"delivery": spent.counted.latency, "receipt": spent.counted.answer}
+    return opened | {"deliveries": spent.counted.delivered, "acknowledged": spent.counted.answered} | spent.per(spent.counted.delivered)
+
+
+async def soak(load: Load) -> Figures:
+    """A mixed load for as long as it is told; every minute, or tenth of it, the memory."""
+    memories: list[float] = []
+
+    async def watch() -> None:
+        step = min(60.0, load.options.seconds / 10)
+        while True:
+            memories.append((await load.gauge.memory() or 0.0) / 1024)
+            await asyncio.sleep(step)
+
+    watching = asyncio.create_task(watch())
+    try:
+        figures = await mixed(load)
+    finally:
+        watching.cancel()
+    third = max(1, len(memories) // 3)
+    return figures | {"memory_kib": memories, "memory_growth": max(memories[-third:]) / max(max(memories[third : 2 * third] or memories[:1]), 1) - 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`question` is what it answers, `defaults` the sizes that it has unless told otherwise."""
+
+    run: Callable[[Load], Awaitable[Figures]]
+    question: str
+    defaults: Options
+
+
+SCENARIOS = {
+    "fanout": Scenario(fanout, "what does one delivery of a broadcast cost?", Options()),
+    "burst": Scenario(fanout, "and where ten events come at once?", Options(events=200, burst=10)),
+    "mission": Scenario(mission, "what does a delivery cost that its device acknowledges?", Options(events=30, every=0.0)),
+    "receipts": Scenario(receipts, "how many receipts a second, one by one or (--batch) many in a request?", Options(feeds=1_000, events=50)),
+    "push": Scenario(push, "how many pushes a second, each as safe as the store makes it?", Options(events=20_000, channels=16)),
+    "reconnect": Scenario(reconnect, "how long until all are back at once, and up to date?", Options(feeds=10_000)),
+    "slow": Scenario(slow, "do some that never read delay the others?", Options(feeds=2_000, bytes=4_096)),
+    "spread": Scenario(spread, "what does a push cost where there are thousands of channels with few devices?",
+                       Options(feeds=10_000, channels=5_000, events=1, every=0.02, burst=20)),
+    "patterns": Scenario(patterns, "what does a delivery cost to feeds that listen by a pattern?", Options(feeds=1_000, channels=50, events=200, every=0.02)),
+    "idle": Scenario(idle, "what do feeds cost that are quiet?", Options(feeds=10_000)),
+    "mixed": Scenario(mixed, "how is a day of all this at once?", Options(feeds=2_000, channels=4, every=0.1)),
+    "soak": Scenario(soak, "and for an hour: does the memory stay as it is?", Options(feeds=2_000, channels=4, every=0.1, seconds=3_600)),
+}

@@ -1,0 +1,202 @@
+"""The load of `pere bench`, for a moment each, against a real server; that it counts right, and says what went wrong. No speed is asserted."""
+
+import json
+import os
+import random
+import socket
+import sys
+import time
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+from processes import Process, Served, pere
+
+from pere.load.histogram import Histogram
+from pere.load.scenarios import SCENARIOS
+from pere.load.target import Target
+
+SECRET = "a secret of more than thirty-two bytes"
+
+# What makes each story short.
+SHORT = {
+    "fanout": "--feeds 20 --events 5",
+    "burst": "--feeds 20 --events 20",
+    "mission": "--feeds 20 --events 3 --lines 4",
+    "receipts": "--feeds 10 --events 7 --lines 4",
+    "push": "--events 50 --channels 3 --lines 4",
+    "reconnect": "--feeds 20",
+    "slow": "--feeds 20 --events 40 --every 0.005 --bytes 60000 --stuck 10",
+    "spread": "--feeds 20 --channels 10",
+    "patterns": "--feeds 10 --channels 5 --events 10",
+    "idle": "--feeds 20 --seconds 0.5",
+    "mixed": "--feeds 20 --seconds 1 --late 0.1 --leave 0.2",
+    "soak": "--feeds 20 --seconds 1 --late 0.1",
+}
+
+# How many operations that is.
+COUNTS = {
+    "fanout": ("deliveries", 100), "burst": ("deliveries", 400), "mission": ("acknowledged", 60), "receipts": ("receipts", 70), "push": ("pushes", 50),
+    "reconnect": ("replayed", 200), "slow": ("deliveries", 800), "spread": ("deliveries", 20), "patterns": ("deliveries", 100), "idle": ("feeds", 20),
+    "mixed": ("feeds", 20), "soak": ("feeds", 20),
+}
+
+
+@pytest.fixture(scope="module")
+def url():
+    with Served("--jwt-secret", SECRET) as served:
+        yield served.url
+
+
+def bench(*arguments: str) -> dict:
+    done = pere("bench", *arguments, "--jwt-secret", SECRET, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+# Stories
+
+
+def test_every_story_has_a_short_form():
+    assert SHORT.keys() == COUNTS.keys() == SCENARIOS.keys()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_story_is_told_to_its_end_and_counts_right(url, name):
+    told = bench(name, "--url", url, *SHORT[name].split())
+    figure, count = COUNTS[name]
+    assert told["scenario"] == name
+    assert told["figures"][figure] == count
+    assert 0 <= told["figures"]["server_busy"]
+    assert told["arguments"]["processes"] >= 1
+    for quantiles in told["figures"]["latency"].values():
+        assert 0 < quantiles["p50"] <= quantiles["p99"] <= quantiles["max"]
+    if name != "idle":
+        assert told["figures"]["load_us"] > 0
+        assert all(shares[-1][0] == 1.0 for shares in told["curves"].values())
+
+
+def test_receipts_are_given_many_in_a_request_and_by_several_processes(url):
+    told = bench("receipts", "--url", url, "--feeds", "10", "--events", "20", "--batch", "8", "--processes", "2")["figures"]
+    assert (told["receipts"], told["requests"]) == (200, 30)
+
+
+def test_what_is_asked_on_time_is_as_much_as_what_is_asked_at_once(url):
+    assert bench("push", "--url", url, "--events", "40", "--rate", "200")["figures"]["pushes"] == 40
+
+
+def test_a_person_gets_a_table_and_a_picture(url, tmp_path):
+    picture = tmp_path / "out.png"
+    done = pere("bench", "fanout", "--url", url, "--jwt-secret", SECRET, "--feeds", "10", "--events", "3", "--pid", str(os.getpid()), "--plot", str(picture))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "deliveries" in done.stdout
+    assert "the load's own processor" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("arguments, code, sentence", [
+    (["nothing"], 2, "is not one of"),
+    (["fanout", "--feeds", "0"], 2, "--feeds"),
+    (["fanout", "--url", "ftp://127.0.0.1"], 2, "a load is put on an http:// address"),
+    (["fanout", "--url", "http://127.0.0.1:99999"], 2, "a load is put on an http:// address"),
+    (["fanout", "--url", "http://192.0.2.1"], 1, "is not this machine"),
+    (["fanout", "--plot", "out.txt"], 2, "a picture is one of"),
+    (["fanout", "--pid", "999999999"], 2, "there is no process"),
+    (["fanout", "--feeds", "99000000", "--processes", "1"], 1, "ulimit -n"),
+    (["receipts", "--feeds", "1001"], 1, "at most 1000 devices"),
+])
+def test_what_cannot_be_is_said(url, arguments, code, sentence):
+    done = pere("bench", *arguments, *([] if "--url" in arguments else ["--url", url]))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there_is_said():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        done = pere("bench", "fanout", "--url", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+
+
+def test_a_server_that_refuses_is_quoted(url):
+    for story, what in (("fanout", "a feed was refused"), ("push", "refused")):
+        done = pere("bench", story, "--url", url, "--feeds", "3", "--events", "3")
+        assert done.returncode == 1
+        assert what in done.stderr
+        assert "401" in done.stderr
+
+
+def test_a_server_that_dies_under_the_load_is_said_and_no_process_is_left():
+    with Served() as served, Process("bench", "fanout", "--url", served.url, "--feeds", "10", "--events", "1000") as load:
+        load.until("feeds open")
+        fleets = children(load.pid)
+        assert fleets or sys.platform != "linux"
+        served.kill()
+        assert load.end() == 1
+        assert "the server closed the feed" in load.err
+        assert not any(map(lives, fleets))
+
+
+def test_a_load_that_is_killed_leaves_no_process(url):
+    with Process("bench", "idle", "--url", url, "--jwt-secret", SECRET, "--feeds", "10", "--seconds", "60") as load:
+        load.until("feeds open")
+        fleets = children(load.pid)
+        load.end(SIGKILL)
+        deadline = time.monotonic() + 15
+        while any(map(lives, fleets)):
+            assert time.monotonic() < deadline, "somebody goes on without a head"
+            time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started; none where that cannot be seen."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def lives(pid: int) -> bool:
+    """It runs; one that has ended and that nobody has asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# Parts
+
+
+def test_a_quantile_is_right_to_one_in_a_hundred():
+    durations = sorted(int(random.Random(seed).lognormvariate(8, 2)) for seed in range(5_000))
+    whole, first, second = Histogram(), Histogram(), Histogram()
+    for place, us in enumerate(durations):
+        (first if place % 3 else second).add(us)
+    whole.merge(first)
+    whole.merge(Histogram(second.counts.items()))
+    assert len(whole) == 5_000
+    for share in (0.01, 0.5, 0.9, 0.999, 1.0):
+        exact = durations[max(0, int(share * 5_000) - 1)]
+        assert exact * 0.99 - 1 <= whole.quantile(share) <= exact
+    assert Histogram().quantile(0.5) == 0
+
+
+def test_an_event_has_its_size_and_its_time():
+    target = Target("127.0.0.1", 1)
+    event = target.event(12345, 150)
+    assert len(event) == 150
+    assert json.loads(event)["ts"] == "@00000000000000012345"
+    made = target.pushed(target.pushing("c"), event)
+    assert made.startswith(b"POST /push/c HTTP/1.1\r\n")
+    assert made.endswith(b"Content-Length: 150\r\n\r\n" + event)
+
+
+def test_another_server_is_spoken_to_as_it_wants():
+    target = Target("h", 1, push="/pub?id={channel}", body="topic={channel}&data={quoted}", kind="application/x-www-form-urlencoded", headers=("X-Key: k",))
+    made = target.pushed(target.pushing("c"), b'{"a":1}')
+    assert made.startswith(b"POST /pub?id=c HTTP/1.1\r\n")
+    assert b"\r\nX-Key: k\r\n" in made
+    assert made.endswith(b"\r\nContent-Length: 30\r\n\r\ntopic=c&data=%7B%22a%22%3A1%7D")
