@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pere.audience import NOWHERE
+
 
 class Device:
     """A device that is registered somewhere. `feeds` are in the order of their opening. `seen` is when one of them last opened or
@@ -19,7 +21,7 @@ class Device:
         self.channels: tuple[str, ...] = ()
         self.patterns: tuple[str, ...] = ()
         self.feeds: tuple[Any, ...] = ()
-        self.elsewhere: frozenset[str] = frozenset()
+        self.elsewhere = NOWHERE
         self.seen = 0.0
 
     @property
