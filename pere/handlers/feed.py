@@ -81,8 +81,8 @@ class OpenFeed:
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
-        ack_wait = seconds(query.one("ack_wait") or "0", "ack_wait", MAX_ACK_WAIT)
-        window = number(query.one("window") or "0", "window", 0, MAX_WINDOW)
+        ack_wait = seconds(word, "ack_wait", MAX_ACK_WAIT) if (word := query.one("ack_wait")) else 0.0
+        window = number(word, "window", 0, MAX_WINDOW) if (word := query.one("window")) else 0
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
 

@@ -323,6 +323,7 @@ class Committing(Reading):
                 self._trouble = None
             for shelf in commit.shelves:
                 self._names[shelf.name] = shelf.number
+                self._unkept.discard(shelf.name)
                 self._numbers[shelf.number] = shelf.name
                 self._kept_channels[shelf.name] = (shelf.first, shelf.gone_id, shelf.sent)
             self._apply_events(commit)

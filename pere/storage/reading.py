@@ -105,6 +105,7 @@ class Reading(WorkingSet):
         self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
         self._names: dict[str, int] = {}  # channels that are in the file, and back
         self._numbers: dict[int, str] = {}
+        self._unkept: set[str] = set()  # channels that are not in the file yet
         self._kept_channels: dict[str, tuple[int, int, int]] = {}  # with `first`, `gone` and `sent` as they are there
         self._newest_channel = 0
         self._newest_record = 0  # in the log, of what is entered in memory
@@ -125,8 +126,14 @@ class Reading(WorkingSet):
     def channels(self) -> Collection[str]:
         return self._names.keys() | self._shelves.keys()
 
+    def _has(self, channel: str) -> bool:
+        return channel in self._shelves or channel in self._names
+
+    def _count_channels(self) -> int:
+        return len(self._names) + len(self._unkept)
+
     def shelf(self, channel: str) -> Shelf | None:
-        return self.open(channel) if channel in self._names or channel in self._shelves else None
+        return self.open(channel) if self._has(channel) else None
 
     def _load(self, shelf: Shelf) -> bool:
         assert isinstance(shelf, DiskShelf)
@@ -134,6 +141,7 @@ class Reading(WorkingSet):
         if not number:
             self._newest_channel += 1
             shelf.number = self._newest_channel
+            self._unkept.add(shelf.name)
             return False
         shelf.number, shelf.is_saved = number, True
         config, backlog = self._config, shelf.backlog

@@ -368,6 +368,7 @@ class SqliteStore(Committing):
             self._round.append(shelf.name)  # there is something in the file, or will be
             return
         super()._forget(shelf)
+        self._unkept.discard(shelf.name)
         if self._names.pop(shelf.name, None) is not None:
             del self._numbers[shelf.number]
             del self._kept_channels[shelf.name]

@@ -189,6 +189,12 @@ class WorkingSet(Store):
     def channels(self) -> Collection[str]:
         return self._shelves
 
+    def _has(self, channel: str) -> bool:
+        return channel in self._shelves
+
+    def _count_channels(self) -> int:
+        return len(self._shelves)
+
     def seek(self, shelf: Shelf, id: int) -> int:
         return shelf.backlog.seek(id)
 
@@ -417,8 +423,8 @@ class WorkingSet(Store):
 
     def _check_channels(self, channels: Iterable[str]) -> None:
         """Raises Unavailable where there is no room for those that are not there yet."""
-        room = self._config.max_channels - len(self.channels())
-        if sum(self.shelf(name) is None for name in channels) > max(room, 0):
+        fresh = len([name for name in channels if not self._has(name)])
+        if fresh and self._count_channels() + fresh > self._config.max_channels:
             raise Unavailable("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
 
     def register(self, channel: str, device: str) -> Member:
