@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from minting import PRIVATE, SECRET, jwk, private_pem, public_pem
 
+from pere import auth
 from pere.auth import ADMIN, ANYBODY, FEED, MAX_TOKEN, NOBODY, OPEN, PUSH, Grant, UnknownKey, Verifier
 from pere.errors import Forbidden, Unauthorized
 from pere.keys import of_jwks, of_pem, of_secret
@@ -104,7 +105,7 @@ def test_a_token_that_was_remembered_expires_too():
     text = token(expires=60)
     for _ in range(3):
         granted(text, by)
-    assert by.known.cache_info().hits == 2
+    assert list(by.known) == [text.encode()]
     assert refused(text, by, NOW + 61) == "expired_token"
     assert granted(text, by, NOW)
 
@@ -215,7 +216,7 @@ def test_a_token_signed_with_another_secret_is_refused_and_not_remembered():
     by = verifier()
     for _ in range(3):
         assert refused(token(key="another secret of thirty-two bytes"), by) == "bad_token"
-    assert by.known.cache_info().currsize == 0
+    assert not by.known
 
 
 def test_no_refusal_repeats_the_token_or_the_secret():
@@ -224,6 +225,18 @@ def test_no_refusal_repeats_the_token_or_the_secret():
             granted(text)
         told = f"{caught.value!r}{caught.value.challenge}{caught.value.body()}"
         assert not any(part in told for part in (*text.split("."), SECRET[:10]) if len(part) > 8 and part != SECRET)
+
+
+def test_what_is_remembered_is_bounded_and_what_is_asked_for_stays(monkeypatch):
+    monkeypatch.setattr(auth, "MAX_KNOWN", 8)
+    by, verified = verifier(), []
+    verify = by._verify
+    monkeypatch.setattr(by, "_verify", lambda token: (verified.append(token), verify(token))[1])
+    texts = [token(f"d{n}") for n in range(30)]
+    for text in texts:
+        assert granted(text, by).subject and granted(texts[0], by).subject == "d0"
+        assert len(by.known) + len(by._older) <= 8
+    assert [each.decode() for each in verified] == texts
 
 
 # Keys

@@ -185,16 +185,14 @@ class Feedback:
         """What tells of a request like this one, in which the token differs too, whether that is good for it, with one look at what is
         known. What is not goes the usual way, and hears there why."""
         assert self._verifier is not None
-        known, clock, channel = self._verifier.known, self._store.clock, channel_of(ask.path)
-        token, device = groups[b"authorization"], groups[b"device"]
+        known, clock, channel = self._verifier.known.get, self._store.clock, channel_of(ask.path)
+        places = groups[b"authorization"], groups[b"device"]
 
         def knows(match: re.Match[bytes]) -> bool:
-            try:
-                grant = known(match[token])
-            except Refusal:
-                return False
-            # Whoever may listen to it has done so before.
-            return grant.fed == channel and grant.name == match[device] and grant.begins <= clock() < grant.expires  # type: ignore[operator]
+            token, device = match.group(*places)
+            grant = known(token)
+            # Whoever may listen to it has been found to, when the token had begun to hold.
+            return grant is not None and grant.fed == channel and grant.name == device and clock() < grant.expires  # type: ignore[operator]
 
         return knows
 
