@@ -29,7 +29,7 @@ from pere.event import Draft, Event
 from pere.ledger import Entry, Receipt, unknown_receipt
 from pere.storage import Accepted, Shelf, keeping, scripts
 from pere.storage.committing import Together
-from pere.storage.replica import DRAFT, LIMITS, Asker, Op, Replica, mark
+from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
 from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog
 from pere.storage.sharedlog import Entry as Written
 
@@ -174,42 +174,46 @@ class RedisStore(Replica):
         self._say(("push", *[getattr(draft, name) for name in DRAFT]), (then, then))
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        # Most come by the hundred and are all news: those are looked up, queued and answered together.
+        rows, missing = self.ledger.find_many(receipts, self.clock())
+        if receipts and not missing and self._trouble is None and all([
+                entry.rules[state][byte := entry.states[slot]][0] != byte for entry, _, slot, state, _, _ in rows]):
+            self._tell(receipts, then)
+            return
         together = Together(len(receipts), then)
         for place, receipt in enumerate(receipts):
-            self._record(receipt, partial(together.told, place), partial(together.refused, place))
+            self._record(receipt, partial(together.answer, [place]))
         if not receipts:
             then([])
 
-    def _record(self, receipt: Receipt, then: Callable[[int, int], None], refused: Callable[[Refusal], None]) -> None:
-        device, id, state, status, at, channel = receipt
+    def _record(self, receipt: Receipt, then: Callable[[list[Any]], None]) -> None:
+        device, id, state, _, _, channel = receipt
         if id > self._ids.last:
             # Another node may have sent it a moment ago.
-            self._later(id, lambda: self._record(receipt, then, refused), refused)
+            self._later(id, lambda: self._record(receipt, then), lambda refusal: then([refusal]))
             return
         rows, missing = self.ledger.find_many((receipt,), self.clock())
         if missing:
-            refused(self._why(device, id, channel))
+            then([self._why(device, id, channel)])
             return
         entry, _, slot, *_ = rows[0]
         old = entry.states[slot]
         if entry.rules[state][old][0] == old:
             # It changes nothing, so there is nothing to keep.
-            ((stands, outcome),) = self.ledger.enter_many(rows, self.clock())
-            then(stands, outcome)
-            return
-        try:
-            self._check_well()
-        except Refusal as refusal:
-            refused(refusal)
-            return
-        self._saying.add((id, device))
-        row = id, device, state, status, at
-        if self._ops and self._ops[-1][0] == "said":
-            self._ops[-1][1].append(row)
-            self._askers[-1].append((then, refused))
+            then(self.ledger.enter_many(rows, self.clock()))
+        elif self._trouble is not None:
+            then([Unavailable("store_failed", self._trouble, retry_after=RETRY)])
         else:
-            self._ops.append(("said", [row]))
-            self._askers.append([(then, refused)])
+            self._tell((receipt,), then)
+
+    def _tell(self, receipts: Sequence[Receipt], then: Callable[[list[Any]], None]) -> None:
+        """Receipts on their way: one op for all of a batch that stand in a row, and for each who gave some how many they are."""
+        self._saying.update([(receipt[1], receipt[0]) for receipt in receipts])
+        if not self._ops or self._ops[-1][0] != "said":
+            self._ops.append(("said", []))
+            self._askers.append([])
+        self._ops[-1][1].extend(receipts)
+        self._askers[-1].append((len(receipts), then))
         if self._writing is None and not self._is_called:
             self._soon()
 
@@ -389,9 +393,9 @@ class RedisStore(Replica):
         self.on_commit(perf_counter() - batch.started, batch.size())
         batch.done.set_result(None)
 
-    def _apply_said(self, askers: Sequence[Asker] | None, rows: Sequence[Sequence[Any]]) -> None:
+    def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Sequence[Any]]) -> None:
         if askers is not None:
-            self._saying.difference_update([(id, device) for id, device, *_ in rows])
+            self._saying.difference_update([(row[1], row[0]) for row in rows])
         super()._apply_said(askers, rows)
 
     # Redis refuses, or is away
@@ -426,8 +430,8 @@ class RedisStore(Replica):
         refused: list[Callable[[Refusal], None]] = []
         for op, asker in zip(ops, askers, strict=True):
             if op[0] == "said":
-                self._saying.difference_update([(id, device) for id, device, *_ in op[1]])
-                refused += [refuse for _, refuse in asker]
+                self._saying.difference_update([(row[1], row[0]) for row in op[1]])
+                refused += [partial(_refuse_all, count, then) for count, then in asker]
             elif op[0] in ASKED:
                 refused.append(asker[1])
             else:
@@ -624,3 +628,6 @@ class RedisStore(Replica):
                 task.cancel()
         await self._log.close()
 
+
+def _refuse_all(count: int, then: Callable[[list[Any]], None], refusal: Refusal) -> None:
+    then([refusal] * count)

@@ -17,7 +17,7 @@ from pere.audience import Member
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import Entry, Ledger, needed
+from pere.ledger import Entry, Ledger, Receipt, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
 from pere.storage import Shelf, keeping
@@ -36,6 +36,8 @@ LIMITS = ("backlog_events", "backlog_bytes", "backlog_total_bytes", "keep_expire
 Op = Sequence[Any]
 Told = Callable[[Any], None]
 Asker = tuple[Callable[..., None], Callable[[Refusal], None]]
+# Who gave so many receipts, one after the other, and is told what became of each.
+Group = tuple[int, Callable[[list[Any]], None]]
 
 DRAFT = ("channel", "data", "is_json", "type", "to", "ttl", "level", "need", "publisher", "key", "callback")
 
@@ -190,18 +192,15 @@ class Replica(MemoryStore):
 
     # Receipts
 
-    def _apply_said(self, askers: Sequence[Asker] | None, rows: Sequence[Sequence[Any]]) -> None:
+    def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Receipt]) -> None:
         entries = self.ledger.entries
-
-        def then(answers: Sequence[tuple[int, int] | Refusal]) -> None:
-            for answer, (told, refused) in zip(answers, askers or repeat(NOBODY), strict=askers is not None):
-                if isinstance(answer, Refusal):
-                    refused(answer)
-                else:
-                    told(*answer)
-
-        MemoryStore.record_many(self, [(device, id, state, status, at, None) for id, device, state, status, at in rows], then)
-        for id in {row[0] for row in rows}:
+        told: list[tuple[int, int] | Refusal] = []
+        MemoryStore.record_many(self, rows, told.extend)
+        start = 0
+        for count, then in askers or ():
+            then(told[start : start + count])
+            start += count
+        for id in {row[1] for row in rows}:
             if (entry := entries.get(id)) is not None:
                 self._note("columns", entry.event.channel, str(id))
 
