@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test crash soak fuzz lint audit bench dist clean
+.PHONY: help serve test crash chaos soak fuzz lint audit bench dist clean
 
 help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(READY) ## run the tests; ARGS="-k receipt" hands pytest flags
 
 crash: $(READY) ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
 	@$(BIN)/python -m tests.crash $(ARGS)
+
+chaos: $(READY) ## kill nodes and Redis under load, stop it, fill it, cut its links, and look for losses; ARGS="--minutes 10 --seed 7" hands flags
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 soak: $(READY) ## do everything at random to a server and to a model of it, and compare; ARGS="--minutes 60 --seed 7" hands flags
 	@$(BIN)/python -m tests.soak $(ARGS)
