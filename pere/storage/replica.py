@@ -333,7 +333,8 @@ class Replica(MemoryStore):
         if node == self.node:
             return
         for name in there:
-            self.devices.is_elsewhere(self.devices.add(name), node, True)
+            if (device := self.devices.get(name)) is not None:  # it may have been removed since
+                self.devices.is_elsewhere(device, node, True)
         for name in away:
             if (device := self.devices.get(name)) is not None:
                 self.devices.is_elsewhere(device, node, False)
