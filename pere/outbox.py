@@ -9,6 +9,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import orjson
 
@@ -120,7 +121,7 @@ class Outbox:
     def heard(self, kind: str, name: str, document: bytes | None) -> None:
         """Another node has put something of this outbox away, or has taken it away."""
         if kind == CURSOR:
-            kept = orjson.loads(document) if document is not None else {"cursor": None, "dropped": 0}
+            kept: dict[str, Any] = orjson.loads(document) if document is not None else {"cursor": None, "dropped": 0}
             self.cursor, self.dropped = kept["cursor"], kept["dropped"]
         elif kind == DEAD and document is not None and name not in self.dead:
             self._died((name,))

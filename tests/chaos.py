@@ -203,7 +203,7 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     async def _check(self, port: int) -> None:
-        for id, (channel, key, audience) in self.pushed.items():
+        for id, (channel, _, audience) in self.pushed.items():
             answer = await wire.request(port, "GET", f"/events/{channel}/{id}")
             if answer.status != 200:
                 self.lost.append(f"{id} was answered 201, and is {answer.status} on {port}")

@@ -74,7 +74,7 @@ class RedisStore(Replica):
         self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
         self.leads = False  # who keeps, sends webhooks too
         self._log = SharedLog(url, self.node, self._take_entry)
-        self._log.on_trouble = self._failed
+        self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
         self._keep_script = self._log.client.register_script(scripts.KEEP)
         self._trouble: str | None = "it has not begun"
@@ -386,14 +386,14 @@ class RedisStore(Replica):
         if batch is None or entry.node != self.node or entry.batch != batch.number:
             assert entry.body is not None, "only what is under way is known without being read"
             now, ops = msgpack.unpackb(entry.body)
-            self._apply(entry.n, entry.first, entry.count, now, ops, None)
+            self._apply(entry.n, entry.first, entry.ids, now, ops, None)
             return
         self._flying = None
-        self._apply(entry.n, entry.first, entry.count, batch.now, batch.ops, batch.askers)
+        self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.askers)
         self.on_commit(perf_counter() - batch.started, batch.size())
         batch.done.set_result(None)
 
-    def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Sequence[Any]]) -> None:
+    def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Receipt]) -> None:
         if askers is not None:
             self._saying.difference_update([(row[1], row[0]) for row in rows])
         super()._apply_said(askers, rows)
@@ -403,7 +403,7 @@ class RedisStore(Replica):
     def trouble(self) -> str | None:
         return self._trouble
 
-    def _failed(self, error: BaseException | None) -> Unavailable:
+    def _failed(self, error: BaseException) -> Unavailable:
         reason = str(error) or type(error).__name__
         if self._trouble is None:
             log.warning("the store is in trouble", extra={"facts": {"error": reason}})
@@ -412,6 +412,9 @@ class RedisStore(Replica):
         if self._flying is None:
             self._refuse_waiting(refusal)
         return refusal
+
+    def _in_trouble(self, error: BaseException) -> None:
+        self._failed(error)
 
     def _well(self) -> None:
         if self._trouble is not None:

@@ -414,8 +414,8 @@ class Replica(MemoryStore):
             self._recent.restore(rows[-self._config.receipts_kept :], number)
         events: dict[str, list[tuple[int, bytes]]] = {}
         for name, value in kept["events"].items():
-            home, _, id = name.partition(keeping.SEPARATOR)
-            events.setdefault(home, []).append((int(id), value))
+            home, _, rest = name.partition(keeping.SEPARATOR)
+            events.setdefault(home, []).append((int(rest), value))
         members: dict[str, list[bytes]] = {}
         for name, value in kept["members"].items():
             home, _, _ = name.partition(keeping.SEPARATOR)

@@ -41,12 +41,12 @@ class Lost(Exception):
 
 
 class Entry(NamedTuple):
-    """The `n`th entry: `count` ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
+    """The `n`th entry: `ids` ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
 
     header: bytes
     n: int
     first: int
-    count: int
+    ids: int
     node: str
     batch: int
     body: bytes | None
@@ -79,7 +79,8 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
             user, _, password = account.partition(":")
             service, _, database = parts.path.strip("/").partition("/")
             named = [(host, int(port or 26379)) for host, _, port in (each.partition(":") for each in hosts.split(","))]
-            sentinel = Sentinel(named, sentinel_kwargs={"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT})
+            sentinel = Sentinel(named,  # type: ignore[no-untyped-call]
+                                sentinel_kwargs={"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT})
             return sentinel.master_for(service or "mymaster", username=user or None, password=password or None, db=int(database or 0), **settings), prefix
         return Redis.from_url(url.partition("?")[0] + "?" + urlencode(query), **settings), prefix
     except ValueError as error:
@@ -87,14 +88,15 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
 
 
 class SharedLog:
-    """`node` is who we are. `take` is handed every entry, in order; `on_trouble` is told when something went wrong, and with None when all is well
-    again; `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken."""
+    """`node` is who we are. `take` is handed every entry, in order; `on_trouble` is told when something went wrong;
+    `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken."""
 
     def __init__(self, url: str, node: str, take: Callable[[Entry], None]):
         self.node = node
         self.taken = 0
         self.take = take
         self.deployment = b""
+        self.client: Any  # redis-py types its answers as whatever any command may answer
         self.client, self.prefix = connect(url, TIMEOUT)
         self._ear, _ = connect(url, None)
         self.keys = {name: f"{self.prefix}:{name}" for name in scripts.KEYS}
@@ -104,7 +106,7 @@ class SharedLog:
         self._listening: asyncio.Task[None] | None = None
         self._repairing: asyncio.Task[None] | None = None
         self.is_listening = self._is_closed = False
-        self.on_trouble: Callable[[BaseException | None], None] = lambda error: None
+        self.on_trouble: Callable[[BaseException], None] = lambda error: None
         self.on_lost: Callable[[str], None] = lambda why: None
 
     async def open(self, now: float, deployment: str, version: int) -> tuple[int, int, bytes | None]:
@@ -238,5 +240,8 @@ class SharedLog:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await self._ear.aclose()
-        await self.client.aclose()
+        for client in (self._ear, self.client):
+            sentinels = getattr(client.connection_pool, "sentinel_manager", None)
+            for each in (client, *(sentinels.sentinels if sentinels is not None else ())):
+                await each.aclose()
+                await each.connection_pool.disconnect()

@@ -1,0 +1,91 @@
+"""A primary that dies: three real Sentinels make its replica the primary, and the nodes find it by themselves."""
+
+import asyncio
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import made as a
+from redises import RedisServer, free_port, needed
+
+from pere.config import Config
+from pere.errors import Refusal
+from pere.storage import Accepted
+from pere.storage.redis import RedisStore
+
+CONFIG = """port {port}
+bind 127.0.0.1
+dir {folder}
+sentinel monitor mymaster 127.0.0.1 {primary} 2
+sentinel down-after-milliseconds mymaster 500
+sentinel failover-timeout mymaster 3000
+"""
+
+
+def sentinel(folder: Path, primary: int) -> tuple["subprocess.Popen[bytes]", int]:
+    port = free_port()
+    folder.mkdir()
+    config = folder / "sentinel.conf"
+    config.write_text(CONFIG.format(port=port, folder=folder, primary=primary))
+    with open(folder / "log", "wb") as out:
+        return subprocess.Popen([needed(), str(config), "--sentinel"], stdout=out, stderr=out), port
+
+
+async def push(store: RedisStore) -> Accepted | Refusal:
+    told: asyncio.Future[Accepted | Refusal] = asyncio.get_running_loop().create_future()
+    try:
+        store.append(a.draft(), told.set_result)
+    except Refusal as refusal:
+        return refusal
+    return await told
+
+
+async def test_nodes_go_on_with_the_replica_that_has_become_the_primary(tmp_path, caplog):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with RedisServer(tmp_path / "one") as primary, RedisServer(tmp_path / "two", replicaof=f"127.0.0.1 {primary.port}") as replica:
+        sentinels = [sentinel(tmp_path / f"s{number}", primary.port) for number in range(3)]
+        try:
+            while b"connected_slaves:1" not in info(primary) or any(b"num-other-sentinels\r\n$1\r\n2" not in whole(port) for _, port in sentinels):
+                await asyncio.sleep(0.1)
+            hosts = ",".join(f"127.0.0.1:{port}" for _, port in sentinels)
+            store = RedisStore(Config(), time.time, f"redis+sentinel://{hosts}/mymaster/0")
+            await store.begin()
+            store.register("c", "d1")
+            before = [await push(store) for _ in range(5)]
+            assert all(isinstance(each, Accepted) and each.audience == 1 for each in before)
+            while (primary.ask("WAIT", "1", "1000")) != b":1":
+                await asyncio.sleep(0.05)
+            primary.kill()
+            while isinstance(after := await push(store), Refusal):
+                await asyncio.sleep(0.1)
+            assert after.id > before[-1].id and after.audience == 1
+            assert b"role:master" in info(replica)
+            other = RedisStore(Config(), time.time, f"redis+sentinel://{hosts}/mymaster/0")
+            await other.begin()
+            assert [event.id for event in other.shelf("c").backlog] == [each.id for each in (*before, after)]
+            await other.close()
+            await store.close()
+        finally:
+            for process, _ in sentinels:
+                process.kill()
+                process.wait()
+    caplog.clear()
+
+
+def info(server: RedisServer) -> bytes:
+    return whole(server.port, b"INFO replication")
+
+
+def whole(port: int, command: bytes = b"SENTINEL masters") -> bytes:
+    """All of an answer that is there at once."""
+    answer = b""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.3) as there:
+            there.sendall(command + b"\r\n")
+            while piece := there.recv(65_536):
+                answer += piece
+    except OSError:
+        pass  # nothing more comes
+    return answer
