@@ -37,6 +37,7 @@ class Config:
     # where
     host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs keys, or --insecure")
     port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
+    reuse_port: bool = setting(False, "let other nodes on this machine listen on the same port, each for its share of the connections (SO_REUSEPORT)")
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
     store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives, `redis://HOST:PORT/DB` in Redis, for several nodes that behave as one")
     sync: str = setting("full", "how a commit gets to the disk: `full` waits for it each time, `normal` may lose the last moments in a power cut, but nothing when the process ends", choices=("full", "normal"), hidden=("off",))

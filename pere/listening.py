@@ -65,7 +65,8 @@ class Listeners:
             "ssl": certificate.context, "ssl_handshake_timeout": self._config.head_timeout, "ssl_shutdown_timeout": GOODBYE}
         named = f"[{host}]" if ":" in host else host
         try:
-            server = await asyncio.get_running_loop().create_server(partial(Connection, self._door, app), host, port, backlog=BACKLOG, **secured)
+            server = await asyncio.get_running_loop().create_server(partial(Connection, self._door, app), host, port, backlog=BACKLOG,
+                                                                     reuse_port=self._config.reuse_port or None, **secured)
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), f"{named}:{port}") from None
         self._open.append(server)

@@ -378,3 +378,17 @@ async def test_every_key_has_a_time_to_live(node, server):
     assert len(names) > 8
     for name in names:
         assert await store._log.client.pttl(name) > 0, name
+
+
+async def test_redis_may_be_reached_by_a_unix_socket_and_deployments_have_keys_of_their_own(tmp_path):
+    with RedisServer(tmp_path, unixsocket=str(tmp_path / "s")) as server:
+        stores = [RedisStore(Config(), Clock(), url) for url in (f"unix://{tmp_path / 's'}?prefix=one&db=0", f"{server.url}?prefix=one", f"{server.url}?prefix=two")]
+        for store in stores:
+            await store.begin()
+        id = (await push(stores[0])).id
+        await alike(*stores[:2])
+        assert stores[1].find("c", id).data == b"1"
+        assert stores[2].shelf("c") is None
+        assert {name.partition(b":")[0] for name in await stores[0]._log.client.keys("*")} == {b"one", b"two"}
+        for store in stores:
+            await store.close()
