@@ -41,7 +41,9 @@ class Line(asyncio.Protocol):
 
     def ask(self, request: bytes, since: int, then: Then | None) -> None:
         self._asked.append((since, then))
-        self.transport.write(request)
+        # One that is closing has lost its server, and says so in a moment; nothing may be written to it any more.
+        if not self.transport.is_closing():
+            self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
