@@ -41,7 +41,7 @@ class Route:
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
                  again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY,
-                 knows: "Callable[[Ask, dict[bytes, int]], Callable[[re.Match[bytes]], bool]] | None" = None):
+                 knows: "Callable[[Ask, dict[bytes, int]], Callable[[re.Match[bytes]], Grant | None]] | None" = None):
         self.name = name
         self.max_body = max_body
         self.hot = hot

@@ -7,6 +7,7 @@ opens. Some have no account, and so no limits of their own: those that `--limits
 import resource
 from collections.abc import Callable
 
+from pere.auth import Grant
 from pere.config import Config, flag
 from pere.errors import ConfigError, Refusal, TooMany, Unavailable
 from pere.limits import CONNECTS, WORDS, Account, Accounts, Rate, client_of, has_room
@@ -14,6 +15,7 @@ from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
 SOON = 5  # seconds after which to try again where nobody can know when there will be room
+LINGER = 60.0  # seconds for which what a subject has used is at hand, though it says nothing any more: else each receipt would look for it anew
 SPARE = 64  # open files that are no connections
 
 # Whose limit it was: that of one client, or that of the whole server.
@@ -25,7 +27,7 @@ class Gate:
 
     def __init__(self, config: Config, time: Callable[[], float]):
         self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
-        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS])
+        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
         self.feeds: Callable[[], int] = lambda: 0
         self.limited = dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
         self._time = time
@@ -67,16 +69,20 @@ class Gate:
         if wait:
             raise self._too_many(kind, wait, self.accounts, CLIENT)
 
-    def charge_subject(self, subject: str, kind: int, count: int = 1) -> None:
+    def charge_subject(self, grant: Grant, kind: int, count: int = 1) -> None:
         """The same for whoever a token says that it is, wherever it comes from."""
-        now = self._time()
-        wait = self.subjects.take(self.subjects.of(subject, now), kind, now, count)
+        wait = self.subjects.take(self._subject(grant), kind, self._time(), count)
         if wait:
             raise self._too_many(kind, wait, self.subjects, SUBJECT)
 
-    def admits_subject(self, subject: str, kind: int) -> bool:
-        now = self._time()
-        return not self.subjects.take(self.subjects.of(subject, now), kind, now)
+    def admits_subject(self, grant: Grant, kind: int) -> bool:
+        return not self.subjects.take(self._subject(grant), kind, self._time())
+
+    def _subject(self, grant: Grant) -> Account:
+        account: Account | None = grant.account
+        if account is None or not account.is_kept:
+            account = grant.account = self.subjects.of(grant.subject, self._time())
+        return account
 
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one; who is not let in goes the usual way, and hears there why."""

@@ -192,14 +192,13 @@ class Connection(asyncio.Protocol):
 
     def _admitting(self, model: Ask, shape: Shape) -> Callable[[re.Match[bytes]], bool] | None:
         """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
-        gate, kind, payer, address, subject = self._door.gate, model.route.kind, model.account, model.peer, model.grant.subject
+        gate, kind, payer, address, grant = self._door.gate, model.route.kind, model.account, model.peer, model.grant
         asked: list[Callable[[re.Match[bytes]], bool]] = []
         if model.route.knows is not None:
-            asked.append(model.route.knows(model, shape.groups))
-            device = shape.groups[b"device"]  # which is the subject, as whoever knows has made sure of
-            asked.append(lambda match: gate.admits_subject(match[device].decode(), kind))
-        elif subject:
-            asked.append(lambda match: gate.admits_subject(subject, kind))
+            known = model.route.knows(model, shape.groups)
+            asked.append(lambda match: (found := known(match)) is not None and gate.admits_subject(found, kind))
+        elif grant.subject:
+            asked.append(lambda match: gate.admits_subject(grant, kind))
         if payer is not None and payer is self.account:
             asked.append(lambda match: gate.admits(payer, kind))
         elif payer is not None:
@@ -523,7 +522,7 @@ class Connection(asyncio.Protocol):
         if self.busy is not ask:
             return  # the client went away while its key was being fetched
         if ask.grant.subject:
-            self._door.gate.charge_subject(ask.grant.subject, ask.route.kind)
+            self._door.gate.charge_subject(ask.grant, ask.route.kind)
         if ask.route.hot is None:
             self._door.line.is_enough = True
             self.busy = exchange = Exchange(self, ask)
@@ -574,7 +573,7 @@ class Connection(asyncio.Protocol):
         if ask.account is not None:
             self._door.gate.charge(ask.account, kind, count)
         if ask.grant.subject:
-            self._door.gate.charge_subject(ask.grant.subject, kind, count)
+            self._door.gate.charge_subject(ask.grant, kind, count)
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""

@@ -61,12 +61,13 @@ class Rate:
 
 class Account:
     """What one client has used: `full` is when each of its buckets is full again, `connections` and `feeds` what it holds, and `served` what
-    it was given in the newest `turn` of the loop."""
+    it was given in the newest `turn` of the loop. Once it is not kept, there may be another one for the same client."""
 
-    __slots__ = ("connections", "feeds", "full", "served", "turn")
+    __slots__ = ("connections", "feeds", "full", "is_kept", "served", "turn")
 
     def __init__(self) -> None:
         self.full = [0.0] * len(WORDS)
+        self.is_kept = False
         self.connections = 0
         self.feeds = 0
         self.served = 0
@@ -79,12 +80,14 @@ class Account:
 
 class Accounts:
     """One account for each client that has used anything of late. What is idle is cleared away, and nothing else is: no stranger can make
-    us forget what somebody has used. Where there are too many all the same, those who come new share one account."""
+    us forget what somebody has used. Where there are too many all the same, those who come new share one account. `linger` is for how many
+    seconds an idle one stays, where clients cannot be made up."""
 
-    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS):
+    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS, linger: float = 0.0):
         self.known: OrderedDict[str, Account] = OrderedDict()
         self.rates = tuple(rates)
         self._most = most
+        self._linger = linger
         self._crowd = Account()
 
     def of(self, client: str, now: float) -> Account:
@@ -94,6 +97,7 @@ class Accounts:
             if len(self.known) >= self._most:
                 return self._crowd
             account = self.known[client] = Account()
+            account.is_kept = True
         return account
 
     def take(self, account: Account, kind: int, now: float, count: int = 1) -> float:
@@ -109,7 +113,9 @@ class Accounts:
         known = self.known
         for _ in range(min(looks, len(known))):
             client, account = known.popitem(last=False)
-            if not account.is_idle(now):
+            if account.is_idle(now - self._linger):
+                account.is_kept = False
+            else:
                 known[client] = account
 
 

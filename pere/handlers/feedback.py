@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from pere.auth import FEED, Verifier
+from pere.auth import FEED, Grant, Verifier
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
@@ -181,18 +181,18 @@ class Feedback:
 
         return answer
 
-    def knows(self, ask: Ask, groups: dict[bytes, int]) -> Callable[[re.Match[bytes]], bool]:
-        """What tells of a request like this one, in which the token differs too, whether that is good for it, with one look at what is
-        known. What is not goes the usual way, and hears there why."""
+    def knows(self, ask: Ask, groups: dict[bytes, int]) -> Callable[[re.Match[bytes]], Grant | None]:
+        """What finds the grant of a request like this one, in which the token differs too, with one look at what is known; None if the token
+        is not, or is not good for it: that goes the usual way, and hears there why."""
         assert self._verifier is not None
         known, clock, channel = self._verifier.known.get, self._store.clock, channel_of(ask.path)
         places = groups[b"authorization"], groups[b"device"]
 
-        def knows(match: re.Match[bytes]) -> bool:
+        def knows(match: re.Match[bytes]) -> Grant | None:
             token, device = match.group(*places)
             grant = known(token)
             # Whoever may listen to it has been found to, when the token had begun to hold.
-            return grant is not None and grant.fed == channel and grant.name == device and clock() < grant.expires  # type: ignore[operator]
+            return grant if grant is not None and grant.fed == channel and grant.name == device and clock() < grant.expires else None  # type: ignore[operator]
 
         return knows
 
