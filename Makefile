@@ -29,8 +29,9 @@ soak: $(READY) ## do everything at random to a server and to a model of it, and 
 fuzz: $(READY)-fuzz ## say hostile bytes to all that reads them (Linux); ARGS="--minutes 60 --seed 7 --target http" hands flags
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-lint: $(READY)-audit ## look for slips of the pen, and in pere/ for what is dangerous
+lint: $(READY)-audit ## look for slips of the pen, and in pere/ for wrong types and what is dangerous
 	@$(BIN)/ruff check --quiet --config .ci/ruff.toml pere tests bench
+	@$(BIN)/mypy --no-error-summary pere
 	@$(BIN)/bandit --quiet --recursive pere --skip B101,B311 2>/dev/null  # where it only tells of each `nosec` that it met
 
 audit: lint ## the same, and ask PyPI which of the installed packages are known to be dangerous

@@ -132,7 +132,7 @@ class Store(ABC):
     forsake: Callable[[], None]
     leads: bool
     on_lead: Callable[[bool], None]
-    on_document: Callable[[str, str, bytes | None], None]
+    on_document: Callable[[str, str, builtins.bytes | None], None]
     heed: Callable[[str, str, int, int, float], None]
     on_commit: Callable[[float, int], None]
     on_receipts: Callable[[str], None] | None
