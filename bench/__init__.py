@@ -1,1 +1,1 @@
-"""The benchmarks of PERE. `python -m bench` runs the small ones and prints what each operation costs."""
+"""The benchmarks of PERE: what it costs, beside what nothing can cost less than. `bench/README.md` tells what is asked, and what came of it."""

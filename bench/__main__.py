@@ -1,46 +1,50 @@
-"""What does one operation cost? Runs everything in bench/micro, several rounds in turn, and prints the median.
+"""A short tour of all benchmarks, with small sizes and one round: ten minutes that show whether it all runs, and about where it stands.
 
-    make bench                      all of them
-    python -m bench ledger sse      only these
+    make bench                                  the tour
+    make bench ARGS="fanout mission"            only these, as the tour has them
+    python -m bench.load.fanout --rounds 5      one of them, as it is quoted
+
+A tour is kept in bench/results/tour, and its pictures beside it. What is quoted is measured with more rounds, on a machine that does nothing else.
 """
 
 import importlib
 import pkgutil
 import sys
-import time
-from collections.abc import Callable
-from statistics import median
+from pathlib import Path
 
-import bench.micro
-
-ROUNDS, SECONDS = 7, 0.05  # rounds of each operation, and about how long one lasts
+import bench.load
+from bench import experiments, peers, pictures, rounds
+from bench.micro import __main__ as micro
 
 
-def once(operation: Callable[[], object], times: int) -> float:
-    """Seconds per call, over so many calls."""
-    start = time.perf_counter()
-    for _ in range(times):
-        operation()
-    return (time.perf_counter() - start) / times
+def measures() -> list[rounds.Measure]:
+    """All that is measured by rounds, in the order of the files."""
+    found: list[rounds.Measure] = []
+    for module in pkgutil.iter_modules(bench.load.__path__):
+        found += getattr(importlib.import_module(f"bench.load.{module.name}"), "MEASURES", ())
+    return found + list(experiments.measures()) + list(peers.measures())
 
 
 def main(wanted: list[str]) -> None:
-    names = [module.name for module in pkgutil.iter_modules(bench.micro.__path__)]
-    unknown = set(wanted) - set(names)
+    every = measures()
+    small = [module.name for module in pkgutil.iter_modules(bench.micro.__path__) if module.name != "__main__"]
+    unknown = set(wanted) - {measure.name for measure in every} - set(small)
     if unknown:
-        sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    print(f"{'operation':<58}{'median':>12}{'spread':>18}")
-    for name in wanted or names:
-        operations = importlib.import_module(f"bench.micro.{name}").operations()
-        print(f"\n{name}")
-        counts = {label: max(1, int(SECONDS / max(once(call, 1), once(call, 3), 1e-8))) for label, (call, _) in operations.items()}
-        # In turn, so that a moment in which the machine is busy with something else falls on all of them.
-        figures: dict[str, list[float]] = {label: [] for label in operations}
-        for _ in range(ROUNDS):
-            for label, (call, per_call) in operations.items():
-                figures[label].append(once(call, counts[label]) / per_call * 1e9)
-        for label, costs in figures.items():
-            print(f"  {label:<56}{median(costs):>9,.0f} ns{min(costs):>9,.0f} to {max(costs):,.0f}")
+        sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([*small, *(measure.name for measure in every)])}")
+    rounds.end_well()
+    rounds.RESULTS = rounds.HERE / "results" / "tour"
+    for measure in every:
+        if wanted and measure.name not in wanted:
+            continue
+        if not measure.servers:
+            continue
+        result = rounds.measured(measure, rounds=1, is_short=True)
+        rounds.show(result)
+        path = rounds.keep(result)
+        picture = pictures.draw(result, path.with_suffix(".png"))
+        print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, and drawn in {picture.name}\n")
+    if chosen := [name for name in small if not wanted or name in wanted]:
+        micro.main(chosen)
 
 
 if __name__ == "__main__":

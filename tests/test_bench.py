@@ -1,21 +1,29 @@
 """The load of `pere bench`, for a moment each, against a real server; that it counts right, and says what went wrong. No speed is asserted."""
 
+import ast
 import json
 import os
 import random
+import re
 import socket
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGKILL
 
 import pytest
-from processes import Process, Served, pere
+from processes import ENVIRONMENT, Process, Served, pere
 
+from bench import experiments, pictures, rounds
+from bench.compare import change
+from bench.load import receipts
 from pere.load.histogram import Histogram
 from pere.load.scenarios import SCENARIOS
 from pere.load.target import Target
 
+ROOT = Path(__file__).parent.parent
 SECRET = "a secret of more than thirty-two bytes"
 
 # What makes each story short.
@@ -200,3 +208,71 @@ def test_another_server_is_spoken_to_as_it_wants():
     assert made.startswith(b"POST /pub?id=c HTTP/1.1\r\n")
     assert b"\r\nX-Key: k\r\n" in made
     assert made.endswith(b"\r\nContent-Length: 30\r\n\r\ntopic=c&data=%7B%22a%22%3A1%7D")
+
+
+# bench/
+
+
+def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_every_server_that_is_measured_beside_pere_delivers_all():
+    """At once, which is no way to measure."""
+    servers = {server.name: (measure, server) for measure in experiments.measures() for server in measure.servers}
+    with ThreadPoolExecutor(len(servers)) as pool:
+        told = list(pool.map(lambda each: rounds.once(*each, "--feeds 5 --events 10"), servers.values()))
+    assert [(each["figures"]["feeds"], each["figures"]["deliveries"]) for each in told] == [(5, 50)] * len(servers)
+
+
+def test_the_floor_for_receipts_answers_them():
+    assert rounds.once(receipts.MEASURES[0], rounds.ECHO, "--feeds 5 --events 10 --lines 3")["figures"]["receipts"] == 50
+
+
+def test_rounds_are_kept_compared_and_drawn(tmp_path):
+    measure = rounds.Measure("small", "fanout", (rounds.PERE, rounds.SEND), "--feeds 5 --events 3", floor=rounds.SEND.name)
+    result = rounds.measured(measure, rounds=2)
+    assert {name: len(runs) for name, runs in result["runs"].items()} == {rounds.PERE.name: 2, rounds.SEND.name: 2}
+    assert len(rounds.ratios(result, rounds.PERE.name)) == 2
+    assert rounds.SECRET not in json.dumps(result)
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(json.dumps(result))
+    # Twice as dear, of which the floor knows nothing.
+    for run in result["runs"][rounds.PERE.name]:
+        run["server_us"] *= 2
+    after.write_text(json.dumps(result))
+    done = ran("bench.compare", str(before), str(after))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"\+100\.0 %", done.stdout)) == 2  # the cost, and its ratio to the floor
+    assert pictures.draw(result, tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text, sentence", [(None, "cannot be read"), ("{", "is no JSON"), ("[]", "is no file of results")])
+def test_what_cannot_be_compared_is_said(tmp_path, text, sentence):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    done = ran("bench.compare", str(path), str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
+
+
+def test_a_change_is_marked_where_the_rounds_do_not_touch():
+    assert change([1.0, 1.1, 1.2], [1.3, 1.4, 1.5]) == ("+27.3 %", "*")
+    assert change([1.0, 1.1, 1.4], [1.3, 1.4, 1.5]) == ("+27.3 %", "")
+    assert change([], [1.0]) == ("unknown", "")
+
+
+def test_a_measure_that_is_none_is_said():
+    done = ran("bench", "nothing")
+    assert done.returncode == 1
+    assert "there is no nothing" in done.stderr
+
+
+def test_every_measure_opens_with_its_question_and_its_command_line():
+    files = [path for path in (ROOT / "bench").rglob("*.py") if path.parent.name in ("load", "micro") and not path.name.startswith("__")]
+    assert len(files) > 20
+    for path in files:
+        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert "?" in doc, path
+        assert re.search(rf"python -m bench\.{path.parent.name}[ .]{path.stem}", doc), path

@@ -1,6 +1,6 @@
 """What does it cost to keep an event, and to find where a feed goes on?
 
-    python -m bench backlog
+    python -m bench.micro backlog
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """What does a receipt cost, beyond the network? And asking about an event with 10,000 devices?
 
-    python -m bench ledger
+    python -m bench.micro ledger
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """What does a receipt cost among a thousand, and what does it cost alone?
 
-    python -m bench receipts
+    python -m bench.micro receipts
 
 A device answers for a thousand events that another one has answered for already, each in its own state of the ledger: so it costs more
-than the same receipt of many devices for one event, whose columns are at hand (`python -m bench ledger`).
+than the same receipt of many devices for one event, whose columns are at hand (`python -m bench.micro ledger`).
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """What does it save to recognise a receipt instead of parsing it?
 
-    python -m bench shape
+    python -m bench.micro shape
 """
 
 from collections.abc import Callable

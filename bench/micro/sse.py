@@ -1,6 +1,6 @@
 """What does it cost to encode an event, once for all feeds, and to decode it, once per device?
 
-    python -m bench sse
+    python -m bench.micro sse
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What does it cost to say who has an event, and who has not, with ten thousand devices?
 
-    python -m bench status
+    python -m bench.micro status
 
 All that the loop does for `GET /events/{channel}/{id}` and for a page of its devices but HTTP itself: asking the store, and writing JSON.
 """

@@ -1,0 +1,16 @@
+"""And for an hour: does the memory stay as it is?
+
+    python -m bench.load.soak --rounds 1
+    python -m bench.load.soak --rounds 1 --sizes '--seconds 600'
+
+`memory_growth` is the most of the last third over the most of the middle third: the first third fills what is kept.
+"""
+
+from bench.rounds import SQLITE, Measure, main
+
+MEASURES = (
+    Measure("soak", "soak", (SQLITE,), short="--seconds 10", shows=("memory_growth", "server_us", "server_busy", "latency/receipt/p99")),
+)
+
+if __name__ == "__main__":
+    main(__doc__, MEASURES)

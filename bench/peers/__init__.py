@@ -1,0 +1,83 @@
+"""Servers that one would pick instead, under the same load, each tuned as its own manual says, on one processor.
+
+    pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
+    python -m bench.peers --rounds 3
+
+Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is run with those that its application would have: a
+handler that remembers who has answered which event; in Nchan, which runs no code, a channel of its own to which devices publish their answers.
+"""
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import rounds
+from bench.rounds import PERE, SEND, Measure, Server
+
+HERE = Path(__file__).parent
+NCHAN = (Path("/usr/lib/nginx/modules/ngx_nchan_module.so"), Path("/usr/lib64/nginx/modules/ngx_nchan_module.so"))
+OPEN = rounds.pere("PERE, memory, no tokens", "memory:", tokens=False)
+
+
+def installed(package: str) -> str:
+    """The version of a Python package, or nothing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def said(*command: str) -> str:
+    """What a program says of its version, or nothing where there is no such program."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().splitlines()[0] if done.returncode == 0 else ""
+
+
+def python(name: str, module: str, package: str, *more: str) -> Server | str:
+    version = installed(package)
+    return Server(name, (sys.executable, "-m", f"bench.peers.{module}", "{port}"), version=f"{package} {version}") if version else f"pip install {package}"
+
+
+def better_sse() -> Server | str:
+    found = HERE / "better_sse" / "node_modules" / "better-sse" / "package.json"
+    node = said("node", "--version")
+    if not node or not found.exists():
+        return "npm install in bench/peers/better_sse"
+    import orjson
+
+    return Server("better-sse", ("node", "{here}/peers/better_sse/server.mjs", "{port}"), version=f"better-sse {orjson.loads(found.read_bytes())['version']}, Node {node}")
+
+
+def nchan() -> Server | str:
+    module = next((path for path in NCHAN if path.exists()), None)
+    if module is None or not said("nginx", "-v"):
+        return "apt install libnginx-mod-nchan"
+    return Server("Nchan", (sys.executable, "-m", "bench.peers.nchan", "{port}", "{tmp}", str(module)), child=True,
+                  version=f"{said('nginx', '-v')}, {said('dpkg-query', '-W', 'libnginx-mod-nchan')}".replace("\t", " "))
+
+
+def there() -> list[Server]:
+    """Those that are installed; of the others it is said how they would be."""
+    found = []
+    for name, server in {
+        "Tornado": Server("Tornado, the plain way", (sys.executable, "-m", "bench.experiments.request_handler", "{port}"), version=f"tornado {installed('tornado')}"),
+        "sse-starlette": python("sse-starlette on uvicorn", "starlette_app", "sse-starlette"), "aiohttp-sse": python("aiohttp-sse", "aiohttp_app", "aiohttp-sse"),
+        "better-sse": better_sse(), "Nchan": nchan(),
+    }.items():
+        if isinstance(server, str):
+            print(f"{name} is not here ({server})", file=sys.stderr)
+        else:
+            found.append(server)
+    return found
+
+
+def measures() -> tuple[Measure, ...]:
+    servers = (PERE, OPEN, *there(), SEND)
+    shows = ("server_us", "latency/delivery/p99", "open_us", "feed_kib", "load_us")
+    return (Measure("peers-fanout", "fanout", servers, "--events 30", "--events 10 --feeds 2000", shows, SEND.name),
+            Measure("peers-burst", "burst", servers, "--events 100 --every 0.4", "--events 50 --feeds 2000", shows, SEND.name),
+            Measure("peers-mission", "mission", servers, "--events 5", "--events 3 --feeds 1000", ("server_us", "capacity", "latency/receipt/p99", "load_us"), SEND.name))

@@ -1,0 +1,247 @@
+"""Servers under the same load, in turn: what all measurements here share.
+
+Each round starts every server afresh, one after the other, so that a moment in which the machine is slow falls on all of them; the server is
+pinned to the first processor and the load to the second. What is told is the median of the rounds, with the least and the most, and each
+server's cost as a ratio to that of the floor in the same round. `bench/README.md` says how to read it.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from pere.cli.bench import processor
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PINNED = shutil.which("taskset") is not None and (os.cpu_count() or 1) > 1
+SECRET = "only for measuring, and at least 32 bytes"  # of tokens, which are checked as they would be
+START, STOP = 30.0, 15.0  # seconds for a server to listen, and to end
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a server is started, and what the load must know of it. In the command `{port}` becomes a free port, `{tmp}` an empty folder and
+    `{here}` this folder. `child` is whether its first child does the work."""
+
+    name: str
+    command: tuple[str, ...]
+    load: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    child: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One question to some servers. `shows` names the figures of the table, the first of which is compared with `floor`; `short` are sizes for
+    a tour."""
+
+    name: str
+    scenario: str
+    servers: tuple[Server, ...]
+    sizes: str = ""
+    short: str = ""
+    shows: tuple[str, ...] = ("server_us", "capacity", "load_us")
+    floor: str = ""
+
+
+def pere(name: str, store: str, tokens: bool = True, *flags: str) -> Server:
+    """PERE with this store, with tokens or open."""
+    return Server(name, (sys.executable, "-m", "pere", "serve", "--port", "{port}", "--store", store, "--log-level", "error", *flags),
+                  ("--jwt-secret", SECRET) if tokens else (), {"PERE_JWT_SECRET": SECRET} if tokens else {})
+
+
+PERE = pere("PERE, memory", "memory:")
+SQLITE = pere("PERE, SQLite", "sqlite:{tmp}/pere.db")
+SEND = Server("floor: bare send()", (sys.executable, "-m", "bench.floor", "send", "--port", "{port}"))
+ECHO = Server("floor: httptools echo", (sys.executable, "-m", "bench.floor", "echo", "--port", "{port}"))
+
+
+def pinned(place: int) -> list[str]:
+    return ["taskset", "-c", str(place)] if PINNED else []
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def running(server: Server) -> Iterator[tuple[int, int]]:
+    """A server that listens: its port, and the process that does the work. Whatever happens, it is ended."""
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
+        port = free_port()
+
+        def filled(text: str) -> str:
+            return text.replace("{port}", str(port)).replace("{tmp}", folder).replace("{here}", str(HERE))
+
+        process = subprocess.Popen([*pinned(0), *map(filled, server.command)], stdout=log, stderr=log, start_new_session=True, cwd=HERE.parent,
+                                   env=os.environ | {name: filled(value) for name, value in server.environment.items()})
+        try:
+            deadline = time.monotonic() + START
+            while True:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{server.name} did not start: {log.read()[-2000:]}")
+                with socket.socket() as sock:
+                    if sock.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            time.sleep(0.5)
+            pid = process.pid
+            if server.child:
+                pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+            yield port, pid
+        finally:
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(process.pid, how)
+                    process.wait(STOP)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+                except ProcessLookupError:
+                    break
+
+
+def once(measure: Measure, server: Server, sizes: str) -> dict[str, Any]:
+    """One run of one server."""
+    with running(server) as (port, pid):
+        done = subprocess.run([*pinned(1), sys.executable, "-m", "pere", "bench", measure.scenario, "--url", f"http://127.0.0.1:{port}", "--pid", str(pid),
+                               "--processes", "1", "--json", *server.load, *sizes.split()], capture_output=True, text=True, timeout=7_200, cwd=HERE.parent)
+    if done.returncode:
+        raise SystemExit(f"{server.name}, {measure.scenario}: {done.stderr.strip()}")
+    told: dict[str, Any] = orjson.loads(done.stdout)
+    return told
+
+
+def end_well() -> None:
+    """Let a SIGTERM end this program as an exception does, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def measured(measure: Measure, rounds: int, is_short: bool = False, more: str = "") -> dict[str, Any]:
+    """All rounds, as they are kept in a file of results."""
+    sizes = f"{measure.sizes} {measure.short if is_short else ''} {more}"
+    runs: dict[str, list[dict[str, Any]]] = {server.name: [] for server in measure.servers}
+    curves: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for number in range(rounds):
+        for server in measure.servers:
+            print(f"\r\x1b[K{measure.name}: round {number + 1} of {rounds}, {server.name}" if sys.stderr.isatty() else ".", end="", file=sys.stderr, flush=True)
+            told = once(measure, server, sizes)
+            runs[server.name].append(told["figures"])
+            curves[server.name], arguments = told["curves"], told["arguments"]
+    print("\r\x1b[K" if sys.stderr.isatty() else "", end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+    return {
+        "name": measure.name, "scenario": measure.scenario, "when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "processor": processor(),
+        "processors": os.cpu_count(), "pinned": PINNED, "system": platform.platform(), "python": platform.python_version(), "versions": versions(),
+        "servers": {server.name: {"version": server.version, "command": " ".join(server.command).replace(sys.executable, "python")} for server in measure.servers},
+        "arguments": arguments, "rounds": rounds, "is_short": is_short, "floor": measure.floor, "shows": measure.shows, "runs": runs, "curves": curves,
+    }
+
+
+def commit() -> str:
+    """The last change of PERE itself, which is what was measured; with a + where it has been changed since."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("log", "-1", "--format=%h", "--", "../pere") + ("+" if git("status", "--porcelain", "--untracked-files=no", "../pere") else "")
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("pere", "tornado", "uvloop", "httptools", "orjson")}
+
+
+def values(runs: list[dict[str, Any]], figure: str) -> list[float]:
+    """A figure over the rounds; `a/b` is one inside another."""
+    found = []
+    for run in runs:
+        value: Any = run
+        for part in figure.split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found.append(float(value))
+    return found
+
+
+def ratios(result: dict[str, Any], server: str) -> list[float]:
+    """The first figure beside the floor's, round by round."""
+    figure = result["shows"][0]
+    return [own / floor for own, floor in zip(values(result["runs"][server], figure), values(result["runs"][result["floor"]], figure), strict=False) if floor]
+
+
+def said(numbers: list[float]) -> str:
+    """`1.13 (1.10 to 1.20)`."""
+    if not numbers:
+        return "unknown"
+    digits = 0 if abs(median(numbers)) >= 1_000 else 1 if abs(median(numbers)) >= 100 else 2
+    middle = f"{median(numbers):,.{digits}f}"
+    return middle if len(numbers) == 1 else f"{middle} ({min(numbers):,.{digits}f} to {max(numbers):,.{digits}f})"
+
+
+def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of a result: its head, and a line for each server."""
+    head = ["server", *result["shows"], *(["x the floor"] if result["floor"] else [])]
+    lines = []
+    for server, runs in result["runs"].items():
+        line = [server, *(said(values(runs, figure)) for figure in result["shows"])]
+        if result["floor"]:
+            line.append("1" if server == result["floor"] else said(ratios(result, server)))
+        lines.append(line)
+    return head, lines
+
+
+def show(result: dict[str, Any]) -> None:
+    head, lines = rows(result)
+    table = Table(*head[:1], title=f"{result['name']}: {result['rounds']} rounds, medians (least to most)", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in head[1:]:
+        table.add_column(name, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=130, markup=False, emoji=False, highlight=False).print(table)
+
+
+def keep(result: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result['name']}.json"
+    path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    return path
+
+
+def main(doc: str | None, measures: Iterable[Measure]) -> None:
+    """The command line that all files of measures share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured, in turn (5)")
+    parser.add_argument("--short", action="store_true", help="small sizes, as in a tour")
+    parser.add_argument("--sizes", default="", help="sizes for pere bench, such as '--feeds 1000'")
+    parser.add_argument("--only", default="", help="only servers whose name has this in it, and the floor")
+    parser.add_argument("--no-keep", action="store_true", help="write nothing to bench/results")
+    asked = parser.parse_args()
+    end_well()
+    for measure in measures:
+        servers = tuple(each for each in measure.servers if asked.only in each.name or each.name == measure.floor)
+        result = measured(Measure(**measure.__dict__ | {"servers": servers}), asked.rounds, asked.short, asked.sizes)
+        show(result)
+        if not asked.no_keep:
+            print(f"kept in {keep(result).relative_to(HERE.parent)}\n")
