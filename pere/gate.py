@@ -75,8 +75,24 @@ class Gate:
         if wait:
             raise self._too_many(kind, wait, self.subjects, SUBJECT)
 
-    def admits_subject(self, grant: Grant, kind: int) -> bool:
-        return not self.subjects.take(self._subject(grant), kind, self._time())
+    def admits_subjects(self, kind: int) -> Callable[[Grant], bool]:
+        """What says the same for one of a kind, again and again."""
+        rate, subject, time = self.subjects.rates[kind], self._subject, self._time
+        if rate is None:
+            return lambda grant: True
+
+        def admits(grant: Grant) -> bool:
+            account: Account | None = grant.account
+            if account is None or not account.is_kept:
+                account = subject(grant)
+            now = time()
+            if account.full[kind] <= now:
+                account.full[kind] = now + rate.interval  # as `Rate.take` has it for a full bucket, which it mostly is
+                return True
+            account.full[kind], wait = rate.take(account.full[kind], now, 1)
+            return not wait
+
+        return admits
 
     def _subject(self, grant: Grant) -> Account:
         account: Account | None = grant.account

@@ -193,12 +193,13 @@ class Connection(asyncio.Protocol):
     def _admitting(self, model: Ask, shape: Shape) -> Callable[[re.Match[bytes]], bool] | None:
         """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
         gate, kind, payer, address, grant = self._door.gate, model.route.kind, model.account, model.peer, model.grant
+        is_let_in = gate.admits_subjects(kind)
         asked: list[Callable[[re.Match[bytes]], bool]] = []
         if model.route.knows is not None:
             known = model.route.knows(model, shape.groups)
-            asked.append(lambda match: (found := known(match)) is not None and gate.admits_subject(found, kind))
+            asked.append(lambda match: (found := known(match)) is not None and is_let_in(found))
         elif grant.subject:
-            asked.append(lambda match: gate.admits_subject(grant, kind))
+            asked.append(lambda match: is_let_in(grant))
         if payer is not None and payer is self.account:
             asked.append(lambda match: gate.admits(payer, kind))
         elif payer is not None:
