@@ -61,6 +61,7 @@ def table(result: dict[str, Any], path: Path) -> str:
     ]
     if any(each["version"] for each in result["servers"].values()):
         told.append("Versions: " + "; ".join(each["version"] for each in result["servers"].values() if each["version"]) + ".")
+    told += [f"Failed: {failure}." for failure in result.get("failures", {}).values()]
     return "\n\n".join([*told, f"![{result['name']}](results/{path.name})"])
 
 

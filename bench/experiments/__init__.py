@@ -20,4 +20,4 @@ def measures() -> tuple[Measure, ...]:
     servers = (PERE, *(Server(name, (sys.executable, "-m", f"bench.experiments.{name}", "{port}")) for name in NAMES), SEND)
     shows = ("server_us", "latency/delivery/p99", "open_us", "feed_kib", "load_us")
     return (Measure("experiments-fanout", "fanout", servers, "--events 30", "--events 10 --feeds 2000", shows, SEND.name),
-            Measure("experiments-burst", "burst", servers, "--events 100", "--events 50 --feeds 2000", shows, SEND.name))
+            Measure("experiments-burst", "burst", servers, "--events 40 --every 0.4", "--events 40 --feeds 2000", shows, SEND.name))

@@ -79,5 +79,5 @@ def measures() -> tuple[Measure, ...]:
     servers = (PERE, OPEN, *there(), SEND)
     shows = ("server_us", "latency/delivery/p99", "open_us", "feed_kib", "load_us")
     return (Measure("peers-fanout", "fanout", servers, "--events 30", "--events 10 --feeds 2000", shows, SEND.name),
-            Measure("peers-burst", "burst", servers, "--events 100 --every 0.4", "--events 50 --feeds 2000", shows, SEND.name),
+            Measure("peers-burst", "burst", servers, "--events 40 --every 0.4", "--events 50 --feeds 2000", shows, SEND.name),
             Measure("peers-mission", "mission", servers, "--events 5", "--events 3 --feeds 1000", ("server_us", "capacity", "latency/receipt/p99", "load_us"), SEND.name))

@@ -306,7 +306,7 @@ SCENARIOS = {
     "receipts": Scenario(receipts, "how many receipts a second, one by one or (--batch) many in a request?", Options(feeds=1_000, events=50)),
     "push": Scenario(push, "how many pushes a second, each as safe as the store makes it?", Options(events=20_000, channels=16)),
     "reconnect": Scenario(reconnect, "how long until all are back at once, and up to date?", Options(feeds=10_000)),
-    "slow": Scenario(slow, "do some that never read delay the others?", Options(feeds=2_000, bytes=4_096)),
+    "slow": Scenario(slow, "do some that never read delay the others?", Options(feeds=1_000, bytes=4_096, every=0.1)),
     "spread": Scenario(spread, "what does a push cost where there are thousands of channels with few devices?",
                        Options(feeds=10_000, channels=5_000, events=1, every=0.02, burst=20)),
     "patterns": Scenario(patterns, "what does a delivery cost to feeds that listen by a pattern?", Options(feeds=1_000, channels=50, events=200, every=0.02)),
