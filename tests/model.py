@@ -409,6 +409,11 @@ class Model:
                     self.leave(channel, member.device)
                     if not self.is_online(member.device) and not any(member.device in other.members for other in self.channels.values()):
                         self.wishes.pop(member.device, None)
+        for device in list(self.wishes):
+            # It wanted channels that never came.
+            is_registered = any(device in channel.members for channel in self.channels.values())
+            if not self.is_online(device) and not is_registered and self.seen[device] < self.now - self.limits.device_ttl:
+                del self.wishes[device]
 
     def make_room(self) -> None:
         limits, events = self.limits, self.events()
