@@ -29,6 +29,7 @@ from pere.event import Draft, Event
 from pere.ledger import Entry, Receipt, unknown_receipt
 from pere.storage import Accepted, Shelf, keeping, scripts
 from pere.storage.committing import Together
+from pere.storage.keeper import Keeper
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
 from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog
 from pere.storage.sharedlog import Entry as Written
@@ -37,9 +38,6 @@ log = logging.getLogger("pere.store")
 
 VERSION = 1  # of what stands in Redis
 RETRY = 5  # seconds after which a client may ask again when Redis is away
-KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
-KEEP_ANYWAY = 20.0  # and after so long also where something is being said
-CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
 MAX_OPS = 100_000  # in one batch
 MAX_BYTES = 32 * 1024 * 1024  # of payloads in one batch, a fraction of what Redis takes
 MAX_DUE = 1_000  # events that expire in one sweep
@@ -76,7 +74,7 @@ class RedisStore(Replica):
         self._log = SharedLog(url, self.node, self._take_entry)
         self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
-        self._keep_script = self._log.client.register_script(scripts.KEEP)
+        self._keeper = Keeper(self._log, self, self._lives, self._loop.time)
         self._trouble: str | None = "it has not begun"
         self._ops: list[Op] = []  # what is said and not on its way yet, and who said it
         self._askers: list[Any] = []
@@ -90,9 +88,6 @@ class RedisStore(Replica):
         self._waiters: list[asyncio.Future[None]] = []
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
-        self._kept_number = 0
-        self._kept_at = self._tried_at = 0.0
-        self._cuts: list[tuple[float, int]] = []
         self._beating: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,21 +125,17 @@ class RedisStore(Replica):
         await self._agree(limits)
         await client.set(keys["loading"], self.node, ex=30)
         try:
-            n, number, newest = await self._kept()
+            base = await self._keeper.look()
             kept = {kind: {name.decode(): value async for name, value in client.hscan_iter(keys[kind], count=1000)} for kind in scripts.KINDS}
             rows = [row for _, fields in await client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
-            if [n, number, newest] != await self._kept():
+            if base != await self._keeper.look():
                 raise Lost("it was kept anew while it was read")
-            self._n = n
-            self._restore(born, newest, number, kept, rows)
-            self._log.begin(n)
+            self._n = base.n
+            self._restore(born, base.newest, base.number, kept, rows)
+            self._log.begin(base.n)
             await self._log.catch_up()
         finally:
             await client.delete(keys["loading"])
-
-    async def _kept(self) -> list[int]:
-        """After which entry everything was kept, with the numbers of the newest record and event by then."""
-        return [int(value or 0) for value in await self._log.client.hmget(self._log.keys["kept"], "n", "number", "newest")]
 
     async def _agree(self, known: bytes | None) -> None:
         """All nodes move alike only if they have the same limits; who is alone may change them."""
@@ -463,7 +454,7 @@ class RedisStore(Replica):
         self._coming.clear()
         while True:
             self._clear()
-            self._changes.clear()
+            self.changes.clear()
             try:
                 await self._read_all()
                 break
@@ -535,7 +526,7 @@ class RedisStore(Replica):
             try:
                 await self._beat_once()
                 if self.leads:
-                    await self._keep_changes()
+                    await self._keeper.keep(bool(self._ops) or self._flying is not None)
             except Lost as lost:
                 self._lost(str(lost))
             except Errors as error:
@@ -548,49 +539,14 @@ class RedisStore(Replica):
         if self._log.is_listening:
             self._well()
         if beat.is_keeper != self.leads:
-            _, self._kept_number, _ = await self._kept()
+            await self._keeper.look()
             self.leads = beat.is_keeper
             log.info("this node is the keeper" if self.leads else "another node is the keeper", extra={"facts": {"node": self.node}})
             self.on_lead(self.leads)
-        self._changes.kept(beat.kept)
+        self.changes.kept(beat.kept)
         for node in beat.gone if beat.is_keeper else ():
             self._say(("gone", node))
             await self._log.forget(node)
-
-    async def _keep_changes(self, is_last: bool = False) -> None:
-        """Write what has changed, as it stands after one entry of the log."""
-        now = self._loop.time()
-        if self._kept_at + KEEP_EVERY > now and not is_last:
-            return
-        # What follows from an entry (that a webhook is to be told) is said at once. As long as something is being said, that may be missing.
-        if (self._ops or self._flying is not None) and self._kept_at + KEEP_ANYWAY > now and not is_last:
-            return
-        n, number, newest = self._log.taken, self._recent.newest, self.newest
-        found = [(scripts.KINDS.index(kind) + 1, name, self._value(kind, name), kind) for kind, name in self._changes.things()]
-        rows = self._recent.after(self._kept_number)
-        is_ripe = bool(self._cuts) and self._cuts[0][0] < now - CUT_AFTER
-        if not (found or rows or is_ripe):
-            return
-        oldest = self._recent.newest - len(self._recent.after(0)) + 1
-        cut = 0
-        while self._cuts and self._cuts[0][0] < now - CUT_AFTER:
-            cut = self._cuts.pop(0)[1]
-        if (self._cuts[-1][1] if self._cuts else cut) != n:
-            self._cuts.append((now, n))
-
-        def flat() -> list[Any]:
-            told: list[Any] = []
-            for place, name, value, kind in found:
-                told += [place, name, b"" if value is None else keeping.squeeze(value) if kind == "columns" else value]
-            return told
-
-        told = await self._loop.run_in_executor(None, flat)
-        keys = [self._log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)]
-        packed = keeping.pack_rows(rows) if rows else b""
-        is_kept = await self._keep_script(keys=keys, args=[self._log.deployment, self.node, n, number, newest, cut, packed, oldest, self._lives, *told])
-        if is_kept:
-            self._kept_at, self._kept_number = now, number
-            self._changes.kept(n)
 
     # End
 
@@ -622,7 +578,8 @@ class RedisStore(Replica):
                 self._say(("gone", self.node))
                 await self.settle()
                 if self.leads:
-                    await self._keep_changes(is_last=True)
+                    await self._keeper.look()
+                    await self._keeper.keep(False, is_last=True)
             await self._log.forget(self.node)
         except Errors as error:
             log.warning("Redis was away at the end", extra={"facts": {"error": str(error)}})

@@ -23,7 +23,7 @@ from pere.receipt import CANCELLED, NONE, RESENT
 from pere.storage import Shelf, keeping
 from pere.storage.keeping import Changes, joined
 from pere.storage.memory import MemoryStore
-from pere.storage.recent import Recent
+from pere.storage.recent import Recent, Row
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
@@ -55,7 +55,7 @@ class Replica(MemoryStore):
     def __init__(self, config: Config, clock: Callable[[], float], node: str):
         super().__init__(config, clock)
         self.node = node
-        self._changes = Changes()
+        self.changes = Changes()
         self._system = clock
         self._moment: float | None = None  # of the entry that is being applied
         self._n = 0  # and its number
@@ -107,7 +107,7 @@ class Replica(MemoryStore):
                 (ledger.receipts, ledger.roundtrips, ledger.expired, ledger.cancelled, ledger.statuses_dropped, self.events, self.event_bytes) = mine
 
     def _note(self, kind: str, *names: str) -> None:
-        self._changes.note(kind, joined(*names), self._n)
+        self.changes.note(kind, joined(*names), self._n)
 
     # Events
 
@@ -379,6 +379,18 @@ class Replica(MemoryStore):
             self.heed(device, channel, id, word, delay)
 
     # What is kept
+
+    def changed(self) -> list[tuple[str, str, Any]]:
+        """What is to be kept: kind, name and present state of everything that changed."""
+        return [(kind, name, self._value(kind, name)) for kind, name in self.changes.things()]
+
+    def records_after(self, number: int) -> list[Row]:
+        return self._recent.after(number)
+
+    @property
+    def oldest_record(self) -> int:
+        """The number of the oldest record that is at hand."""
+        return self._recent.newest - len(self._recent.after(0)) + 1
 
     def _value(self, kind: str, name: str) -> Any:
         """The present state of a thing that was changed, to be kept; None if it is no more. Of `columns` it is what `keeping.squeeze` takes."""

@@ -73,23 +73,26 @@ redis.call('HDEL', KEYS[1], 'b:' .. ARGV[2])
 if redis.call('GET', KEYS[3]) == ARGV[2] then redis.call('DEL', KEYS[3]) end
 """
 
-# keys: head, log, keeper, loading, kept, records, and the kinds. arguments: deployment, node, n, number, newest, the oldest entry of the log that is wanted, the records
-# since, the oldest record that is wanted, time to live (ms); then kind (its place, from 1), field and value by threes, an empty value to take the field away. Answers 1 if it was kept.
+# keys: head, log, keeper, loading, kept, records, and the kinds. arguments: deployment, node, the entry up to which was kept before, n, number, newest, the oldest entry of the
+# log that is wanted, the records since, the oldest record that is wanted, time to live (ms); then kind (its place, from 1), field and value by threes, an empty value to take
+# the field away. Answers with what is kept now: it goes on from what was kept before, or does nothing.
 KEEP = """
-if redis.call('HGET', KEYS[1], 'deployment') ~= ARGV[1] or redis.call('GET', KEYS[3]) ~= ARGV[2] or redis.call('EXISTS', KEYS[4]) == 1 then return 0 end
-for place = 10, #ARGV, 3 do
+local function kept() return redis.call('HMGET', KEYS[5], 'n', 'number', 'newest') end
+if redis.call('HGET', KEYS[1], 'deployment') ~= ARGV[1] or redis.call('GET', KEYS[3]) ~= ARGV[2] or redis.call('EXISTS', KEYS[4]) == 1
+    or (kept()[1] or '0') ~= ARGV[3] then return kept() end
+for place = 11, #ARGV, 3 do
     if ARGV[place + 2] == '' then
         redis.call('HDEL', KEYS[6 + ARGV[place]], ARGV[place + 1])
     else
         redis.call('HSET', KEYS[6 + ARGV[place]], ARGV[place + 1], ARGV[place + 2])
     end
 end
-redis.call('HSET', KEYS[5], 'n', ARGV[3], 'number', ARGV[4], 'newest', ARGV[5])
-if ARGV[7] ~= '' then redis.call('XADD', KEYS[6], ARGV[4] .. '-0', 'b', ARGV[7]) end
-redis.call('XTRIM', KEYS[6], 'MINID', ARGV[8] .. '-0')
-redis.call('XTRIM', KEYS[2], 'MINID', ARGV[6] .. '-0')
+redis.call('HSET', KEYS[5], 'n', ARGV[4], 'number', ARGV[5], 'newest', ARGV[6])
+if ARGV[8] ~= '' then redis.call('XADD', KEYS[6], ARGV[5] .. '-0', 'b', ARGV[8]) end
+redis.call('XTRIM', KEYS[6], 'MINID', ARGV[9] .. '-0')
+redis.call('XTRIM', KEYS[2], 'MINID', ARGV[7] .. '-0')
 for _, key in ipairs(KEYS) do
-    if key ~= KEYS[3] and key ~= KEYS[4] then redis.call('PEXPIRE', key, ARGV[9]) end
+    if key ~= KEYS[3] and key ~= KEYS[4] then redis.call('PEXPIRE', key, ARGV[10]) end
 end
-return 1
+return kept()
 """

@@ -10,12 +10,13 @@ from typing import Any
 import made as a
 import pytest
 from made import NOW
+from redis.exceptions import RedisError
 from redises import RedisServer
 
 from pere.config import Config
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted
+from pere.storage import Accepted, keeper
 from pere.storage import redis as module
 from pere.storage.redis import RedisStore
 
@@ -55,7 +56,7 @@ def node(server, io_loop) -> Iterator[Callable[..., Awaitable[RedisStore]]]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.05)
-    monkeypatch.setattr(module, "KEEP_EVERY", 0.1)
+    monkeypatch.setattr(keeper, "KEEP_EVERY", 0.1)
 
 
 async def push(store: RedisStore, channel: str = "c", **said: Any) -> Accepted:
@@ -239,7 +240,7 @@ async def test_all_is_there_after_a_restart(node, is_orderly):
 
 
 async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
-    monkeypatch.setattr(module, "CUT_AFTER", 0.0)
+    monkeypatch.setattr(keeper, "CUT_AFTER", 0.0)
     first = await node()
     await join(first, "c", "d1", "d2")
     for number in range(50):
@@ -251,6 +252,38 @@ async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     second = await node()
     await alike(first, second)
     assert len(second._recent.after(0)) == 50
+
+
+async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, caplog, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store = await node()
+    await join(store, "c", "d1", "d2", "d3")
+
+    async def answered(device: str) -> None:
+        await say(store, device, (await push(store)).id)
+
+    await answered("d1")
+    await store._keeper.keep(False, is_last=True)
+    await answered("d2")
+    # Redis has the command, and does it when nobody waits for the answer any more.
+    store._log.client.connection_pool.connection_kwargs["socket_timeout"] = 0.2
+    await store._log.client.connection_pool.disconnect()
+    await store._log.client.ping()
+    server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(RedisError):
+            await store._keeper.keep(False, is_last=True)
+    finally:
+        server.signal(signal.SIGCONT)
+    before = store._keeper.kept
+    await answered("d3")
+    await store._keeper.keep(False, is_last=True)
+    assert store._keeper.kept.n > before.n
+    await store._keeper.keep(False, is_last=True)
+    assert (store._keeper.kept.n, len(store.changes)) == (store._log.taken, 0)
+    other = await node()
+    await alike(store, other)
+    assert [row[4] for row in other._recent.after(0)] == ["d1", "d2", "d3"]
 
 
 async def test_what_is_missing_between_two_messages_is_fetched(node):

@@ -1,0 +1,82 @@
+"""The node that keeps: now and then it writes what changed beside the log, so that the log can be cut.
+
+What is kept is how everything stood after one entry of the log. Each writing goes on from the one before it, and names it. One whose answer
+was lost may have been done all the same, and one that waited in the socket of a Redis that stood still may be done late; the next is told what
+is kept by then, and goes on from there. So nothing is written twice, and nothing old over what is new.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pere.storage import keeping, scripts
+from pere.storage.replica import Replica
+from pere.storage.sharedlog import SharedLog
+
+KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
+KEEP_ANYWAY = 20.0  # and after so long also where something is being said
+CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
+
+
+class Kept(NamedTuple):
+    """After which entry of the log everything was kept, with the numbers of the newest record and the newest event by then."""
+
+    n: int
+    number: int
+    newest: int
+
+    @classmethod
+    def of(cls, answer: list[bytes | None]) -> "Kept":
+        return cls(*[int(value or 0) for value in answer])
+
+
+class Keeper:
+    """`copy` is whose changes these are, `lives` how long in milliseconds what is kept lives unless it is kept anew."""
+
+    def __init__(self, log: SharedLog, copy: Replica, lives: int, clock: Callable[[], float]):
+        self.kept = Kept(0, 0, 0)  # as far as this node knows
+        self._log = log
+        self._copy = copy
+        self._lives = lives
+        self._clock = clock
+        self._at = 0.0
+        self._cuts: list[tuple[float, int]] = []  # when was kept up to which entry
+        self._script = log.client.register_script(scripts.KEEP)
+
+    async def look(self) -> Kept:
+        self.kept = Kept.of(await self._log.client.hmget(self._log.keys["kept"], *Kept._fields))
+        return self.kept
+
+    async def keep(self, is_busy: bool, is_last: bool = False) -> None:
+        """Write what has changed, as it stands now, if it is time for that; not while something `is_busy` being said."""
+        now, log, copy = self._clock(), self._log, self._copy
+        # What follows from an entry (that a webhook is to be told) is said at once. As long as something is being said, that may be missing.
+        if not is_last and now < self._at + (KEEP_ANYWAY if is_busy else KEEP_EVERY):
+            return
+        n, number, newest = log.taken, copy.newest_record, copy.newest
+        found = copy.changed()
+        rows = copy.records_after(self.kept.number)
+        if not (found or rows or (self._cuts and self._cuts[0][0] < now - CUT_AFTER)):
+            return
+        cut = 0
+        while self._cuts and self._cuts[0][0] < now - CUT_AFTER:
+            cut = self._cuts.pop(0)[1]
+        if (self._cuts[-1][1] if self._cuts else cut) != n:
+            self._cuts.append((now, n))
+        told = await asyncio.get_running_loop().run_in_executor(None, _flat, found)
+        packed = keeping.pack_rows(rows) if rows else b""
+        answer = await self._script(
+            keys=[log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)],
+            args=[log.deployment, log.node, self.kept.n, n, number, newest, cut, packed, copy.oldest_record, self._lives, *told])
+        self.kept = Kept.of(answer)
+        copy.changes.kept(self.kept.n)
+        if self.kept.n == n:
+            self._at = now
+
+
+def _flat(found: list[tuple[str, str, object]]) -> list[object]:
+    """As the script takes it. The columns are made small here, which takes a while."""
+    told: list[object] = []
+    for kind, name, value in found:
+        told += [scripts.KINDS.index(kind) + 1, name, b"" if value is None else keeping.squeeze(value) if kind == "columns" else value]  # type: ignore[arg-type]
+    return told
