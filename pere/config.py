@@ -1,7 +1,7 @@
 """Every setting of the server: its name, unit, default, reason and limits, in one place.
 
 One field here is one flag of `pere serve`, one `PERE_*` variable and one row of the README's table; nothing is
-listed twice. A flag wins over the variable, the variable over the default. Durations are seconds, sizes are bytes.
+listed twice. What wins over what is said in `layers.py`. Durations are seconds, sizes are bytes.
 """
 
 import ipaddress
@@ -33,6 +33,8 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What a server is told before it starts. Raises ConfigError where a value cannot be."""
+
+    config: str = setting("", "a file of TOML with any of these settings, each under its name (`max_feeds = 500`); a variable or a flag wins over it. SIGHUP reads it again")
 
     # where
     host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs keys, or --insecure")

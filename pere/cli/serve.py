@@ -7,8 +7,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pere.config import Config, flag, from_environment, types, variable
+from pere.config import Config, flag, types, variable
 from pere.errors import ConfigError
+from pere.layers import gather
 
 
 def option(field: Field[Any], kind: type) -> click.Option:
@@ -35,7 +36,7 @@ def with_settings(command: click.Command) -> click.Command:
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Run the server until a signal ends it (SIGINT or SIGTERM: it says goodbye to its feeds first).
 
-    A flag wins over its PERE_* variable, and that over the default. Durations are seconds, sizes are bytes.
+    A flag wins over its PERE_* variable, that over the file (--config), and that over the default. Durations are seconds, sizes are bytes.
 
     \b
     Examples:
@@ -46,7 +47,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     typed = {name: value for name, value in given.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     try:
-        config = Config(**from_environment() | typed)
+        config = gather(typed).config
     except ConfigError as error:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
