@@ -196,6 +196,9 @@ class Collector:
         yield _histogram("pere_webhook_post_seconds", "How long endpoints took to answer, or to fail.", self._measures.post)
 
     def _process(self) -> Iterator[Metric]:
+        is_ready = not self._door.draining and self._store.trouble() is None
+        yield GaugeMetricFamily("pere_ready", "1 where /readyz says so too: it neither ends, nor is its store in trouble.", is_ready)
+        yield GaugeMetricFamily("pere_draining", "1 from the signal that ends it on.", self._door.draining)
         yield _histogram("pere_loop_lag_seconds", "How late the wheel turned: for so long the loop was busy.", self._measures.lag)
         requests = CounterMetricFamily("pere_http_requests", "Requests answered.", labels=["route", "method", "code"])
         for key, route in (*self._door.routes.items(), (b"- other", self._door.other)):

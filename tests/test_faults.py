@@ -244,6 +244,7 @@ async def test_without_room_the_server_is_alive_says_that_it_is_not_ready_and_wh
             assert "disk" in answer.json["message"] and "retry-after" in answer.headers
             for target in ("/healthz", "/events/c", f"/events/c/{id}", f"/events/c/{id}/devices", "/admin/events/c", "/admin/devices/c", "/metrics", "/"):
                 assert (await wire.request(port, "GET", target)).status == 200, target
+            assert b"\npere_ready 0.0\n" in (await wire.request(port, "GET", "/metrics")).body
             assert await kept(port) == [(id, "before")]
             async with listening(port, "c", from_="all") as passer_by, listening(port, "c", device="d") as second:
                 assert await passer_by.events(1) == await second.events(1) == ["before"]

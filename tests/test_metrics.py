@@ -195,3 +195,16 @@ def test_a_histogram_counts_each_value_in_its_bucket_and_all_above():
         histogram.observe(value)
     assert (histogram.buckets(), histogram.total) == ([("1.0", 2), ("2.0", 3), ("+Inf", 4)], 10.0)
     assert list(FAST) == sorted(FAST)
+
+
+async def test_it_tells_that_it_is_ready_until_it_ends(start, connect, measured):
+    server = await start()
+    metrics = await measured()
+    assert (metrics["pere_ready"], metrics["pere_draining"]) == (1, 0)
+    line = await connect()
+    await line.send(wire.said("GET", "/metrics"))
+    await line.answer()
+    server.door.draining = True
+    await line.send(wire.said("GET", "/metrics"))
+    told = (await line.answer()).body.decode()
+    assert "\npere_ready 0.0\n" in told and "\npere_draining 1.0\n" in told
