@@ -8,8 +8,9 @@ import ipaddress
 import os
 import re
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from pere.errors import ConfigError
@@ -19,6 +20,13 @@ DAY = 86_400
 
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@,:*\[\]A-Z]+)(:[0-9]{1,5})?")
 UNIX_MODE = re.compile("0?[0-7]{3}")
+# Between the user's name and the last @, and what redis-py takes from the query.
+PASSWORDS = re.compile(r"(?<=://)([^/@:]*:).*(?=@)|([?&]password=)[^&]*")
+
+SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+LINKS = ": Kubernetes sets it so for a service of this name (say `enableServiceLinks: false` in the pod)"
+VISITORS = ("PERE_URL", "PERE_TOKEN")  # variables of those who visit a server
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -136,15 +144,8 @@ class Config:
     metrics_channels: str = setting("", "channels, separated by commas, that metrics may name; all others are counted together")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, meta = getattr(self, f.name), f.metadata
-            if meta["choices"] and value not in meta["choices"] + meta["hidden"]:
-                raise ConfigError(f"{flag(f.name)} is one of {', '.join(meta['choices'])}, not {value!r}")
-            # Turned round, so that "nan" from the environment, of which neither is true, is refused too.
-            if meta["low"] is not None and not value >= meta["low"]:
-                raise ConfigError(f"{flag(f.name)} is at least {meta['low']}, not {value}")
-            if meta["high"] is not None and not value <= meta["high"]:
-                raise ConfigError(f"{flag(f.name)} is at most {meta['high']}, not {value}")
+        for each in fields(self):
+            check(each, getattr(self, each.name))
         if self.ttl > self.max_ttl:
             raise ConfigError(f"--ttl is at most --max-ttl ({self.max_ttl}), not {self.ttl}")
         if self.max_event_bytes > self.backlog_bytes:
@@ -200,6 +201,18 @@ class Config:
         return words(self.cors_origins)
 
 
+def check(setting: Field[Any], value: Any) -> None:
+    """Raises ConfigError where one value cannot be, whatever the others are."""
+    meta = setting.metadata
+    if meta["choices"] and value not in meta["choices"] + meta["hidden"]:
+        raise ConfigError(f"{flag(setting.name)} is one of {', '.join(meta['choices'])}, not {value!r}")
+    # Turned round, so that "nan" from the environment, of which neither is true, is refused too.
+    if meta["low"] is not None and not value >= meta["low"]:
+        raise ConfigError(f"{flag(setting.name)} is at least {meta['low']}, not {value}")
+    if meta["high"] is not None and not value <= meta["high"]:
+        raise ConfigError(f"{flag(setting.name)} is at most {meta['high']}, not {value}")
+
+
 def flag(name: str) -> str:
     """`max_ttl` is `--max-ttl` on the command line."""
     return "--" + name.replace("_", "-")
@@ -244,15 +257,34 @@ def types() -> dict[str, type]:
     return typing.get_type_hints(Config)
 
 
-def from_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The settings that the environment gives, as far as it gives any. Raises ConfigError for a value of the wrong type."""
-    found = {}
-    for name, kind in types().items():
-        text = environ.get(variable(name))
-        if text is None:
-            continue
-        try:
-            found[name] = text.lower() in ("1", "true", "yes", "on") if kind is bool else kind(text)
-        except ValueError:
-            raise ConfigError(f"{variable(name)} is a number, not {text!r}") from None
-    return found
+def from_environment(environ: Mapping[str, str] = os.environ, but: Container[str] = ()) -> dict[str, Any]:
+    """The settings that the environment gives, as far as it gives any, `but` for those that were said otherwise. Raises ConfigError for
+    a value of the wrong type."""
+    return {name: parsed(name, text) for name in types() if name not in but and (text := environ.get(variable(name))) is not None}
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value of a variable in its setting's type. Raises ConfigError where it has none."""
+    kind = types()[name]
+    if kind is bool:
+        if text.lower() not in SWITCH:
+            raise ConfigError(f"{variable(name)} is true or false, not {text!r}")
+        return SWITCH[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        hint = LINKS if text.startswith("tcp://") else ""
+        raise ConfigError(f"{variable(name)} is a number, not {text!r}{hint}") from None
+
+
+def strangers(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str | None]]:
+    """Variables that look like settings and are none, each with the one that is most likely meant: a slip of the pen is silent otherwise."""
+    known = {*map(variable, types()), *VISITORS}
+    alike = {name.removeprefix("PERE_"): name for name in known}  # which is like itself in all of them
+    return [(name, next((alike[word] for word in get_close_matches(name.removeprefix("PERE_"), alike, 1)), None))
+            for name in sorted(environ) if name.startswith("PERE_") and name not in known]
+
+
+def without_password(url: str) -> str:
+    """A store or a proxy as it may be shown and logged."""
+    return PASSWORDS.sub(r"\1\2***", url)

@@ -33,7 +33,7 @@ class Gathered(NamedTuple):
 
 def gather(typed: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Gathered:
     """The settings as they stand now; the file is read anew each time. `typed` are those of the command line. Raises ConfigError."""
-    said = {VARIABLE: from_environment(environ), FLAG: dict(typed)}
+    said = {VARIABLE: from_environment(environ, but=typed), FLAG: dict(typed)}
     path = (said[VARIABLE] | said[FLAG]).get("config", "")
     layers = {FILE: from_file(path) if path else {}, **said}
     sources, values = dict.fromkeys(types(), DEFAULT), {}

@@ -20,7 +20,7 @@ from tornado.web import Application, RequestHandler
 
 import pere
 from pere.auth import FEED, PUSH, Verifier
-from pere.config import KIB, Config, networks, words
+from pere.config import KIB, Config, networks, without_password, words
 from pere.cors import Cors
 from pere.door import Door, Route
 from pere.errors import ConfigError
@@ -188,7 +188,7 @@ class Server:
         self.wheel.add(self._sweeper, 1)
         self.wheel.add(self.gate, 1)
         self.wheel.start()
-        log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": self.config.store, "version": pere.__version__}})
+        log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
     def reload(self) -> None:
         """Read again what may change while the server runs: the certificate. What is wrong with it is logged, and it stays as it was."""
@@ -294,7 +294,7 @@ def open_store(config: Config) -> Store:
         except ImportError as error:
             raise ConfigError(f"--store {kind}: needs what `pip install pere[redis]` installs ({error})") from None
         return RedisStore(config, time.time, config.store)
-    raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {config.store!r}")
+    raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
 
 
 def serve(config: Config, ready: Callable[[Server], None] = lambda server: None) -> None:

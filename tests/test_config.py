@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from pere.config import DAY, KIB, MIB, Config, flag, from_environment, is_loopback, types, variable, words
+from pere.config import DAY, KIB, MIB, Config, flag, from_environment, is_loopback, strangers, types, variable, without_password, words
 from pere.errors import ConfigError
 
 LIMITED = {f.name: f.metadata for f in fields(Config) if f.metadata["low"] is not None or f.metadata["high"] is not None}
@@ -142,6 +142,27 @@ def test_a_switch_can_be_said_in_the_usual_words(text, meant):
 def test_a_number_that_is_none_is_refused_by_the_name_of_its_variable(name, text):
     with pytest.raises(ConfigError, match=f"^{name} is a number, not {text!r}$"):
         from_environment({name: text})
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused():
+    with pytest.raises(ConfigError, match="^PERE_TCP is true or false, not 'ture'$"):
+        from_environment({"PERE_TCP": "ture"})
+
+
+def test_what_is_said_otherwise_is_not_asked_of_the_environment():
+    assert from_environment({"PERE_PORT": "http", "PERE_TTL": "9"}, but={"port": 1}) == {"ttl": 9}
+
+
+def test_a_variable_that_is_no_setting_is_found_with_the_one_that_is_meant():
+    assert strangers({"PERE_PROT": "1", "PERE_PORT": "1", "PERE_URL": "u", "HOME": "h", "PERE_XYZZY": ""}) == [("PERE_PROT", "PERE_PORT"), ("PERE_XYZZY", None)]
+
+
+@pytest.mark.parametrize("url, shown", [
+    ("redis://u:p@h:1/0", "redis://u:***@h:1/0"), ("redis://:p@h/0?prefix=a", "redis://:***@h/0?prefix=a"), ("redis://:a:b/c@d@h/0", "redis://:***@h/0"),
+    ("redis+sentinel://u:p@h:26379,g:26379/s/0", "redis+sentinel://u:***@h:26379,g:26379/s/0"), ("unix:///r.sock?password=p&db=1", "unix:///r.sock?password=***&db=1"),
+    ("redis://h:6379/0", "redis://h:6379/0"), ("sqlite:pere.db", "sqlite:pere.db")])
+def test_a_password_in_an_address_is_not_shown(url, shown):
+    assert without_password(url) == shown
 
 
 def test_a_list_is_written_with_commas_and_blanks_do_not_matter():

@@ -11,6 +11,7 @@ from pere import __version__
 
 VERBS = {
     "serve": "Run the server.",
+    "config": "Show the settings, and where each comes from.",
     "push": "Publish events to a channel.",
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",

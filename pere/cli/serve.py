@@ -30,6 +30,11 @@ def with_settings(command: click.Command) -> click.Command:
     return command
 
 
+def typed(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were said on the command line."""
+    return {name: value for name, value in given.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
 @with_settings
 @click.command
 @click.pass_context
@@ -45,9 +50,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
       pere serve --host 0.0.0.0 --insecure           where a firewall or a proxy keeps strangers out
       PERE_BACKLOG_EVENTS=5000 pere serve
     """
-    typed = {name: value for name, value in given.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     try:
-        config = gather(typed).config
+        config = gather(typed(ctx, given)).config
     except ConfigError as error:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)

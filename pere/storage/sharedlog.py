@@ -20,6 +20,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from pere.config import without_password
 from pere.errors import ConfigError
 from pere.storage import scripts
 
@@ -84,7 +85,7 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
             return sentinel.master_for(service or "mymaster", username=user or None, password=password or None, db=int(database or 0), **settings), prefix
         return Redis.from_url(url.partition("?")[0] + "?" + urlencode(query), **settings), prefix
     except ValueError as error:
-        raise ConfigError(f"--store {url}: {error}") from None
+        raise ConfigError(f"--store {without_password(url)}: {error}") from None
 
 
 class SharedLog:
