@@ -36,7 +36,7 @@ def gather(typed: Mapping[str, Any], environ: Mapping[str, str] = os.environ) ->
     said = {VARIABLE: from_environment(environ, but=typed), FLAG: dict(typed)}
     path = (said[VARIABLE] | said[FLAG]).get("config", "")
     layers = {FILE: from_file(path) if path else {}, **said}
-    sources, values = dict.fromkeys(types(), DEFAULT), {}
+    sources, values = dict.fromkeys(types(), DEFAULT), {}  # type: dict[str, str], dict[str, Any]
     for source, layer in layers.items():
         values |= layer
         sources |= dict.fromkeys(layer, source)
