@@ -53,7 +53,7 @@ class Crowd:
         ready, now = door.ready, door.wheel.now
         for connection, answer in zip(connections, answers, strict=True):
             if connection.busy is not AGAIN or answer.__class__ is not bytes:
-                connection.answer_again(answer)
+                connection.answer_again(self._route, answer)
                 continue
             count += 1
             connection.busy = None

@@ -20,7 +20,7 @@ MADE = {".git", ".venv", ".hypothesis", ".fuzz", ".pytest_cache", ".ruff_cache",
 FILES = sorted(path.relative_to(HOUSE).as_posix() for path in (HOUSE / "pere").rglob("*.py"))
 
 # Rules that are handed all they need: no sockets, no loop, no clock of their own.
-PURE = ["errors", "names", "sse", "receipt", "event", "backlog", "audience", "cors", "devices", "schedule", "ledger", "peers", "limits", "shape"]
+PURE = ["errors", "names", "sse", "receipt", "event", "backlog", "audience", "cors", "devices", "schedule", "ledger", "peers", "limits", "heads", "shape"]
 OUTSIDE = {"asyncio", "tornado", "uvloop", "httptools", "socket", "ssl", "select", "threading", "time", "random", "os"}
 
 
