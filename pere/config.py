@@ -18,6 +18,8 @@ from pere.errors import ConfigError
 KIB, MIB = 1024, 1024 * 1024
 DAY = 86_400
 
+SHARED = ("redis://", "rediss://", "unix://", "redis+sentinel://")  # how the address of a store begins that several nodes share
+
 ORIGIN = re.compile(r"(?!https://.*:443$|http://.*:80$)[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@,:*\[\]A-Z]+)(:[0-9]{1,5})?")
 UNIX_MODE = re.compile("0?[0-7]{3}")
 # Between the user's name and the last @, and what redis-py takes from the query.
@@ -48,6 +50,7 @@ class Config:
     host: str = setting("127.0.0.1", "address to listen on; any other than loopback needs keys, or --insecure")
     port: int = setting(4567, "port to listen on; 0 takes a free one and says which", low=0, high=65_535)
     reuse_port: bool = setting(False, "let other nodes on this machine listen on the same port, each for its share of the connections (SO_REUSEPORT)")
+    workers: int = setting(1, "processes that serve, each a node of its own, on one port and one Redis; for more than one processor", low=1, high=256)
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
     store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives, `redis://HOST:PORT/DB` in Redis, for several nodes that behave as one")
     sync: str = setting("full", "how a commit gets to the disk: `full` waits for it each time, `normal` may lose the last moments in a power cut, but nothing when the process ends", choices=("full", "normal"), hidden=("off",))
@@ -152,6 +155,8 @@ class Config:
             raise ConfigError(f"--backlog-bytes ({self.backlog_bytes}) must hold one event of --max-event-bytes ({self.max_event_bytes})")
         if self.backlog_bytes > self.backlog_total_bytes:
             raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
+        if self.workers > 1:
+            self._check_workers()
         if not self.tcp and not self.unix:
             raise ConfigError("--no-tcp leaves nothing to listen on: name a Unix socket, --unix PATH")
         if self.tls_key and not self.tls_cert:
@@ -168,6 +173,22 @@ class Config:
             raise ConfigError(
                 f"{self.exposed} can be reached from other machines, and no keys are set: anybody there could push, read and "
                 "administer. Set --jwt-secret, --jwt-public-key or --jwt-jwks, keep to 127.0.0.1, or accept it with --insecure")
+
+    def _check_workers(self) -> None:
+        """Each worker is a node, and has the next port for administration."""
+        if not self.is_shared:
+            raise ConfigError(f"--workers {self.workers} are nodes that share what they know by Redis: --store redis://HOST:PORT/DB, not {self.store}")
+        if self.unix:
+            raise ConfigError(f"--workers {self.workers} cannot share a Unix socket: leave out --unix")
+        ports = range(self.admin_port, self.admin_port + self.workers)
+        if self.admin_port > 0 and (ports[-1] > 65_535 or self.port in ports):
+            raise ConfigError(f"--admin-port {self.admin_port} is that of the first of {self.workers} workers, and the others have those up to {ports[-1]}: none of "
+                              f"them may be --port ({self.port}), or above 65535")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the store is one that several nodes share."""
+        return self.store.startswith(SHARED)
 
     @property
     def exposed(self) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import orjson
@@ -9,9 +10,12 @@ import orjson
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+_always: dict[str, object] = {}  # what stands in every line
+
+
 def _facts(record: logging.LogRecord) -> dict[str, object]:
     """What was given as `extra={"facts": {...}}`."""
-    return getattr(record, "facts", {})
+    return _always | getattr(record, "facts", {})
 
 
 class Text(logging.Formatter):
@@ -38,8 +42,10 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def set_up(level: str, format: str) -> None:
-    """Log to standard error, PERE's lines from `level` on and warnings of everybody else."""
+def set_up(level: str, format: str, always: Mapping[str, object] | None = None) -> None:
+    """Log to standard error, PERE's lines from `level` on and warnings of everybody else; `always` stands in every line."""
+    _always.clear()
+    _always.update(always or {})
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if format == "json" else Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,7 @@ def open_store(config: Config) -> Store:
     kind, _, path = config.store.partition(":")
     if kind == "sqlite" and path:
         return SqliteStore(config, time.time, path)
-    if kind in ("redis", "rediss", "unix", "redis+sentinel") and path.startswith("//"):
+    if config.is_shared:
         try:
             from pere.storage.redis import RedisStore
         except ImportError as error:
@@ -297,10 +297,10 @@ def open_store(config: Config) -> Store:
     raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
 
 
-def serve(config: Config, ready: Callable[[Server], None] = lambda server: None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens. Raises OSError where the
-    address cannot be had, ConfigError for a setting that cannot be."""
-    set_up(config.log_level, config.log_format)
+def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, and `facts` stand in every line of
+    the log. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
+    set_up(config.log_level, config.log_format, facts)
     uvloop.run(_serve(config, ready))
 
 

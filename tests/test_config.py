@@ -18,6 +18,7 @@ ALONG = {
     "backlog_bytes": {"max_event_bytes": 1},
     "backlog_total_bytes": {"max_event_bytes": 1, "backlog_bytes": KIB},
     "max_event_bytes": {"backlog_bytes": 16 * MIB},
+    "workers": {"store": "redis://127.0.0.1"},
 }
 
 

@@ -1,6 +1,8 @@
 """`pere serve`: every field of Config as a flag. What a setting means, and what it may be, is said in config.py alone."""
 
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from typing import Any
 
@@ -48,6 +50,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
       pere serve
       pere serve --port 8080 --log-format json
       pere serve --host 0.0.0.0 --insecure           where a firewall or a proxy keeps strangers out
+      pere serve --store redis://127.0.0.1 --workers 4
       PERE_BACKLOG_EVENTS=5000 pere serve
     """
     try:
@@ -55,10 +58,29 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     except ConfigError as error:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
+    if config.workers == 1:
+        run(config)
+        return
+    from pere.workers import Workers
+
+    with told(config):
+        workers = Workers(config, run)
+    sys.exit(workers.run())
+
+
+def run(config: Config, ready: Callable[..., None] = lambda server: None, facts: Mapping[str, object] | None = None) -> None:
+    """Serve in this process."""
     from pere.server import serve
 
+    with told(config):
+        serve(config, ready, facts)
+
+
+@contextmanager
+def told(config: Config) -> Iterator[None]:
+    """What prevents a server from starting, in one line and with an exit code."""
     try:
-        serve(config)
+        yield
     except ConfigError as error:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
