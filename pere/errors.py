@@ -13,6 +13,7 @@
     ├── WrongType       415  the body is of a kind that nobody reads here
     ├── TooMany         429  a limit of this client is reached
     ├── Unsupported     501  HTTP allows it, PERE does not do it
+    ├── Stranger        502  (or as it came) it was not PERE that answered a visitor, but a proxy or a captive portal
     └── Unavailable     503  a limit of the server is reached; come back later
     ConfigError              a setting that cannot be: said once, at the start
 
@@ -98,6 +99,10 @@ class TooMany(Refusal):
 
 class Unsupported(Refusal):
     status = 501
+
+
+class Stranger(Refusal):
+    status = 502
 
 
 class Unavailable(Refusal):

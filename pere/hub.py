@@ -75,7 +75,7 @@ class Hub:
         self._store = store
         self._wheel = wheel
         self._config = config
-        self._jitter = orjson.dumps(config.receipt_jitter)
+        self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
         self._dirty: list[Channel] = []
         self._wildcards: dict[str, set[Feed]] = {}  # feeds by the patterns they listen to
         self._fresh_since = 0.0  # when the oldest event that is not yet broadcast was accepted
@@ -294,13 +294,13 @@ class Hub:
         position = wanted if wanted is not None else min(behind, default=self._store.newest)
         feedback = b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b""
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
-        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":%b,"window":%b,"receipt_jitter":%b}\n\n' % (
+        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":%b,"window":%b,%b}\n\n' % (
             b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
             b'"%b"' % format_id(position).encode(),
             feedback,
             _or_null(feed.care.ack_wait if feed.care is not None else 0),
             _or_null(feed.care.window if feed.care is not None else 0),
-            self._jitter,
+            self._manners,
         ))
 
     def _place(self, feed: Feed, name: str, member: Member | None) -> Place:

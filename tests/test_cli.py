@@ -50,8 +50,8 @@ def test_help_is_given_with_examples(arguments):
 
 
 @pytest.mark.parametrize("arguments, unwanted", [
-    (["--help"], "httpx tornado rich asyncio pere.client pere.server"),
-    (["serve", "--help"], "httpx rich pere.client"),
+    (["--help"], "aiohttp tornado rich asyncio pere.client pere.server"),
+    (["serve", "--help"], "aiohttp rich pere.client"),
     (["push", "--help"], "tornado uvloop pere.server"),
     (["listen", "--help"], "tornado uvloop pere.server"),
 ])

@@ -9,16 +9,15 @@ import orjson
 import pytest
 from processes import Served
 
-from pere import client as module
-from pere.client import Client
-from pere.errors import Refusal
+from pere.client import Client, backoff
+from pere.errors import Refusal, Stranger
 from pere.sse import Message
 
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch):
-    monkeypatch.setattr(module, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(module, "SHORTEST_WISH", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(backoff, "SHORTEST_WISH", 0.001)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -74,6 +73,11 @@ def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def refused(status: int) -> bytes:
+    """As PERE says it."""
+    return answer(status, b'{"error":"no","message":"never"}')
+
+
 def feed(stream: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + stream
 
@@ -86,7 +90,7 @@ DONE = answer(200, b'{"state":"processed","duplicate":false}')
 async def messages(url: str, *channels: str, silence: float = 60.0, **wanted: object) -> list[Message]:
     """All that a listener is handed until the server says that it is over."""
     async with Client(url, silence=silence) as client:
-        return [message async for message in client.listen(*channels or ("c",), **wanted)]
+        return [message async for message in client.frames(channels or "c", **wanted)]
 
 
 # Asking
@@ -175,7 +179,7 @@ async def test_devices_are_read_page_by_page():
     async with scripted(first, second) as (server, url), Client(url) as client:
         assert [device["device"] async for device in client.devices("c", "1-0", "outstanding")] == ["a", "b", "c"]
     assert [asked.target for asked in server.asked] == [
-        "/events/c/1-0/devices?state=outstanding", "/events/c/1-0/devices?state=outstanding&cursor=b%26"]
+        "/events/c/1-0/devices?state=outstanding&limit=1000", "/events/c/1-0/devices?state=outstanding&cursor=b%26&limit=1000"]
 
 
 async def test_a_receipt_is_repeated_until_it_is_answered():
@@ -186,7 +190,7 @@ async def test_a_receipt_is_repeated_until_it_is_answered():
 
 
 async def test_a_receipt_that_is_refused_is_not_repeated():
-    async with scripted(answer(410)) as (server, url), Client(url) as client:
+    async with scripted(refused(410)) as (server, url), Client(url) as client:
         with pytest.raises(Refusal):
             await client.feedback("c", "1-0", until_answered=True)
     assert len(server.asked) == 1
@@ -246,12 +250,21 @@ async def test_one_channel_is_a_path_and_many_or_a_pattern_are_a_query(channels,
     assert server.asked[0].target.replace("*", "%2A") == target
 
 
-@pytest.mark.parametrize("refusal", [PAGE, answer(400), answer(403), answer(404), answer(302)])
-async def test_a_feed_that_is_refused_is_not_asked_for_again(refusal):
-    async with scripted(refusal) as (server, url):
-        with pytest.raises(Refusal):
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+async def test_a_feed_that_is_refused_is_not_asked_for_again(status):
+    async with scripted(refused(status)) as (server, url):
+        with pytest.raises(Refusal, match="never"):
             await messages(url)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("stranger", [PAGE, answer(302), answer(403), answer(404, b"<html>"), answer(511, b"log in", "Content-Type: text/html")])
+async def test_what_a_captive_portal_or_a_proxy_answers_is_no_answer_and_the_feed_is_asked_for_again(stranger):
+    lost: list[Exception] = []
+    async with scripted(stranger, OVER) as (server, url):
+        await messages(url, on_lost=lambda error, wait: lost.append(error))
+    assert len(server.asked) == 2
+    assert [(type(error), "is not PERE's answer" in str(error)) for error in lost] == [(Stranger, True)]
 
 
 async def test_a_server_that_is_busy_is_asked_again_when_it_said_to():
@@ -283,10 +296,10 @@ async def test_waits_grow_from_what_the_server_wished_and_start_over_once_it_spe
 
 def test_waits_have_an_end(monkeypatch):
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    backoff = module._Backoff()
-    assert max(backoff.next(ConnectionError()) for _ in range(100)) == module.LONGEST_WAIT
-    backoff.reset(1e12)
-    assert backoff.next(ConnectionError()) == module.LONGEST_WISH
+    waits = backoff.Backoff()
+    assert max(waits.next(ConnectionError()) for _ in range(100)) == backoff.LONGEST_WAIT
+    waits.reset(1e12)
+    assert waits.next(ConnectionError()) == backoff.LONGEST_WISH
 
 
 # The real one
@@ -295,7 +308,7 @@ def test_waits_have_an_end(monkeypatch):
 async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
     with Served() as served:
         async with Client(served.url, device="till-1") as till, Client(served.url) as shop:
-            async with aclosing(till.listen("orders", format="envelope")) as feed:
+            async with aclosing(till.frames("orders", format="envelope")) as feed:
                 assert (await anext(feed)).event == "pere.hello"
                 pushed = await shop.push("orders", {"order": 1}, type="order")
                 assert pushed["audience"] == 1
@@ -313,7 +326,7 @@ async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
 async def test_a_push_waits_an_event_is_asked_for_again_and_taken_back():
     with Served() as served:
         async with Client(served.url, device="till-1", timeout=2) as till, Client(served.url, timeout=0.5) as shop:
-            async with aclosing(till.listen("orders", format="envelope", ack_wait=3600, window=1)) as feed:
+            async with aclosing(till.frames("orders", format="envelope", ack_wait=3600, window=1)) as feed:
                 hello = orjson.loads((await anext(feed)).data)
                 assert (hello["ack_wait"], hello["window"]) == (3600, 1)
                 # Longer than the network has time: what is waited for is not the network.
@@ -330,7 +343,7 @@ async def test_a_push_waits_an_event_is_asked_for_again_and_taken_back():
 async def test_a_listener_survives_the_end_of_its_server():
     lost = asyncio.Event()
     with Served() as first:
-        async with Client(first.url, device="d") as client, aclosing(client.listen("c", on_lost=lambda *_: lost.set())) as feed:
+        async with Client(first.url, device="d") as client, aclosing(client.frames("c", on_lost=lambda *_: lost.set())) as feed:
             assert (await anext(feed)).event == "pere.hello"
             first.kill()
             again = asyncio.ensure_future(anext(feed))

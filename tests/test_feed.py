@@ -32,11 +32,11 @@ async def test_hello_says_whom_we_take_it_for_and_where_receipts_go(start, liste
     await start(receipt_jitter=2.5)
     hello = (await listen("c")).hello
     position = hello.pop("position")
-    assert hello == {"device": None, "feedback": "/feedback/c", "ack_wait": None, "window": None, "receipt_jitter": 2.5}
+    assert hello == {"device": None, "feedback": "/feedback/c", "ack_wait": None, "window": None, "receipt_jitter": 2.5, "heartbeat": 20.0}
     id = await push("c")
     # Who breaks off before the first event reads on from there, and misses none.
     assert (await (await listen("c", last=position)).next()).id == id
-    assert (await listen("c", device="d")).hello == {"device": "d", "position": id, "feedback": "/feedback/c", "ack_wait": None, "window": None, "receipt_jitter": 2.5}
+    assert (await listen("c", device="d")).hello == {"device": "d", "position": id, "feedback": "/feedback/c", "ack_wait": None, "window": None, "receipt_jitter": 2.5, "heartbeat": 20.0}
     assert (await listen("c", last="5-0")).hello["position"] == "5-0"
     assert (await listen("c", "d", device="d")).hello["feedback"] == "/feedback"
     assert (await listen("c.*", device="d")).hello["feedback"] == "/feedback"

@@ -344,7 +344,7 @@ async def test_our_own_client_comes_by_tls_and_by_a_unix_socket(secured, authori
     for url in (server.url, f"unix:{path}"):
         async with Client(url, device="d") as client:
             id = (await client.push("c", {"by": url}, to=["d"]))["id"]
-            async for message in client.listen("c"):
+            async for message in client.frames("c"):
                 if message.id == id:
                     break
             assert (await client.feedback("c", id))["state"] == "processed"

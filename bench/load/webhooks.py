@@ -128,9 +128,9 @@ async def one_round(port: int, pipe: Connection, count: int) -> dict[str, float]
     pipe.send("clear")
     devices = [f"device-{n:05}" for n in range(count)]
     async with Client(f"http://127.0.0.1:{port}") as client:
-        pushed = await client._ask("POST", "/push", body=orjson.dumps([{"channel": "bench", "data": 1, "to": devices}]))
+        [pushed] = await client.push_many([{"channel": "bench", "data": 1, "to": devices}])
     began = time.time()
-    last = await answer_all(port, pushed["results"][0]["id"], devices)
+    last = await answer_all(port, pushed["id"], devices)
     told, deadline = 0, time.time() + PATIENCE
     while told < count:
         if time.time() > deadline:

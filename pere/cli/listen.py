@@ -46,7 +46,7 @@ def command(channels: tuple[str, ...], device: str | None, receipt: str | None, 
         async with client(url, device) as server:
             screen = Screen(as_json)
             left = count
-            async with aclosing(server.listen(*channels, format="envelope", from_=from_, ack_wait=ack_wait, window=window, on_lost=screen.lost)) as feed:
+            async with aclosing(server.frames(channels, format="envelope", from_=from_, ack_wait=ack_wait, window=window, on_lost=screen.lost)) as feed:
                 async for message in feed:
                     if message.event.startswith("pere."):
                         screen.notice(message)
