@@ -14,8 +14,9 @@ help: ## list the verbs
 serve: $(READY) ## run the server; ARGS="--port 8080" hands it flags
 	@$(BIN)/pere serve $(ARGS)
 
+# Many tests wait for a process, a disk or a deadline, so three at once take hardly more than half the time on two cores.
 test: $(READY) ## run the tests; ARGS="-k receipt" hands pytest flags
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 crash: $(READY) ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
 	@$(BIN)/python -m tests.crash $(ARGS)
