@@ -9,7 +9,7 @@ import os
 import re
 import typing
 from collections.abc import Container, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -127,7 +127,8 @@ class Config:
     idle_timeout: float = setting(75.0, "close a connection that asks nothing for so long; nginx keeps it as long", low=0.1)
     head_timeout: float = setting(10.0, "time for the request line and headers to arrive, from the first byte", low=0.1)
     body_timeout: float = setting(30.0, "time for the body to arrive, from the end of the headers", low=0.1)
-    drain_seconds: float = setting(5.0, "at the end, how long requests under way may take to be answered", low=0)
+    drain_delay: float = setting(0.0, "at the end, how long all goes on as before after `/readyz` has turned 503, for a balancer to notice", low=0, high=3600)
+    drain_seconds: float = setting(5.0, "at the end, over how long feeds are let go where other nodes are there to take them, and how long requests and webhooks under way may take", low=0, high=3600)
 
     # limits
     max_connections: int = setting(0, "open connections in all, feeds included; 0 is what the limit on open files leaves", low=0)
@@ -189,6 +190,10 @@ class Config:
     def is_shared(self) -> bool:
         """Whether the store is one that several nodes share."""
         return self.store.startswith(SHARED)
+
+    def but(self, said: Mapping[str, Any]) -> "Config":
+        """The same with these settings instead. Raises ConfigError as this does."""
+        return replace(self, **said)
 
     @property
     def exposed(self) -> str:

@@ -67,8 +67,6 @@ class Conversation(asyncio.Protocol):
             self._closing = True
             transport.write(door.goodbye(refusal))
             transport.close()
-        elif door.draining:
-            transport.close()
 
     def eof_received(self) -> bool:
         """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes. Only what

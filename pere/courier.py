@@ -99,9 +99,11 @@ class Courier:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def stop(self) -> None:
-        """Drop what is under way: it is sent again after the next start."""
+    async def stop(self, seconds: float = 0.0) -> None:
+        """Begin nothing more, and drop what is still under way after so many seconds: it is sent again after the next start."""
         self._is_stopped = True
+        if self._under_way and seconds:
+            await asyncio.wait(tuple(self._under_way), timeout=seconds)
         for outbox in self.outboxes.values():
             outbox.tell_now()
         for alarm in self._alarms.values():

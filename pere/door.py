@@ -77,7 +77,7 @@ class Door:
         self.gate = gate
         self.connections: set[Any] = set()
         self.held = 0  # bytes of bodies that are not whole yet, or that wait behind another request
-        self.draining = False
+        self.draining = False  # it is about to end: each connection closes behind its next answer
         self.shapes = Shapes()
         self.crowds = Crowds(self)
         self.loop = asyncio.get_running_loop()
@@ -121,6 +121,10 @@ class Door:
         self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    def under_way(self) -> int:
+        """Connections on which something is asked, or an answer may not have been read yet."""
+        return sum(not connection.is_idle for connection in self.connections)
 
 
 class Ask:

@@ -113,6 +113,10 @@ class ConfigError(Exception):
     """A setting, or a pair of settings, that cannot be; the message names the flag."""
 
 
+class StoreInUse(ConfigError):
+    """Another process has the file."""
+
+
 def internal() -> Refusal:
     """What a client is told of a mistake that is ours."""
     return Refusal("internal", "something went wrong in the server, and was logged there")

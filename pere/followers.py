@@ -8,7 +8,6 @@ otherwise come back with a number that nobody can vouch for any more.
 
 import asyncio
 import logging
-import random
 from typing import Any
 
 import orjson
@@ -231,6 +230,5 @@ class Followers:
     def _all(self) -> list[Follower]:
         return [each for followers in self._channels.values() for each in followers]
 
-    def drain(self) -> None:
-        for follower in self._all():
-            follower.feed.close(DRAIN, bye(DRAIN, self._config.retry * (1 + random.random())))
+    def feeds(self) -> list[Feed]:
+        return [follower.feed for follower in self._all()]

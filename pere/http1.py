@@ -329,9 +329,14 @@ class Connection(Conversation):
     def close_if_idle(self) -> None:
         if self.busy is AGAIN:
             self.busy = LAST_AGAIN
-        if self.busy is None and not self._in_head and not self._in_body and not self._in_line:
+        if self.is_idle:
             self._closing = True
             self.transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was asked that is not answered."""
+        return self.busy is None and not self._in_head and not self._in_body and not self._in_line and not self._closing
 
 
 def _go_ahead(ask: Ask) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,81 +25,127 @@ BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes b
 GOODBYE = 5.0  # seconds in which the other end of a TLS connection may say that it has heard the last word
 
 
-class Listeners:
-    """All that a server listens on. `public` is what those meet who come by `--port` or `--unix`, `admin` who come by `--admin-port`.
-    Raises ConfigError where there is no certificate in the files that are named."""
+class Listener:
+    """One socket that listens, and whoever comes by it: `app` is what they meet, `certificate` what they are shown. `is_shared` tells that another process has
+    the same socket, so that what waits in its queue is not ours alone. `url` is where it is."""
 
-    def __init__(self, door: Door, config: Config, public: Application, admin: Application):
+    def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], secured: dict[str, Any]):
+        self.sock = sock
+        self.url = url
+        self._is_shared = is_shared
+        self._meet = meet
+        self._secured = secured
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        make = asyncio.get_running_loop()
+        if self.sock.family == socket.AF_UNIX:
+            self._server = await make.create_unix_server(self._meet, sock=self.sock, backlog=BACKLOG)
+        else:
+            self._server = await make.create_server(self._meet, sock=self.sock, backlog=BACKLOG, **self._secured)
+
+    async def close(self) -> None:
+        """Take no further connection. Those that wait in the queue have been told by the kernel that they are connected, and would be reset with the
+        socket: so they are taken first. If another process has this socket too, they are left to it."""
+        if self._server is None:
+            self.sock.close()
+            return
+        same = self.sock.dup()
+        same.setblocking(False)
+        self._server.close()
+        self._server = None
+        try:
+            while not self._is_shared:
+                visitor, _ = same.accept()
+                await asyncio.get_running_loop().connect_accepted_socket(self._meet, visitor, **self._secured)
+        except OSError:
+            pass  # there is no other, or this one has given up by now
+        finally:
+            same.close()
+
+
+class Listeners:
+    """All that a server listens on. `public` is what those meet who come by `--port` or `--unix`, `admin` who come by `--admin-port`. `given` are sockets that
+    listen already, by what they are for (see `systemd.py`). Raises ConfigError where there is no certificate in the files that are named."""
+
+    def __init__(self, door: Door, config: Config, public: Application, admin: Application, given: Mapping[str, list[socket.socket]] = {}):
         self.certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
         self.port = self.admin_port = 0
-        self.urls: list[str] = []
         self._door = door
         self._config = config
         self._public = public
         self._admin = admin
-        self._open: list[asyncio.Server] = []
+        self._given = given
+        self._open: list[Listener] = []
+        self._apart: list[Listener] = []  # for administration: these close last
         self._unix: tuple[int, int] | None = None  # the file that is ours
 
     @property
     def sockets(self) -> list[socket.socket]:
         """Those that listen."""
-        return [each for server in self._open for each in server.sockets]
+        return [each.sock for each in (*self._open, *self._apart)]
+
+    @property
+    def urls(self) -> list[str]:
+        return [each.url for each in (*self._open, *self._apart)]
 
     async def open(self) -> None:
         """Listen. Raises OSError, with the address in `filename`, where one cannot be had: then nothing listens."""
         config = self._config
         try:
             if config.tcp:
-                self.port = await self._tcp(config.host, config.port, self._public, self.certificate)
+                self.port = await self._tcp(self._open, "tcp", config.host, config.port, self._public, self.certificate)
             if config.unix:
                 await self._by_unix(config.unix)
             if config.admin_port >= 0:
                 # Who asks from the machine itself (Prometheus, a console through a tunnel) would have to believe a certificate for another name.
                 certificate = None if is_loopback(config.admin_host) else self.certificate
-                self.admin_port = await self._tcp(config.admin_host, config.admin_port, self._admin, certificate)
+                self.admin_port = await self._tcp(self._apart, "admin", config.admin_host, config.admin_port, self._admin, certificate)
         except BaseException:
-            self.close()
+            await self.close()
+            await self.close_apart()
             raise
 
-    async def _tcp(self, host: str, port: int, app: Application, certificate: Certificate | None) -> int:
+    async def _tcp(self, among: list[Listener], kind: str, host: str, port: int, app: Application, certificate: Certificate | None) -> int:
         secured: dict[str, Any] = {} if certificate is None else {
             "ssl": certificate.context, "ssl_handshake_timeout": self._config.head_timeout, "ssl_shutdown_timeout": GOODBYE}
-        named = f"[{host}]" if ":" in host else host
-        try:
-            server = await asyncio.get_running_loop().create_server(partial(Connection, self._door, app), host, port, backlog=BACKLOG,
-                                                                     reuse_port=self._config.reuse_port or None, **secured)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), f"{named}:{port}") from None
-        self._open.append(server)
-        taken: int = server.sockets[0].getsockname()[1]
-        self.urls.append(f"{'http' if certificate is None else 'https'}://{named}:{taken}")
+        given, is_shared = self._given.get(kind), not self._config.reuse_port
+        taken = 0
+        for sock in given or bound(host, port, self._config.reuse_port):
+            own: int = sock.getsockname()[1]
+            url = f"{'http' if certificate is None else 'https'}://{_named(host)}:{own}"
+            among.append(Listener(sock, url, given is not None and is_shared, partial(Connection, self._door, app), secured))
+            await among[-1].start()
+            taken = taken or own
         return taken
 
     async def _by_unix(self, path: str) -> None:
-        listening = socket.socket(socket.AF_UNIX)
+        given = self._given.get("unix")
+        listening = given[0] if given else socket.socket(socket.AF_UNIX)
         try:
-            _make_room(path)
-            listening.bind(path)
-            # Before it listens, so nobody gets in who may not.
-            os.chmod(path, int(self._config.unix_mode, 8))
-            found = os.stat(path)
-            self._unix = found.st_dev, found.st_ino
-            self._open.append(await asyncio.get_running_loop().create_unix_server(partial(Connection, self._door, self._public), sock=listening, backlog=BACKLOG))
+            if not given:
+                _make_room(path)
+                listening.bind(path)
+                # Before it listens, so nobody gets in who may not.
+                os.chmod(path, int(self._config.unix_mode, 8))
+                found = os.stat(path)
+                self._unix = found.st_dev, found.st_ino
+            self._open.append(Listener(listening, f"unix:{path}", bool(given), partial(Connection, self._door, self._public), {}))
+            await self._open[-1].start()
         except OSError as error:
             listening.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
-        self.urls.append(f"unix:{path}")
 
     def reload(self) -> None:
         """Read the certificate again, if there is one. Raises ConfigError where that fails; the one before then stays."""
         if self.certificate is not None:
             self.certificate.reload()
 
-    def close(self) -> None:
-        """Take no further connection; those that are there are the door's."""
-        for server in self._open:
-            server.close()
-        self._open.clear()
+    async def close(self) -> None:
+        """Take no further connection but for administration, so that whoever watches may see the end; those that are there are the door's."""
+        closing, self._open = self._open, []
+        for each in closing:
+            await each.close()
         if self._unix is not None:
             # Somebody else may have put another one there since.
             with contextlib.suppress(OSError):
@@ -106,6 +153,44 @@ class Listeners:
                 if (found.st_dev, found.st_ino) == self._unix:
                     os.unlink(self._config.unix)
             self._unix = None
+
+    async def close_apart(self) -> None:
+        closing, self._apart = self._apart, []
+        for each in closing:
+            await each.close()
+
+
+def bound(host: str, port: int, is_shared: bool) -> list[socket.socket]:
+    """Sockets that listen on all addresses of a host; with `is_shared` others may do so too. Raises OSError, with the address in `filename`."""
+    made: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            made.append(each := socket.socket(family, kind, protocol))
+            each.setblocking(False)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                each.bind(address)
+            except OSError as error:
+                # A name may stand for an address of a kind that this machine has not.
+                if error.errno != errno.EADDRNOTAVAIL or family != socket.AF_INET6 or len(found) == 1:
+                    raise
+                made.pop().close()
+            else:
+                each.listen(BACKLOG)
+    except OSError as error:
+        for each in made:
+            each.close()
+        raise OSError(error.errno, error.strerror or str(error), f"{_named(host)}:{port}") from None
+    return made
+
+
+def _named(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _make_room(path: str) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 import pere
 from pere.door import Door
+from pere.drain import Drain
 from pere.endpoint import ACTIVE, DISABLED, PAUSED, PENDING
 from pere.followers import Followers
 from pere.gate import Gate
@@ -83,6 +84,7 @@ class Collector:
         self._measures = measures
         self._channels = channels
         self._answered = answered
+        self.drain: Drain | None = None  # once the server ends
 
     def collect(self) -> Iterator[Metric]:
         yield from self._feeds()
@@ -199,6 +201,10 @@ class Collector:
         is_ready = not self._door.draining and self._store.trouble() is None
         yield GaugeMetricFamily("pere_ready", "1 where /readyz says so too: it neither ends, nor is its store in trouble.", is_ready)
         yield GaugeMetricFamily("pere_draining", "1 from the signal that ends it on.", self._door.draining)
+        drain = self.drain
+        yield GaugeMetricFamily("pere_drain_feeds_left", "Feeds that are still to be let go, while it ends.", drain.left if drain is not None else 0)
+        yield CounterMetricFamily("pere_drain_feeds_closed", "Feeds that were let go because it ends.", drain.closed if drain is not None else 0)
+        yield GaugeMetricFamily("pere_drain_seconds_left", "Until what is under way is cut off, while it ends.", drain.seconds_left if drain is not None else 0)
         yield _histogram("pere_loop_lag_seconds", "How late the wheel turned: for so long the loop was busy.", self._measures.lag)
         requests = CounterMetricFamily("pere_http_requests", "Requests answered.", labels=["route", "method", "code"])
         for key, route in (*self._door.routes.items(), (b"- other", self._door.other)):

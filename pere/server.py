@@ -8,10 +8,12 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import uvloop
 from tornado.web import Application, RequestHandler
 
 import pere
+from pere import systemd
 from pere.auth import FEED, PUSH, Verifier
 from pere.config import KIB, Config, networks, without_password, words
 from pere.cors import Cors
 from pere.door import Door, Route
-from pere.errors import ConfigError
+from pere.drain import Drain
+from pere.errors import ConfigError, StoreInUse
 from pere.feed import UNKEPT
 from pere.followers import Followers
 from pere.gate import Gate
@@ -40,7 +44,7 @@ from pere.hub import Hub
 from pere.jwks import Jwks
 from pere.keys import of_pem, of_secret
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
-from pere.listening import Listeners
+from pere.listening import Listeners, bound
 from pere.log import set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
@@ -61,6 +65,8 @@ log = logging.getLogger("pere")
 # there is another one for them (`--admin-port`).
 PUBLIC, ADMIN = "public", "admin"
 
+PATIENCE = 30.0  # seconds that the process before us may take for its end, beside those that it is given for it
+
 class Server:
     """One PERE, in this process and on the running loop: the same in production and in tests.
 
@@ -70,7 +76,7 @@ class Server:
         await server.stop()
     """
 
-    def __init__(self, config: Config, store: Store | None = None):
+    def __init__(self, config: Config, store: Store | None = None, sockets: Mapping[str, list[socket.socket]] = {}):
         loop = asyncio.get_running_loop()
         self.config = config
         self.wheel = Wheel(loop.time, loop.call_later)
@@ -83,7 +89,7 @@ class Server:
         self.store.forsake = partial(self.hub.drain, UNKEPT)
         self.store.heed = self.hub.redelivery.heed
         self.followers = Followers(self.store, self.wheel, config)
-        self.gate.feeds = lambda: len(self.hub.feeds) + self.followers.count()
+        self.gate.feeds = self._feeds
         self.store.ledger.on_answer = self.hub.redelivery.heard
 
         self.measures = Measures()
@@ -120,9 +126,10 @@ class Server:
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
         self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
-        self.registry.register(Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered))
+        self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered)
+        self.registry.register(self._collector)
         self._sweeper = Sweeper(self.store, self.hub)
-        self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app)
+        self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets)
 
     def _handlers(self) -> list[tuple[str, str, type[RequestHandler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
@@ -214,33 +221,43 @@ class Server:
         elif self.webhooks.is_leading:
             self._resigning = asyncio.ensure_future(self._resign())
 
-    async def _resign(self) -> None:
+    async def _resign(self, seconds: float = 0.0) -> None:
         await self.reporter.stop()
-        await self.webhooks.stop()
+        await self.webhooks.stop(seconds)
 
     async def stop(self) -> None:
-        """Take no more, let every feed go with `pere.bye`, answer what is under way, for at most `drain_seconds`."""
-        self.listeners.close()
-        feeds = len(self.hub.feeds) + self.followers.count()
+        """Take leave, so that nobody notices: say that it ends (`/readyz`), and after `drain_delay` take no further connections; let the
+        feeds go (see `drain.py`) while all else is answered; then answer what is under way, for at most `drain_seconds`, and put all away."""
+        config, loop = self.config, asyncio.get_running_loop()
+        self.door.draining = True
+        if config.drain_delay and self.listeners.sockets:
+            log.info("ending", extra={"facts": {"feeds": self._feeds(), "delay": config.drain_delay}})
+            await asyncio.sleep(config.drain_delay)
+        await self.listeners.close()
+        feeds = self._feeds()
+        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, self.store.has_others)
+        await drain.let_go()
         self.door.drain()
-        self.hub.drain()
-        self.followers.drain()
         self.waits.drain()
-        deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
-        while self.door.connections and asyncio.get_running_loop().time() < deadline:
+        # Who asked in the last moment is to have one too.
+        drain.deadline = max(drain.deadline, loop.time() + min(1.0, config.drain_seconds))
+        while (cut := self.door.under_way()) and drain.seconds_left:
             await asyncio.sleep(0.02)
-        cut = len(self.door.connections)
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.wheel.stop()
         self.store.on_lead = lambda is_leading: None
-        await self._resign()
+        await self._resign(drain.seconds_left)
         if self.jwks is not None:
             await self.jwks.stop()
         await self.store.close()
+        await self.listeners.close_apart()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
         log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
+
+    def _feeds(self) -> int:
+        return len(self.hub.feeds) + self.followers.count()
 
 
 class Sweeper:
@@ -301,21 +318,12 @@ def serve(config: Config, ready: Callable[[Server], None] = lambda server: None,
     """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, and `facts` stand in every line of
     the log. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
     set_up(config.log_level, config.log_format, facts)
-    uvloop.run(_serve(config, ready))
+    config, sockets = systemd.adopted(config, systemd.inherited())
+    uvloop.run(_serve(config, sockets, ready))
 
 
-async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
+async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None]) -> None:
     loop = asyncio.get_running_loop()
-    store = open_store(config)
-    await store.begin()
-    try:
-        server = Server(config, store)
-        await server.start()
-    except BaseException:
-        await store.close()
-        raise
-    if not config.has_keys and config.exposed:
-        log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
     ended = asyncio.Event()
 
     def end() -> None:
@@ -326,6 +334,21 @@ async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    if config.reuse_port and config.tcp and config.port and "tcp" not in sockets:
+        # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
+        sockets["tcp"] = bound(config.host, config.port, is_shared=True)
+    store = await _store_when_free(config, bool(sockets), ended)
+    if store is None:
+        return
+    try:
+        await store.begin()
+        server = Server(config, store, sockets)
+        await server.start()
+    except BaseException:
+        await store.close()
+        raise
+    if not config.has_keys and config.exposed:
+        log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
     if server.listeners.certificate is not None:
         loop.add_signal_handler(signal.SIGHUP, server.reload)
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
@@ -334,5 +357,25 @@ async def _serve(config: Config, ready: Callable[[Server], None]) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     ready(server)
+    systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
     await ended.wait()
+    systemd.notify("STOPPING=1")
     await server.stop()
+
+
+async def _store_when_free(config: Config, is_handed_over: bool, ended: asyncio.Event) -> Store | None:
+    """The store, or None if we are ended before it could be had. A process that has its sockets from somebody, or shares them, is to follow
+    another one, which has the file until it ends."""
+    until = asyncio.get_running_loop().time() + PATIENCE + config.drain_delay + 2 * config.drain_seconds
+    is_waiting = False
+    while not ended.is_set():
+        try:
+            return open_store(config)
+        except StoreInUse as refusal:
+            if not is_handed_over or asyncio.get_running_loop().time() > until:
+                raise
+            if not is_waiting:
+                log.info("waiting for the store", extra={"facts": {"because": str(refusal)}})
+                is_waiting = True
+            await asyncio.sleep(0.01)
+    return None

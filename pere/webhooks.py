@@ -92,9 +92,10 @@ class Webhooks:
             if endpoint.state == PENDING:
                 self._verify(endpoint)
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float = 0.0) -> None:
+        """Requests that are under way may take so long."""
         self.is_leading = False
-        await self.courier.stop()
+        await self.courier.stop(seconds)
         tasks = list(self._verifying.values())
         for task in tasks:
             task.cancel()

@@ -28,8 +28,11 @@ class Process:
 
     def __init__(self, *arguments: str, **variables: str):
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        self._popen = subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
-                                       stdout=self._out, stderr=self._err)
+        self._popen = self._start(arguments, variables)
+
+    def _start(self, arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
+                                stdout=self._out, stderr=self._err)
 
     def __enter__(self) -> Self:
         return self

@@ -299,7 +299,11 @@ async def test_at_the_end_who_waits_is_answered_and_who_does_not_is_let_go():
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert await caller.rest() == b""
             caller.close()
-        assert await (await house.caller()).rest() == b""
+        late = await house.caller()  # the kernel had let it in before
+        await late.say(request("GET /echo"))
+        answer = await late.answer()
+        assert (answer.status, answer.headers["connection"], await late.rest()) == (200, "close", b"")
+        late.close()
         await eventually(lambda: not house.door.connections)
 
 

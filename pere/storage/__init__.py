@@ -147,6 +147,11 @@ class Store(ABC):
     def newest(self) -> int:
         """An id that no event to come is below, and none that is kept is above."""
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other nodes serve the same, so that a device may go there."""
+        return False
+
     @abstractmethod
     async def reach(self, id: int) -> None:
         """Done when every event up to this id is at hand that was accepted before, on whatever node. Raises Unavailable."""

@@ -20,7 +20,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from pere.errors import ConfigError
+from pere.errors import ConfigError, StoreInUse
 
 APPLICATION = 0x50455245  # "PERE": SQLite's application_id says whose file it is
 VERSION = 4
@@ -136,7 +136,7 @@ class Lock:
         except OSError:
             owner = os.pread(self._file, 32, 0).decode(errors="replace").strip()
             os.close(self._file)
-            raise ConfigError(f"{path} is in use by another process{f' (pid {owner})' if owner else ''}; one file serves one PERE") from None
+            raise StoreInUse(f"{path} is in use by another process{f' (pid {owner})' if owner else ''}; one file serves one PERE") from None
         try:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)

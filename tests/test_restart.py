@@ -1,0 +1,316 @@
+"""A server that ends, and one that follows it: sockets that are handed over, feeds that come back as a trickle, and nobody who notices."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+
+import pytest
+import wire
+from managing import Managed, Notices, listening
+from processes import Process, Served, pere
+
+from pere import systemd
+from pere.config import Config
+from pere.drain import Drain
+from pere.errors import ConfigError
+from pere.feed import DRAIN
+from pere.storage.memory import MemoryStore
+
+
+# How feeds are let go
+
+
+class Open:
+    """A feed that can only be closed."""
+
+    def __init__(self, all: list["Open"]):
+        self.all = all
+        self.told = self.retry = None
+        all.append(self)
+
+    def close(self, reason: str, last: bytes) -> None:
+        self.all.remove(self)
+        self.reason, self.retry = reason, json.loads(last.split(b"data: ")[1])["retry"]
+        assert last.startswith(b"retry: %d\n" % round(self.retry * 1000))
+
+
+def drained(count: int, retry: float, seconds: float, has_others: bool) -> tuple[Drain, list[Open]]:
+    feeds: list[Open] = []
+    for _ in range(count):
+        Open(feeds)
+    return Drain(lambda: iter(feeds), lambda: len(feeds), retry, seconds, has_others), feeds
+
+
+async def test_alone_all_leave_at_once_and_are_told_to_come_back_over_as_long_as_so_many_take():
+    drain, feeds = drained(10_000, 3.0, 60.0, has_others=False)
+    all = tuple(feeds)
+    await drain.let_go()
+    assert (drain.closed, drain.left, feeds) == (10_000, 0, [])
+    back = sorted(feed.retry for feed in all)
+    assert {feed.reason for feed in all} == {DRAIN}
+    assert 3.0 <= back[0] < 3.1 and 7.9 < back[-1] <= 8.0, "2,000 a second, after the usual time"
+    assert len([each for each in back if each < 5.5]) == pytest.approx(5_000, abs=300)
+
+
+async def test_with_other_nodes_they_leave_one_after_the_other_and_come_back_at_once():
+    drain, feeds = drained(100, 3.0, 0.5, has_others=True)
+    all, moments = tuple(feeds), []
+    going = asyncio.ensure_future(drain.let_go())
+    while feeds:
+        moments.append(len(feeds))
+        await asyncio.sleep(0.01)
+    await going
+    assert len(set(moments)) > 5, "a trickle"
+    assert max(feed.retry for feed in all) <= 0.15
+
+
+async def test_few_leave_in_no_time_however_long_it_may_take():
+    drain, feeds = drained(3, 3.0, 3600.0, has_others=True)
+    await drain.let_go()
+    assert (feeds, drain.closed, 3500 < drain.seconds_left < 3600) == ([], 3, True)
+
+
+# What a server does at its end
+
+
+async def test_while_it_only_says_that_it_ends_all_goes_on(start, listen, connect, push, get, ask, measured):
+    server = await start(drain_delay=30.0)
+    feed = await listen("c", device="d")
+    line = await connect()
+    stopping = asyncio.ensure_future(server.stop())
+    await asyncio.sleep(0)
+    answer = await ask("GET", "/readyz")
+    assert answer.error == (503, "not_ready")
+    assert (await measured())["pere_draining"] == 1
+    id = await push("c", "still")
+    assert (await feed.event()).data == "still"
+    late = await listen("c", device="e")
+    await line.send(wire.said("POST", "/feedback/c", b"", {"Device": "d", "Last-Event-ID": id}))
+    answer = await line.answer()
+    assert (answer.json, answer.headers["connection"]) == ({"state": "processed", "duplicate": False}, "close")
+    late.close()
+    stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+    await server.listeners.close()  # the end of the test need not wait
+
+
+class Shared(MemoryStore):
+    """A store of which another node serves the same."""
+
+    has_others = True
+
+
+async def test_pushes_and_receipts_are_answered_while_feeds_are_let_go(start, connect, until):
+    server = await start(Shared(Config(port=0)), drain_seconds=1.0)
+    feeds = [await wire.listen(server.port, "c", device=f"d{n}") for n in range(60)]
+    publisher, device = await connect(), await connect()
+    for line in (publisher, device):
+        await line.send(wire.said("GET", "/healthz"))
+        await line.answer()
+    stopping = asyncio.ensure_future(server.stop())
+    await until(lambda: 0 < len(server.hub.feeds) < 60)
+    await publisher.send(wire.said("POST", "/push/c", b"1"))
+    id = (await publisher.answer()).json["id"]
+    await device.send(wire.said("POST", "/feedback/c", b"", {"Device": "d59", "Last-Event-ID": id}))
+    assert (await device.answer()).json["state"] == "processed"
+    last = [event.event for event in await feeds[59].end()]
+    assert last in (["message", "pere.bye"], ["pere.bye"])
+    await stopping
+    assert server.hub.closes[DRAIN] == 60
+    for line in feeds:
+        line.close()
+
+
+async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start, until):
+    """A listening socket that is closed resets those in its queue, which the kernel has told that they are connected."""
+    server = await start()
+    visitors = []
+    for _ in range(50):
+        visitor = socket.create_connection(("127.0.0.1", server.port))
+        visitor.sendall(wire.said("GET", "/healthz"))
+        visitors.append(visitor)
+    # Nothing was awaited, so nobody was accepted yet.
+    assert not server.door.connections
+    await server.listeners.close()
+    for visitor in visitors:
+        visitor.setblocking(False)
+        assert (await asyncio.get_running_loop().sock_recv(visitor, 65536)).startswith(b"HTTP/1.1 200 OK\r\n")
+        visitor.close()
+    with pytest.raises(ConnectionRefusedError):
+        await wire.Wire.open(server.port)
+
+
+async def test_webhooks_under_way_are_waited_for(hooked, receiver, add, in_state, push, until):
+    server = await hooked(drain_seconds=10)
+    there = receiver()
+    endpoint = await add(there.url, types=["pere.event.completed"])
+    await in_state(endpoint["id"], "active")
+    held, take = [], there.take
+    there.take = held.append
+    await push("c", 1)
+    await until(lambda: held)
+    stopping = asyncio.ensure_future(server.stop())
+    await until(lambda: not server.webhooks.is_leading)
+    assert not stopping.done()
+    take(held[0])
+    await stopping
+    assert len(there.notices("pere.event.completed")) == 1 and server.webhooks.courier.posts["ok"] == 1
+
+
+def test_a_second_signal_ends_it_at_once():
+    with Served("--drain-delay", "600") as server:
+        server._popen.send_signal(signal.SIGTERM)
+        server.until("ending")
+        assert server.end(signal.SIGTERM) == 1
+        assert "stopping at once" in server.err
+
+
+# Sockets that are handed in
+
+
+def handed(*sockets: socket.socket, pid: int | None = None, names: str = "") -> dict[str, str]:
+    return {"LISTEN_PID": str(pid or os.getpid()), "LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": names}
+
+
+@pytest.fixture
+def unix(tmp_path):
+    made = listening(socket.AF_UNIX, str(tmp_path / "s"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tcp():
+    made = listening()
+    yield made
+    made.close()
+
+
+def test_what_is_for_another_process_is_left_alone(tcp):
+    for environ in (handed(tcp, pid=1), {}, {"LISTEN_PID": str(os.getpid())}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "many"}):
+        assert systemd.inherited(environ) == {}
+        assert not environ.keys() & {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+
+
+def test_the_settings_say_then_where_it_listens(tcp, unix):
+    port = tcp.getsockname()[1]
+    config, taken = systemd.adopted(Config(port=1, unix="elsewhere", reuse_port=True), {"pere": [tcp]})
+    assert (config.host, config.port, config.tcp, config.unix, config.reuse_port) == ("127.0.0.1", port, True, "", False)
+    assert taken == {"tcp": [tcp]}
+    config, taken = systemd.adopted(Config(), {"pere": [unix], "admin": [tcp]})
+    assert (config.tcp, config.unix, config.admin_host, config.admin_port) == (False, unix.getsockname(), "127.0.0.1", port)
+    assert taken == {"unix": [unix], "admin": [tcp]}
+    assert systemd.adopted(Config(), {}) == (Config(), {})
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["admin"]])
+def test_more_than_it_has_a_use_for_is_refused(tcp, unix, names):
+    sockets = {"a": [tcp], "b": [tcp]} if len(names) == 2 else {"admin": [unix]}
+    with pytest.raises(ConfigError, match="^LISTEN_FDS hands in "):
+        systemd.adopted(Config(), sockets)
+
+
+def test_a_socket_that_others_can_reach_needs_keys_as_an_address_does():
+    with listening(address=("0.0.0.0", 0)) as open_to_all:
+        with pytest.raises(ConfigError, match="--insecure"):
+            systemd.adopted(Config(), {"pere": [open_to_all]})
+        assert systemd.adopted(Config(insecure=True), {"pere": [open_to_all]})[0].exposed == "--host 0.0.0.0"
+
+
+def test_a_server_serves_on_the_sockets_that_it_was_handed(tmp_path, tcp, unix):
+    with listening() as admin, Managed([tcp, admin, unix], "serve", "--store", "memory:", names="pere:admin:pere") as server:
+        server.until("listening")
+        public, private = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (tcp, admin))
+        assert f"url={public},unix:{unix.getsockname()},{private}" in server.err
+        for url in (public, f"unix:{unix.getsockname()}", private):
+            assert pere("push", "c", "1", "--url", url).returncode == 0
+        assert server.end(signal.SIGTERM) == 0
+    assert os.path.exists(unix.getsockname()), "it is not ours to remove"
+
+
+def test_what_does_not_listen_is_refused(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as handed_in, Managed([handed_in], "serve", "--store", "memory:") as server:
+        assert server.end() == 2
+        assert server.err == "pere: LISTEN_FDS=1, and the socket unknown does not listen for streams\n"
+
+
+# One after the other
+
+
+def pushed(port: int, said: list) -> None:
+    """Push one event, however long it takes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+        line.sendall(wire.said("POST", "/push/c", b"1", {"Connection": "close"}))
+        said.append(line.makefile("rb").read())
+
+
+def test_whoever_connects_while_no_process_is_there_waits_and_is_not_refused(tmp_path, tcp):
+    store, port, said = f"sqlite:{tmp_path / 'pere.db'}", tcp.getsockname()[1], []
+    with Managed([tcp], "serve", "--store", store) as first:
+        first.until("listening")
+        pushed(port, said)
+        assert first.end(signal.SIGTERM) == 0
+    waiting = threading.Thread(target=pushed, args=(port, said))
+    waiting.start()
+    with Managed([tcp], "serve", "--store", store) as second:
+        waiting.join()
+        assert [answer.split(b" ", 2)[1] for answer in said] == [b"201", b"201"]
+        assert second.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("how", ["handed over", "shared"])
+def test_who_follows_another_waits_for_its_file_while_its_socket_takes_connections(tmp_path, tcp, how):
+    store, port, said = f"sqlite:{tmp_path / 'pere.db'}", tcp.getsockname()[1], []
+    if how == "shared":
+        tcp.close()
+
+    def one() -> Process:
+        return Managed([tcp], "serve", "--store", store) if how == "handed over" else Process("serve", "--port", str(port), "--reuse-port", "--store", store)
+
+    with one() as first:
+        first.until("listening")
+        with one() as second:
+            second.until("waiting for the store because=.* is in use by another process")
+            pushing = [threading.Thread(target=pushed, args=(port, said)) for _ in range(8)]
+            for each in pushing:
+                each.start()
+            assert first.end(signal.SIGTERM) == 0
+            second.until("listening")
+            for each in pushing:
+                each.join()
+            assert [answer.split(b" ", 2)[1] for answer in said] == [b"201"] * 8
+            assert second.end(signal.SIGTERM) == 0
+
+
+def test_a_second_server_on_a_file_that_follows_nobody_is_refused_at_once(tmp_path):
+    with Served("--store", f"sqlite:{tmp_path / 'pere.db'}"):
+        ended = pere("serve", "--port", "0", "--store", f"sqlite:{tmp_path / 'pere.db'}")
+        assert ended.returncode == 2 and "in use by another process" in ended.stderr
+
+
+def test_who_waits_for_a_file_can_be_ended(tmp_path, tcp):
+    with Served("--store", f"sqlite:{tmp_path / 'pere.db'}"), Managed([tcp], "serve", "--store", f"sqlite:{tmp_path / 'pere.db'}") as second:
+        second.until("waiting for the store")
+        assert second.end(signal.SIGTERM) == 0
+
+
+# What the manager is told
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_manager_is_told_that_it_serves_and_that_it_ends(tmp_path, abstract):
+    manager = Notices(f"@pere-{os.getpid()}" if abstract else str(tmp_path / "n"))
+    with Served(NOTIFY_SOCKET=manager.path) as server:
+        told = manager.next()
+        assert (told["READY"], told["STATUS"]) == ("1", f"listening on {server.url}")
+        assert server.end(signal.SIGTERM) == 0
+        assert manager.next() == {"STOPPING": "1"}
+    manager.close()
+
+
+def test_a_manager_that_does_not_listen_is_no_reason_to_fail(tmp_path):
+    with Served(NOTIFY_SOCKET=str(tmp_path / "nobody")) as server:
+        assert server.end(signal.SIGTERM) == 0
