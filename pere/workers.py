@@ -28,7 +28,7 @@ log = logging.getLogger("pere.workers")
 
 SOON, LATE = 0.5, 30.0  # seconds until one that died is started again: at first, and at most; each time twice as long
 STEADY = 30.0  # seconds after which one that lived so long counts as sound
-PATIENCE = 30.0  # seconds beyond `--drain-seconds` after which one that does not end is killed
+PATIENCE = 30.0  # seconds beyond `--drain-delay` and `--drain-seconds` after which one that does not end is killed
 GATHER = 0.2  # seconds: a supervisor may tell a worker itself that it is to end, and once is enough
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM}
@@ -187,7 +187,7 @@ class Workers:
             self._tell(signal.SIGTERM)
             return
         self._is_ending = True
-        self._kill_at = monotonic() + self._config.drain_seconds + PATIENCE
+        self._kill_at = monotonic() + self._config.drain_delay + self._config.drain_seconds + PATIENCE
         os.close(self._end)
         for worker in self._workers:
             if worker.pid and not self._is_listening(worker):
