@@ -7,6 +7,7 @@ reads it and sends feedback; the receipt is entered in the ledger.
 import asyncio
 import gc
 import logging
+import re
 import signal
 import socket
 import time
@@ -64,6 +65,7 @@ log = logging.getLogger("pere")
 # Whose an address is: everybody's, or theirs who administer. Those are not there for who comes by the public listener, where
 # there is another one for them (`--admin-port`).
 PUBLIC, ADMIN = "public", "admin"
+NAMED = re.compile(r"\{\w+\}")  # in a path, whatever stands there
 
 PATIENCE = 30.0  # seconds that the process before us may take for its end, beside those that it is given for it
 
@@ -137,32 +139,35 @@ class Server:
         store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
         post = {"methods": "POST, OPTIONS"}
         return [
-            (PUBLIC, r"/push(?:/[^/]*)?", Elsewhere, post),
-            (PUBLIC, r"/feedback(?:/[^/]*)?", Elsewhere, post),
-            (PUBLIC, r"/feed(?:/([^/]*))?", FeedHead, {"needs": FEED}),
-            (PUBLIC, r"/receipts/([^/]*)", FeedHead, {"needs": PUSH}),
-            (PUBLIC, r"/events/([^/]*)", Events, store),
-            (PUBLIC, r"/events/([^/]*)/([^/]*)", Status, store | {"waits": self.waits, "config": self.config}),
-            (PUBLIC, r"/events/([^/]*)/([^/]*)/devices", StatusDevices, store),
-            (ADMIN, r"/admin/connections", Connections, hub),
-            (ADMIN, r"/admin/events/([^/]*)", AdminEvents, store),
-            (ADMIN, r"/admin/devices", AllDevices, store),
-            (ADMIN, r"/admin/devices/([^/]*)", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),
-            (ADMIN, r"/webhooks", AllWebhooks, webhooks),
-            (ADMIN, r"/webhooks/([^/]*)", OneWebhook, webhooks),
-            (ADMIN, r"/webhooks/([^/]*)/rotate", RotateWebhook, webhooks),
-            (ADMIN, r"/webhooks/([^/]*)/test", TestWebhook, webhooks),
-            (ADMIN, r"/webhooks/([^/]*)/dead", DeadLetters, webhooks),
-            (ADMIN, r"/webhooks/([^/]*)/replay", ReplayWebhook, webhooks),
-            (ADMIN, r"/metrics", Metrics, {"registry": self.registry}),
-            (PUBLIC, r"/healthz", Health, {}),
-            (PUBLIC, r"/readyz", Ready, store),
-            (PUBLIC, r"/", Home, {}),
+            (PUBLIC, "/push", Elsewhere, post),
+            (PUBLIC, "/push/{channel}", Elsewhere, post),
+            (PUBLIC, "/feedback", Elsewhere, post),
+            (PUBLIC, "/feedback/{channel}", Elsewhere, post),
+            (PUBLIC, "/feed", FeedHead, {"needs": FEED}),
+            (PUBLIC, "/feed/{channel}", FeedHead, {"needs": FEED}),
+            (PUBLIC, "/receipts/{channel}", FeedHead, {"needs": PUSH}),
+            (PUBLIC, "/events/{channel}", Events, store),
+            (PUBLIC, "/events/{channel}/{id}", Status, store | {"waits": self.waits, "config": self.config}),
+            (PUBLIC, "/events/{channel}/{id}/devices", StatusDevices, store),
+            (ADMIN, "/admin/connections", Connections, hub),
+            (ADMIN, "/admin/events/{channel}", AdminEvents, store),
+            (ADMIN, "/admin/devices", AllDevices, store),
+            (ADMIN, "/admin/devices/{name}", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),
+            (ADMIN, "/webhooks", AllWebhooks, webhooks),
+            (ADMIN, "/webhooks/{id}", OneWebhook, webhooks),
+            (ADMIN, "/webhooks/{id}/rotate", RotateWebhook, webhooks),
+            (ADMIN, "/webhooks/{id}/test", TestWebhook, webhooks),
+            (ADMIN, "/webhooks/{id}/dead", DeadLetters, webhooks),
+            (ADMIN, "/webhooks/{id}/replay", ReplayWebhook, webhooks),
+            (ADMIN, "/metrics", Metrics, {"registry": self.registry}),
+            (PUBLIC, "/healthz", Health, {}),
+            (PUBLIC, "/readyz", Ready, store),
+            (PUBLIC, "/", Home, {}),
         ]
 
     def _app(self, *kinds: str) -> Application:
         """What is there for those who may ask for addresses of these kinds."""
-        handlers = [(pattern, handler, parts) for kind, pattern, handler, parts in self._table if kind in kinds]
+        handlers = [(NAMED.sub("([^/]*)", path), handler, parts) for kind, path, handler, parts in self._table if kind in kinds]
         return Application(handlers, default_handler_class=NotThere, log_function=self._count, cors=self._cors, is_draining=lambda: self.door.draining)
 
     def _count(self, handler: RequestHandler) -> None:
