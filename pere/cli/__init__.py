@@ -12,6 +12,7 @@ from pere import __version__
 VERBS = {
     "serve": "Run the server.",
     "config": "Show the settings, and where each comes from.",
+    "doctor": "Look for what is wrong, and say how to mend it.",
     "push": "Publish events to a channel.",
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",
