@@ -1,15 +1,12 @@
 """A request like the last one on its connection.
 
 What was read once, and let in, is recognised when it comes again with other values (see `shape.py`), and joins a crowd of those that are answered
-together (see `crowd.py`). Only a request that was alone and whole in what arrived is learned from, so the parser stands between two
-requests; and whatever has a say in whether the next one may be answered is asked again each time.
+together (see `crowd.py`), where whatever has a say in whether it may be answered is asked again. Only a request that was alone and whole in
+what arrived is learned from, so the parser stands between two requests.
 """
 
-import re
-from collections.abc import Callable
-
-from pere.auth import NOTHING
-from pere.crowd import Crowd
+from pere.auth import NOTHING, OPEN
+from pere.crowd import Crowd, Pays
 from pere.door import Ask, Door
 from pere.errors import Refusal
 from pere.limits import Account
@@ -17,21 +14,19 @@ from pere.shape import HEAD_END, Shape
 
 MAX_LESSONS = 4  # shapes that are learned from one connection
 
-Admits = Callable[[re.Match[bytes]], bool]
-
 
 class Alike:
-    """What recognises the next request: `match` and `order` are those of its shape, `admits` is what has a say in whether it may be
-    answered, `crowd` is with which others it is, and `max_body` is how large its body may be."""
+    """What recognises the next request: `match` and `order` are those of its shape; `max_body` is how large its body may be, `crowd` with
+    which others it is answered, and `pays` who pays for it, if anybody does."""
 
-    __slots__ = ("admits", "crowd", "match", "max_body", "order")
+    __slots__ = ("crowd", "match", "max_body", "order", "pays")
 
-    def __init__(self, shape: Shape, crowd: Crowd, max_body: int, admits: Admits | None):
+    def __init__(self, shape: Shape, crowd: Crowd, max_body: int, pays: Pays | None):
         self.match = shape.match
         self.order = shape.order
         self.crowd = crowd
         self.max_body = max_body
-        self.admits = admits
+        self.pays = pays
 
 
 class Lessons:
@@ -48,6 +43,8 @@ class Lessons:
         route = model.route
         if model.grant is NOTHING or route.again is None:
             return None  # it was not let in, so neither is one that is like it
+        if model.grant is not OPEN and b"authorization" not in route.varying:
+            return None  # nobody would look at the token of the next one
         end = data.find(HEAD_END)
         if end + len(HEAD_END) + len(model.body) != len(data) or not self._left:
             return None
@@ -66,24 +63,16 @@ class Lessons:
             return None
         if shape is None or again is None:
             return None
-        return Alike(shape, door.crowds.of(route, again), route.max_body, _admitting(door, model, shape, own))
+        pays = _paying(door, model, own)
+        return Alike(shape, door.crowds.of(route, again, pays is not None), route.max_body, pays)
 
 
-def _admitting(door: Door, model: Ask, shape: Shape, own: Account | None) -> Admits | None:
-    """What tells of a recognised request whether it may be answered as such: its token is known, and a limit not reached."""
-    gate, kind, payer, address, grant = door.gate, model.route.kind, model.account, model.peer, model.grant
-    is_let_in = gate.admits_subjects(kind)
-    asked: list[Admits] = []
-    if model.route.knows is not None:
-        known = model.route.knows(model, shape.groups)
-        asked.append(lambda match: (found := known(match)) is not None and is_let_in(found))
-    elif grant.subject:
-        asked.append(lambda match: is_let_in(grant))
-    if payer is not None and payer is own:
-        asked.append(lambda match: gate.admits(payer, kind))
-    elif payer is not None:
-        # Behind a proxy nothing keeps the account of a client that has gone.
-        asked.append(lambda match: (now := gate.account(address)) is None or gate.admits(now, kind))
-    if len(asked) < 2:
-        return asked[0] if asked else None
-    return lambda match: all(each(match) for each in asked)
+def _paying(door: Door, model: Ask, own: Account | None) -> Pays | None:
+    """Whose account a recognised request is charged to: that of its connection or, where a proxy is there, of the client behind it."""
+    gate, kind, payer, address = door.gate, model.route.kind, model.account, model.peer
+    if payer is None:
+        return None
+    if payer is own:
+        return lambda: gate.admits(payer, kind)
+    # Nothing keeps the account of a client that has gone.
+    return lambda: (now := gate.account(address)) is None or gate.admits(now, kind)

@@ -8,7 +8,7 @@ wake the client for each of them, and who wakes pays for it (measured: a tenth o
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pere.errors import Refusal, internal
@@ -19,33 +19,57 @@ log = logging.getLogger("pere.http")
 AGAIN = object()  # stands for a request that was recognised and is being answered
 MAX_CROWDS = 256
 
+Pays = Callable[[], bool]  # takes what a request costs out of somebody's account, and says whether there was as much
+Asked = tuple[Any, tuple[bytes, ...], bytes]  # a connection, what was recognised of what it said, and all of that
+
 
 class Crowd:
-    """Those that `again` answers. `asked` are the connections and what they said, in the order in which they came."""
+    """Those that `again` answers, `asked` in the order in which they came; `is_paying` where somebody pays for each."""
 
-    __slots__ = ("_again", "_door", "_route", "asked")
+    __slots__ = ("_again", "_door", "_is_paying", "_route", "asked")
 
-    def __init__(self, door: Any, route: Any, again: Again):
-        self.asked: list[tuple[Any, tuple[bytes, ...]]] = []
+    def __init__(self, door: Any, route: Any, again: Again, is_paying: bool):
+        self.asked: list[Asked] = []
         self._again = again
         self._door = door
         self._route = route
+        self._is_paying = is_paying
 
     def answer(self) -> None:
         asked, self.asked = self.asked, []
         self._answer(asked)
 
-    def _answer(self, asked: list[tuple[Any, tuple[bytes, ...]]]) -> None:
-        connections = [connection for connection, _ in asked]
+    def _answer(self, asked: list[Asked]) -> None:
         try:
-            self._again([values for _, values in asked], lambda answers: self._told(connections, answers))
+            certain = self._enter(asked)
         except Exception:
             if len(asked) > 1:
                 for one in asked:  # what breaks us must not take the others with it
                     self._answer([one])
                 return
             log.exception("%s could not be answered", self._route.name)
-            self._told(connections, [internal()])
+            self._told([connection for connection, _, _ in asked], [internal()])
+            return
+        if certain is not None:
+            for place, (connection, _, data) in enumerate(asked):
+                if place not in certain:
+                    connection.read_again(data)
+
+    def _enter(self, asked: list[Asked]) -> set[int] | None:
+        """Returns the places of those that could be entered, None for all."""
+        connections = [connection for connection, _, _ in asked]
+        requests = [values for _, values, _ in asked]
+        names, uncertain = self._again.who(requests)
+        if self._is_paying:
+            # The account of whoever is not certain is charged when it is read.
+            uncertain += [place for place, name in enumerate(names) if name is not None and not connections[place].pays()]
+        certain = None
+        if uncertain:
+            certain = set(range(len(asked))).difference(uncertain)
+            connections, requests, names = ([these[place] for place in sorted(certain)] for these in (connections, requests, names))  # type: ignore[assignment]
+        if connections:
+            self._again.answer(names, requests, lambda answers: self._told(connections, answers))  # type: ignore[arg-type]
+        return certain
 
     def _told(self, connections: list[Any], answers: Sequence[bytes | Refusal]) -> None:
         """Straight to the sockets, as the hub does, for a transport with nothing to send has nothing to add."""
@@ -80,16 +104,16 @@ class Crowds:
 
     def __init__(self, door: Any):
         self._door = door
-        self._known: dict[Again, Crowd] = {}
+        self._known: dict[tuple[Again, bool], Crowd] = {}
         self._asked: list[Crowd] = []
 
-    def of(self, route: Any, again: Again) -> Crowd:
+    def of(self, route: Any, again: Again, is_paying: bool) -> Crowd:
         """The crowd of those that `again` answers; what is the same object is the same crowd."""
-        crowd = self._known.get(again)
+        crowd = self._known.get((again, is_paying))
         if crowd is None:
             if len(self._known) == MAX_CROWDS:
                 del self._known[next(iter(self._known))]
-            crowd = self._known[again] = Crowd(self._door, route, again)
+            crowd = self._known[again, is_paying] = Crowd(self._door, route, again, is_paying)
         return crowd
 
     def gather(self, crowd: Crowd) -> None:
@@ -99,6 +123,7 @@ class Crowds:
         self._asked.append(crowd)
 
     def answer(self) -> None:
+        """All who have joined: at the end of the turn, or before somebody who has joined is heard any further."""
         asked, self._asked = self._asked, []
         for crowd in asked:
             crowd.answer()

@@ -5,7 +5,6 @@ This file knows no channel, no device and no event; and of a connection only tha
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
@@ -34,19 +33,17 @@ SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadli
 class Route:
     """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
     Tornado, if anybody does; that is for who has what it `needs` (see `auth.py`), on the channel that the path names if it names one.
-    `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`), and `knows` what
-    tells whether the token in one of them is good for it, where tokens vary. `name` is what metrics call it, `kind` what limits count it as."""
+    `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`). `name` is what
+    metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "has_channel", "hot", "kind", "knows", "max_body", "name", "needs", "tally", "varying", "weight")
+    __slots__ = ("again", "has_channel", "hot", "kind", "max_body", "name", "needs", "tally", "varying", "weight")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
-                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY,
-                 knows: "Callable[[Ask, dict[bytes, int]], Callable[[re.Match[bytes]], Grant | None]] | None" = None):
+                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY):
         self.name = name
         self.max_body = max_body
         self.hot = hot
         self.needs = needs
-        self.knows = knows
         self.has_channel = name.endswith("/{channel}")
         self.again = again
         self.varying = varying

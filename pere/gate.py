@@ -30,7 +30,7 @@ class Gate:
         self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
         self.feeds: Callable[[], int] = lambda: 0
         self.limited = dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
-        self._time = time
+        self.time = time
         self._most = most_connections(config)
         self._config = config
         self._proxies = Proxies(*config.proxies)
@@ -45,7 +45,7 @@ class Gate:
         """The account of whoever is at this address, if there is one; at the other end of a socket, a trusted proxy has none."""
         if self._exempt.trusts(address) or (is_socket and self._proxies.trusts(address)):
             return None
-        return self.accounts.of(client_of(address), self._time())
+        return self.accounts.of(client_of(address), self.time())
 
     def enter(self, account: Account | None, connections: int) -> Refusal | None:
         """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
@@ -57,7 +57,7 @@ class Gate:
             return None
         if not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
             return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
-        wait = self.accounts.take(account, CONNECTS, self._time())
+        wait = self.accounts.take(account, CONNECTS, self.time())
         if wait:
             return self._too_many(CONNECTS, wait, self.accounts, CLIENT)
         account.connections += 1
@@ -65,44 +65,29 @@ class Gate:
 
     def charge(self, account: Account, kind: int, count: int = 1) -> None:
         """Somebody asks for so many of a kind. Raises TooMany."""
-        wait = self.accounts.take(account, kind, self._time(), count)
+        wait = self.accounts.take(account, kind, self.time(), count)
         if wait:
             raise self._too_many(kind, wait, self.accounts, CLIENT)
 
     def charge_subject(self, grant: Grant, kind: int, count: int = 1) -> None:
         """The same for whoever a token says that it is, wherever it comes from."""
-        wait = self.subjects.take(self._subject(grant), kind, self._time(), count)
+        wait = self.subjects.take(self._subject(grant), kind, self.time(), count)
         if wait:
             raise self._too_many(kind, wait, self.subjects, SUBJECT)
 
-    def admits_subjects(self, kind: int) -> Callable[[Grant], bool]:
-        """What says the same for one of a kind, again and again."""
-        rate, subject, time = self.subjects.rates[kind], self._subject, self._time
-        if rate is None:
-            return lambda grant: True
-
-        def admits(grant: Grant) -> bool:
-            account: Account | None = grant.account
-            if account is None or not account.is_kept:
-                account = subject(grant)
-            now = time()
-            if account.full[kind] <= now:
-                account.full[kind] = now + rate.interval  # as `Rate.take` has it for a full bucket, which it mostly is
-                return True
-            account.full[kind], wait = rate.take(account.full[kind], now, 1)
-            return not wait
-
-        return admits
+    def admits_subject(self, grant: Grant, kind: int) -> bool:
+        """The same for one; who is not let in goes the usual way, and hears there why."""
+        return not self.subjects.take(self._subject(grant), kind, self.time())
 
     def _subject(self, grant: Grant) -> Account:
         account: Account | None = grant.account
         if account is None or not account.is_kept:
-            account = grant.account = self.subjects.of(grant.subject, self._time())
+            account = grant.account = self.subjects.of(grant.subject, self.time())
         return account
 
     def admits(self, account: Account, kind: int) -> bool:
-        """The same for one; who is not let in goes the usual way, and hears there why."""
-        return not self.accounts.take(account, kind, self._time())
+        """The same for one of a client."""
+        return not self.accounts.take(account, kind, self.time())
 
     def check_feeds(self, account: Account | None) -> None:
         """Whether one feed more can be open. Raises TooMany where the client has its share, Unavailable where nobody can have another."""

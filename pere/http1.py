@@ -58,17 +58,23 @@ class Connection(Conversation):
     def data_received(self, data: bytes) -> None:
         # Between two requests, one that is like the last one needs no parser.
         alike = self._alike
-        if alike is not None and self.busy is None:
-            match = alike.match(data)
-            if match is not None and not self._door.draining:
-                values = match.group(*alike.order)
-                if int(values[-2]) == len(values[-1]) <= alike.max_body and (alike.admits is None or alike.admits(match)):
-                    self.busy = AGAIN
-                    asked = alike.crowd.asked
-                    if not asked:
-                        self._door.crowds.gather(alike.crowd)
-                    asked.append((self, values))
-                    return
+        if alike is not None:
+            if self.busy is None:
+                match = alike.match(data)
+                if match is not None and not self._door.draining:
+                    values = match.group(*alike.order)
+                    if int(values[-2]) == len(values[-1]) <= alike.max_body:
+                        self.busy = AGAIN
+                        asked = alike.crowd.asked
+                        if not asked:
+                            self._door.crowds.gather(alike.crowd)
+                        asked.append((self, values, data))
+                        return
+            else:
+                self._settle()
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
         if self._closing:
             return
         self._alike = None
@@ -76,6 +82,17 @@ class Connection(Conversation):
             self._put_by(data)
         else:
             self._parse(data)
+
+    def _settle(self) -> None:
+        """The client goes on before what was recognised is answered; and perhaps that is to be read first."""
+        if self.busy is AGAIN or self.busy is LAST_AGAIN:
+            self._door.crowds.answer()
+
+    def read_again(self, data: bytes) -> None:
+        """What was recognised may not be what it seems, so it is read as if nothing had been."""
+        if self.busy is AGAIN or self.busy is LAST_AGAIN:
+            self.busy = None
+            self._read(data)
 
     def _put_by(self, data: bytes) -> None:
         """It is parsed when its turn comes, and nothing more is read until then."""
@@ -116,6 +133,10 @@ class Connection(Conversation):
         if self._alike is not None:
             # What is written to a descriptor does not get encrypted: with none that is one, the door leaves it to the transport.
             self.fd = self.transport.get_extra_info("socket").fileno() if self.transport.get_extra_info("sslcontext") is None else -1
+
+    def pays(self) -> bool:
+        """Whether there is room for what was recognised in the account of whoever pays for it."""
+        return self._alike is None or self._alike.pays is None or self._alike.pays()
 
     def answer_again(self, route: Route, answer: bytes | Refusal) -> None:
         """A recognised request that cannot be answered as most are: it is answered as if it had been parsed."""
@@ -183,6 +204,10 @@ class Connection(Conversation):
         ask.keep_alive = False
         ask.refusal = refusal
         self._enqueue(ask)
+
+    def eof_received(self) -> bool:
+        self._settle()
+        return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         # The parser and the connection hold each other.

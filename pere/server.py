@@ -24,6 +24,7 @@ from tornado.web import Application, RequestHandler
 import pere
 from pere import systemd
 from pere.auth import FEED, PUSH, Verifier
+from pere.bearers import Bearers
 from pere.config import KIB, Config, networks, without_password, words
 from pere.cors import Cors
 from pere.door import Door, Route
@@ -113,15 +114,15 @@ class Server:
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
         receipts = OpenReceipts(self.followers, config, cors, self.gate)
-        feedback = Feedback(self.store, self.hub.redelivery, config, self.verifier)
+        feedback = Feedback(self.store, self.hub.redelivery, config,
+                            Bearers(self.verifier, self.gate, RECEIPTS, self.store.clock) if self.verifier is not None else None)
         hot = {
             b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES, needs=PUSH),
             b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES, needs=PUSH),
             b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS, needs=FEED),
             b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED),
             b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS, needs=PUSH),
-            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED,
-                                      feedback.knows if self.verifier is not None else None),
+            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED),
             b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS, needs=FEED),
         }
         self._cors = cors

@@ -8,6 +8,7 @@ the same to the byte is not recognised, and goes the usual way. No sockets here,
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from pere.errors import Refusal
 
@@ -24,14 +25,13 @@ MAX_HEAD = 2048  # bytes of a head that is learned: to compile an expression tak
 
 class Shape:
     """What recognises one shape: `match` a request, and take the groups `order` of what it gives: the varying values in the order in
-    which they were named, but for a token, the length and the body. It is one whole request only if the length is that of the body, and
-    the token, if one varies, is known. `groups` are the numbers of all by name."""
+    which they were named, the length and the body. It is one whole request only if the length is that of the body, and the token, if one
+    varies, is known."""
 
-    __slots__ = ("groups", "match", "order")
+    __slots__ = ("match", "order")
 
-    def __init__(self, pattern: bytes, groups: dict[bytes, int], order: tuple[int, ...]):
+    def __init__(self, pattern: bytes, order: tuple[int, ...]):
         self.match = re.compile(pattern, re.DOTALL).fullmatch
-        self.groups = groups
         self.order = order
 
     def read(self, request: bytes) -> tuple[bytes, ...] | None:
@@ -41,9 +41,8 @@ class Shape:
         return values if values is not None and int(values[-2]) == len(values[-1]) else None
 
 
-def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, dict[bytes, int], tuple[int, ...]] | None:
-    """The regular expression for requests like this one, the numbers of its groups, and those of them that are the varying values, the
-    length and the body. None if a varying header is not there exactly once, there is no body of a known length, or the head is too long."""
+def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, tuple[int, ...]] | None:
+    """The regular expression for requests like this one, and which of its groups are the varying values, the length and the body. None if a varying header is not there exactly once, there is no body of a known length, or the head is too long."""
     head, found, _ = request.partition(HEAD_END)
     if len(head) > MAX_HEAD:
         return None
@@ -64,8 +63,8 @@ def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, dict[
             parts.append(re.escape(field))
     if not found or len(groups) != len(varying) + 1 or b"content-length" not in groups:
         return None
-    order = (*(groups[name] for name in varying if name != b"authorization"), groups[b"content-length"], len(groups) + 1)
-    return re.escape(b"\r\n").join(parts) + re.escape(HEAD_END) + b"(.*)", groups, order
+    order = (*(groups[name] for name in varying), groups[b"content-length"], len(groups) + 1)
+    return re.escape(b"\r\n").join(parts) + re.escape(HEAD_END) + b"(.*)", order
 
 
 class Shapes:
@@ -86,16 +85,21 @@ class Shapes:
         found = pattern_of(request, varying)
         if found is None:
             return None
-        pattern, groups, order = found
+        pattern, order = found
         shape = self._known.get(pattern)
         if shape is None and self._left:
             self._left -= 1
             if len(self._known) == self._most:
                 del self._known[next(iter(self._known))]
-            shape = self._known[pattern] = Shape(pattern, groups, order)
+            shape = self._known[pattern] = Shape(pattern, order)
         return shape
 
 
-# What answers recognised requests, all that came in one turn of the loop at once: it is given those groups of each, and whom to tell, once,
-# for each in its order the JSON of a 200, or why there is none.
-Again = Callable[[list[tuple[bytes, ...]], Callable[[Sequence[bytes | Refusal]], None]], None]
+class Again(Protocol):
+    """What answers recognised requests, all that came in one turn of the loop at once; it is given the values of each."""
+
+    def who(self, requests: list[tuple[bytes, ...]]) -> tuple[list[str | None], list[int]]:
+        """Whose each of them is; and the places of those of which that is not certain (None), which are to be read as the first one was."""
+
+    def answer(self, names: list[str], requests: list[tuple[bytes, ...]], then: Callable[[Sequence[bytes | Refusal]], None]) -> None:
+        """Tell once, for each in its order, the JSON of a 200, or why there is none."""

@@ -250,7 +250,7 @@ class Hot:
         if ask.query:
             return None
 
-        def answer(requests: list[tuple[bytes, ...]], then: Any) -> None:
+        def answer(names: list[str], requests: list[tuple[bytes, ...]], then: Any) -> None:
             answers: list[Any] = [None] * len(requests)
             left = len(requests)
 
@@ -262,13 +262,14 @@ class Hot:
                     then(answers)
 
             for place, (device, id, _, body) in enumerate(requests):
+                assert names[place].encode() == device
                 self._stage.reached.append("again")
                 try:
                     self._record(path, kind, device, id, body, partial(told, place))
                 except Refusal as refusal:
                     told(place, refusal)
 
-        return answer
+        return Recognised(answer)
 
     def _record(self, path: bytes, kind: bytes, device: bytes, id: bytes, body: bytes, then: Any) -> None:
         if device == b"nobody":
@@ -282,6 +283,16 @@ class Hot:
             self._stage.asks.append(partial(then, answer))
         else:
             then(answer)
+
+
+class Recognised:
+    def __init__(self, answer: Any):
+        self.answer = answer
+
+    def who(self, requests: list[tuple[bytes, ...]]) -> tuple[list[str | None], list[int]]:
+        """Of `unknown` it is not certain who that is."""
+        names = [None if device == b"unknown" else device.decode() for device, *_ in requests]
+        return names, [place for place, name in enumerate(names) if name is None]
 
 
 def routes(stage: Stage, recognise: bool = True) -> dict[bytes, Route]:

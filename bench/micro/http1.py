@@ -50,6 +50,7 @@ def _with(label: str, secret: str) -> dict[str, tuple[Callable[[], object], int]
     asks: list[bytes] = []
 
     def said(requests: list[bytes]) -> None:
+        server.wheel.advance(loop.time())
         for connection, request in zip(connections, requests, strict=True):
             connection.data_received(request)
         loop.run_until_complete(asyncio.sleep(0))

@@ -3,14 +3,14 @@
 This is the most frequent request of all, ten thousand for one event: what can be remembered of the last one is.
 """
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from pere.auth import FEED, Grant, Verifier
+from pere.auth import FEED
+from pere.bearers import Bearers
 from pere.config import Config
 from pere.door import Ask
 from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, WrongType
@@ -78,15 +78,15 @@ NOTHING = Said(None, None, None, None)
 class Feedback:
     """The two ways to give receipts. Both make Receipts and hand them to the store; what only says how it goes is for the redelivery."""
 
-    def __init__(self, store: Store, redelivery: Redelivery, config: Config, verifier: Verifier | None = None):
-        self.varying = VARYING if verifier is None else (*VARYING, b"authorization")
-        self._verifier = verifier
-        self._store = store
+    def __init__(self, store: Store, redelivery: Redelivery, config: Config, bearers: Bearers | None = None):
+        self.varying = VARYING if bearers is None else (*VARYING, b"authorization")
+        self._bearers = bearers
+        self.store = store
         self._redelivery = redelivery
         self._config = config
         # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
-        self._remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
-        self._alike = lru_cache(maxsize=MAX_REMEMBERED)(self._all)
+        self.remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
+        self._alike = lru_cache(maxsize=MAX_REMEMBERED)(self._receipts)
 
     def one(self, ask: Ask) -> None:
         channel = channel_of(ask.path)
@@ -94,7 +94,7 @@ class Feedback:
         said = NOTHING
         if body:
             kind = headers.get(b"content-type", b"")
-            said = self._remembered(body, kind)
+            said = self.remembered(body, kind)
         raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
         id = event_id(raw) if raw else said.event_id
         device = ask.grant.named(headers.get(b"device", b"").decode("latin-1"), said.device)
@@ -120,17 +120,17 @@ class Feedback:
             else:
                 ask.answer(200, answer)
 
-        def refused(refusal: Refusal) -> None:
-            ask.refuse(self._refused(device, refusal))
+        def not_kept(refusal: Refusal) -> None:
+            ask.refuse(refused(device, refusal))
 
         if is_receipt:
-            self._store.record(channel, device, id, PROCESSED if state is None else state, status, then, refused, self._at(at))
+            self.store.record(channel, device, id, PROCESSED if state is None else state, status, then, not_kept, self.at(at))
             return
         said.check()
         try:
-            stands, outcome = self._go_on(channel, device, id, said)
+            stands, outcome = self.go_on(channel, device, id, said)
         except NotFound as refusal:
-            refused(refusal)
+            not_kept(refusal)
         else:
             ask.answer(200, ANSWERS[stands][outcome])
 
@@ -142,79 +142,23 @@ class Feedback:
             channel = channel_of(ask.path)
         except BadRequest:
             return None  # which was its answer, and will be that of the next one
-        if self._verifier is not None and (bearer_of(ask) is None or b"cookie" in ask.headers):
+        if self._bearers is not None and (bearer_of(ask) is None or b"cookie" in ask.headers):
             return None  # a token that is not in the header, or may not be there alone, takes the usual way
         return self._alike(channel, ask.headers.get(b"content-type", b""))
 
-    def _all(self, channel: str, kind: bytes) -> Again:
-        """What answers receipts on this channel with bodies of this Content-Type."""
-        record_many, remembered, read_id = self._store.record_many, self._remembered, event_id
+    def _receipts(self, channel: str, kind: bytes) -> Again:
+        return Receipts(self, channel, kind, self._bearers.of(channel) if self._bearers is not None else named)
 
-        def answer(requests: list[tuple[bytes, ...]], then: Callable[[list[bytes | Refusal]], None]) -> None:
-            # This loop runs once for every receipt. Most say the same, so what was said is looked up only where it is something else.
-            receipts: list[Receipt] = []
-            apart: list[tuple[int, bytes | Refusal]] = []
-            last, said, state, status, at = None, NOTHING, PROCESSED, None, None  # type: bytes | None, Said, int, bytes | None, float | None
-            for place, (device, id, _, body) in enumerate(requests):
-                try:
-                    if body != last:
-                        said = remembered(body, kind) if body else NOTHING
-                        last, state, status, at = body, PROCESSED if said.state is None else said.state, said.status, self._at(said.at)
-                    if said.is_receipt:
-                        receipts.append((device.decode(), read_id(id), state, status, at, channel))
-                    else:
-                        said.check()
-                        stands, outcome = self._go_on(channel, device.decode(), read_id(id), said)
-                        apart.append((place, ANSWERS[stands][outcome]))
-                except Refusal as refusal:
-                    last = None
-                    apart.append((place, refusal))
-
-            def told(answers: list[tuple[int, int] | Refusal]) -> None:
-                bodies = [ANSWERED[answer] if answer.__class__ is tuple else self._refused(device, answer)  # type: ignore[arg-type]
-                          for answer, (device, *_) in zip(answers, receipts, strict=True)]
-                for place, answer in apart:
-                    bodies.insert(place, answer)
-                then(bodies)
-
-            record_many(receipts, told)
-
-        return answer
-
-    def knows(self, ask: Ask, groups: dict[bytes, int]) -> Callable[[re.Match[bytes]], Grant | None]:
-        """What finds the grant of a request like this one, in which the token differs too, with one look at what is known; None if the token
-        is not, or is not good for it: that goes the usual way, and hears there why."""
-        assert self._verifier is not None
-        known, clock, channel = self._verifier.known.get, self._store.clock, channel_of(ask.path)
-        places = groups[b"authorization"], groups[b"device"]
-
-        def knows(match: re.Match[bytes]) -> Grant | None:
-            token, device = match.group(*places)
-            grant = known(token)
-            # Whoever may listen to it has been found to, when the token had begun to hold.
-            return grant if grant is not None and grant.fed == channel and grant.name == device and clock() < grant.expires else None  # type: ignore[operator]
-
-        return knows
-
-    def _refused(self, device: str, refusal: Refusal) -> Refusal:
-        """Why a receipt could not be kept. Only now does it matter whether that could be a device at all: one that is known has been checked."""
-        if isinstance(refusal, NotFound):
-            try:
-                device_name(device)
-            except BadRequest as wrong:
-                return wrong
-        return refusal
-
-    def _go_on(self, channel: str | None, device: str, id: int, said: Said) -> tuple[int, int]:
+    def go_on(self, channel: str | None, device: str, id: int, said: Said) -> tuple[int, int]:
         """The device says how it goes. Returns the state that stands, and DUPLICATE where the device owes nothing any more; raises as
         `Store.record` does."""
-        event, state = self._store.standing(channel, device, id)
+        event, state = self.store.standing(channel, device, id)
         if said.state == WORKING:
             is_taken = self._redelivery.working(device, event)
         else:
             is_taken = self._redelivery.retry(device, event, said.delay or 0.0)
         if is_taken and said.state is not None:
-            self._store.pass_on(device, event.channel, event.id, said.state, said.delay or 0.0)
+            self.store.pass_on(device, event.channel, event.id, said.state, said.delay or 0.0)
         return state, FIRST if is_taken else DUPLICATE
 
     def _read(self, body: bytes, kind: bytes) -> Said:
@@ -244,8 +188,8 @@ class Feedback:
                     self._status(status) if status is not None else None, _time(fields["at"]) if "at" in fields else None,
                     _delay(fields["delay"]) if "delay" in fields else None)
 
-    def _at(self, at: float | None) -> float | None:
-        return at if at is None else _not_ahead(at, self._store.clock())
+    def at(self, at: float | None) -> float | None:
+        return at if at is None else _not_ahead(at, self.store.clock())
 
     def _status(self, status: Any) -> bytes:
         """The device's own word, as JSON."""
@@ -282,7 +226,7 @@ class Feedback:
         # This loop runs once for a receipt where a request of its own costs ten times as much (`bench/micro/receipts.py`), so it takes
         # the common forms as they come; whatever surprises it is left to `_item`, which takes its time and says what is wrong.
         ask.charge(RECEIPTS, len(items) - 1)
-        now = self._store.clock()
+        now = self.store.clock()
         receipts: list[Receipt] = []
         texts: list[str] = []
         apart: list[tuple[int, str, Said | None]] = []  # what was refused; and what only says how it goes, with its event
@@ -332,12 +276,12 @@ class Feedback:
                 results.insert(place, text if said is None else self._told(device, text, said))
             ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
 
-        self._store.record_many(receipts, then)
+        self.store.record_many(receipts, then)
 
     def _told(self, device: str, text: str, said: Said) -> str:
         """The result of an item that only says how it goes with the event of this id."""
         try:
-            return f'{{"event_id":"{text}"{RESULTS[self._go_on(None, device, item_id(text), said)]}'
+            return f'{{"event_id":"{text}"{RESULTS[self.go_on(None, device, item_id(text), said)]}'
         except Refusal as refusal:
             return _spoilt(text, refusal)
 
@@ -372,14 +316,73 @@ class Feedback:
             raise BadRequest("bad_event_id", f"up_to is an event id, not {shown(last)}")
         channel, id = channel_name(channel), parse_id(last)
         ask.grant.check(FEED, channel)
-        if id > self._store.newest:
+        if id > self.store.newest:
             raise BadRequest("future_event_id", f"there is no event yet that is as new as {last}")
-        shelf = self._store.shelf(channel)
+        shelf = self.store.shelf(channel)
         if shelf is None or (device not in shelf.audience.members and device not in shelf.waiting):
             raise NotFound("unknown_channel", "there is no such channel, or this device is not registered on it")
         most = self._config.max_batch
-        ids, is_more = self._store.pending(channel, device, id, most)
+        ids, is_more = self.store.pending(channel, device, id, most)
         self._answer(ask, device, [{"event_id": format_id(id), "state": "delivered"} for id in ids], b',"more":true' if is_more else b',"more":false')
+
+
+class Receipts:
+    """What answers recognised receipts on this channel with bodies of this Content-Type; `who` tells whose they are."""
+
+    def __init__(self, feedback: Feedback, channel: str, kind: bytes, who: Callable[[list[tuple[bytes, ...]]], tuple[list[str | None], list[int]]]):
+        self.who = who
+        self._feedback = feedback
+        self._channel = channel
+        self._kind = kind
+
+    def answer(self, names: list[str], requests: list[tuple[bytes, ...]], then: Callable[[list[bytes | Refusal]], None]) -> None:
+        # This loop runs once for every receipt. Most say the same of the same event, so what was said is looked up only where it is something else.
+        feedback, channel, kind = self._feedback, self._channel, self._kind
+        receipts: list[Receipt] = []
+        apart: list[tuple[int, bytes | Refusal]] = []
+        last, said, state, status, at = None, NOTHING, PROCESSED, None, None  # type: bytes | None, Said, int, bytes | None, float | None
+        named, id = None, 0  # type: bytes | None, int
+        for place, (device, values) in enumerate(zip(names, requests, strict=True)):
+            try:
+                body = values[-1]
+                if body != last:
+                    said = feedback.remembered(body, kind) if body else NOTHING
+                    last, state, status, at = body, PROCESSED if said.state is None else said.state, said.status, feedback.at(said.at)
+                if values[1] != named:
+                    named, id = values[1], event_id(values[1])
+                if said.is_receipt:
+                    receipts.append((device, id, state, status, at, channel))
+                else:
+                    said.check()
+                    stands, outcome = feedback.go_on(channel, device, id, said)
+                    apart.append((place, ANSWERED[stands, outcome]))
+            except Refusal as refusal:
+                last = named = None
+                apart.append((place, refusal))
+
+        def told(answers: list[tuple[int, int] | Refusal]) -> None:
+            bodies = [ANSWERED[answer] if answer.__class__ is tuple else refused(device, answer)  # type: ignore[arg-type]
+                      for answer, (device, *_) in zip(answers, receipts, strict=True)]
+            for place, answer in apart:
+                bodies.insert(place, answer)
+            then(bodies)
+
+        feedback.store.record_many(receipts, told)
+
+
+def named(requests: list[tuple[bytes, ...]]) -> tuple[list[str | None], list[int]]:
+    """Without tokens, whoever a request says that it is."""
+    return [values[0].decode() for values in requests], []
+
+
+def refused(device: str, refusal: Refusal) -> Refusal:
+    """Why a receipt could not be kept. Only now does it matter whether that could be a device at all: one that is known has been checked."""
+    if isinstance(refusal, NotFound):
+        try:
+            device_name(device)
+        except BadRequest as wrong:
+            return wrong
+    return refusal
 
 
 def _time(text: Any) -> float:
