@@ -115,7 +115,7 @@ class Server:
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
         receipts = OpenReceipts(self.followers, config, cors, self.gate)
         feedback = Feedback(self.store, self.hub.redelivery, config,
-                            Bearers(self.verifier, self.gate, RECEIPTS, self.store.clock) if self.verifier is not None else None)
+                            Bearers(self.verifier, self.gate, RECEIPTS, lambda: self.store.clock()) if self.verifier is not None else None)
         hot = {
             b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES, needs=PUSH),
             b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES, needs=PUSH),

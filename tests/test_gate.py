@@ -281,6 +281,43 @@ async def test_receipts_of_a_subject_are_limited_though_they_are_recognised(star
     assert statuses == [200] * 5 + [429] * 2
 
 
+async def test_a_subject_that_has_asked_for_enough_in_the_middle_of_a_crowd_is_told_so(start, come):
+    server = await start(jwt_secret=SECRET, subject_receipts="0.1/10", max_batch=10)
+    feed, shop, own = await come(), await come(), {name: bearer(name, feed=["c"]) for name in "de"}
+    await feed.send(wire.said("GET", "/feed/c", b"", {"Device": "d"} | own["d"]))
+    await feed.until(b"pere.hello")
+    await shop.send(wire.said("POST", "/push/c", b"1", bearer("shop", push=["c"])))
+    id = (await shop.answer()).json["id"]
+
+    def said(device):
+        return wire.said("POST", "/feedback/c", b"", {"Device": device, "Last-Event-ID": id} | own[device])
+
+    peers = [await come() for _ in range(9)]
+    for peer in peers[:7]:  # which is recognised from now on
+        await peer.send(said("d"))
+        assert (await peer.answer()).status == 200
+    for peer in peers[7:]:
+        await peer.send(said("e"))
+        assert (await peer.answer()).status == 404
+    for peer, device in zip(peers, "dddedddde", strict=True):
+        peer.sock.send(said(device))
+    answers = [await peer.answer() for peer in peers]
+    assert [answer.status for answer in answers] == [200, 200, 200, 404, 429, 429, 429, 429, 404]
+    assert all(answer.error == (429, "too_many_receipts") and int(answer.headers["retry-after"]) > 0 for answer in answers[4:8])
+    assert server.gate.limited["receipts", "subject"] == 4
+
+
+@pytest.mark.parametrize("proxy", ["", "127.0.0.0/8"])
+async def test_a_receipt_that_is_recognised_but_not_certain_is_charged_once(start, come, proxy):
+    await start(jwt_secret=SECRET, peer_receipts="0.1/5", max_batch=5, limits_exempt="", trusted_proxies=proxy)
+    client = {"X-Forwarded-For": "192.0.2.1"} if proxy else {}
+    peer, statuses = await come(), []
+    for n in range(6):
+        await peer.send(wire.said("POST", "/feedback/c", b"", {"Device": f"d{n % 4}", "Last-Event-ID": "1-1"} | client | bearer(f"d{n % 4}", feed=["c"], jti=str(n))))
+        statuses.append((await peer.answer()).status)
+    assert statuses == [404] * 5 + [429]
+
+
 # Who has limits
 
 

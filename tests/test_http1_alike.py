@@ -170,7 +170,7 @@ async def test_whatever_follows_a_request_that_could_be_recognised_is_answered_a
 
 
 RECEIPT = st.builds(
-    receipt, st.sampled_from(["d", "e", "later", "nobody", "broken", "d d", ""]), st.sampled_from(["1-1", "1-2", "conflict"]),
+    receipt, st.sampled_from(["d", "e", "later", "nobody", "broken", "unknown", "d d", ""]), st.sampled_from(["1-1", "1-2", "conflict"]),
     st.sampled_from([b"", b"body", b"\r\n\r\n", receipt(), b"b" * 1000]), path=st.sampled_from(["/receipt/a", "/receipt/a", "/receipts/b", "/receipt/nobody", "/receipt/a?b"]))
 KIND = st.builds(lambda said, kind: said.replace(b"\r\nDevice", kind + b"\r\nDevice"), RECEIPT,
                  st.sampled_from([b"", b"\r\nContent-Type: application/json", b"\r\nOrigin: https://a.example", b"\r\nDevice: twice"]))
@@ -288,6 +288,69 @@ async def test_one_that_cannot_be_answered_does_not_spoil_those_that_came_with_i
         for caller in callers:
             await caller.say(receipt())
             assert (await caller.answer()).status == 200
+
+
+async def test_who_is_not_certain_is_read_and_the_others_are_recognised():
+    async with opened() as house:
+        callers = [await house.caller() for _ in range(5)]
+        for caller in callers:
+            await caller.say(receipt())
+            await caller.answer()
+        for caller, device in zip(callers, ("d", "unknown", "e", "unknown", "f"), strict=True):
+            caller.sock.send(receipt(device))
+        assert [(await caller.answer()).json[2] for caller in callers] == ["d", "unknown", "e", "unknown", "f"]
+        assert house.stage.reached == ["again"] * 3
+        # What was read is learned from.
+        await callers[1].say(receipt("g"))
+        assert (await callers[1].answer()).json[2] == "g"
+        assert house.stage.reached == ["again"] * 4
+        assert house.door.routes[b"POST /receipt/"].tally == {200: 11}
+
+
+@pytest.mark.parametrize("first", ["unknown", "d", "held", "later"])
+@pytest.mark.parametrize("next, rest, ids", [
+    (receipt("e", "1-2"), LAST, ["1-1", "1-2"]), (receipt("unknown", "1-2"), LAST, ["1-1", "1-2"]), (receipt("e", "1-2")[:-9], receipt("e", "1-2")[-9:] + LAST, ["1-1", "1-2"]),
+    (receipt("e", "1-2") + receipt("f", "1-3"), LAST, ["1-1", "1-2", "1-3"]), (LAST, b"", ["1-1"]),
+], ids=["one", "another", "half of one", "two", "the last"])
+async def test_what_arrives_behind_one_that_is_not_certain_yet_keeps_its_place(first, next, rest, ids):
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(receipt())
+        await caller.answer()
+        (connection,) = house.door.connections
+        # Both are read in one turn of the loop.
+        connection.data_received(receipt(first, "1-1"))
+        connection.data_received(next)
+        await caller.say(*filter(None, [rest]))
+        await turns(3)
+        for answer in house.stage.asks:
+            answer()
+        assert [answer.json[3] if isinstance(answer.json, list) else "last" for answer in await caller.answers()] == [*ids, "last"]
+
+
+async def test_one_that_is_not_certain_is_read_though_its_client_hangs_up_at_once():
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(receipt())
+        await caller.answer()
+        caller.sock.send(receipt("unknown"))
+        caller.end()
+        await eventually(lambda: not house.door.connections)
+        assert house.door.routes[b"POST /receipt/"].tally == {200: 2}
+
+
+async def test_one_that_is_not_certain_is_answered_though_the_server_ends():
+    async with opened() as house:
+        callers = [await house.caller() for _ in range(2)]
+        for caller in callers:
+            await caller.say(receipt())
+            await caller.answer()
+        for connection, device in zip(house.door.connections, ("unknown", "d"), strict=True):
+            connection.data_received(receipt(device))
+        house.door.drain()
+        answers = [await caller.answers() for caller in callers]
+        assert sorted(answer.json[2] for (answer,) in answers) == ["d", "unknown"]
+        assert all(answer.headers["connection"] == "close" for (answer,) in answers)
 
 
 async def test_who_says_it_differently_each_time_is_answered_all_the_same():
