@@ -5,8 +5,8 @@ a named origin is ever repeated in an answer, so nothing foreign gets into a hea
 """
 
 # What pages send beside what they always may, and what they are to read beside what they always can (Fetch, 2.2.2 and 2.2.7).
-SENT = b"Authorization, Cache-Control, Content-Type, Device, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, last_event_id"
-READ = b"ETag, Location, Preference-Applied, Retry-After, WWW-Authenticate"
+SENT = b"Authorization, Cache-Control, Content-Type, Device, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, X-Request-Id, last_event_id, traceparent"
+READ = b"ETag, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
 REMEMBERED = 7200  # seconds for which a browser may remember a preflight; Chrome does so no longer
 
 # Fetch, 3.3.5: a shared cache must know that the answer to another origin is another one, also of an answer that names none.

@@ -91,7 +91,7 @@ class Draft:
 
     `data` is the payload as bytes: valid JSON if `is_json`, else UTF-8 text. `to` names the only devices it is for; empty is
     all. `need` is how many receipts satisfy the publisher: a number, a percentage such as "90%", "all", or None. `callback` is the
-    webhook that is told what becomes of it.
+    webhook that is told what becomes of it, `traceparent` where the push stands in somebody's trace (see `trace.py`).
     """
 
     channel: str
@@ -105,6 +105,7 @@ class Draft:
     publisher: str = ""
     key: str = ""
     callback: str = ""
+    traceparent: str = ""
 
 
 # How a frame is written: bit 0 is envelope instead of raw, bit 1 is without chunk framing (HTTP/1.0). Bit 2 changes no byte: it
@@ -118,7 +119,7 @@ NAMED_BYTES = 1_000  # what a device takes that an event names: its place in the
 class Event:
     """An accepted event. `ordinal` counts the events of its channel from 1, so that what is lost between two can be said exactly."""
 
-    __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher", "callback",
+    __slots__ = ("id", "ordinal", "channel", "type", "data", "is_json", "time", "expires", "level", "to", "publisher", "callback", "traceparent",
                  "expired", "recalled", "size", "weight", "_form", "_frame")
 
     def __init__(self, draft: Draft, id: int, ordinal: int, now: float):
@@ -134,6 +135,7 @@ class Event:
         self.to = frozenset(draft.to) if draft.to else None
         self.publisher = draft.publisher
         self.callback = draft.callback
+        self.traceparent = draft.traceparent
         self.expired = False
         self.recalled = False
         # What it weighs in a backlog: the payload, one frame of it, and about what Python needs around them.
@@ -162,7 +164,7 @@ class Event:
         return orjson.dumps(self.as_dict() | {"attempt": attempt})
 
     def as_dict(self) -> dict[str, object]:
-        """`{"id", "channel", "type", "time", "data"}`; a text payload becomes a JSON string. One that was recalled says so."""
+        """`{"id", "channel", "type", "time", "data"}`; a text payload becomes a JSON string. One that has a `traceparent`, or was recalled, says so."""
         told: dict[str, object] = {
             "id": format_id(self.id),
             "channel": self.channel,
@@ -170,6 +172,8 @@ class Event:
             "time": timestamp(self.time),
             "data": self.payload(),
         }
+        if self.traceparent:
+            told["traceparent"] = self.traceparent
         return told | {"recalled": True} if self.recalled else told
 
     def payload(self) -> object:

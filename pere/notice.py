@@ -86,11 +86,12 @@ class Packed(NamedTuple):
         return cls(notice.id, notice.count, Kept(notice).document())
 
 
-def notice(type: str, source: str, data: dict[str, Any], now: float, id: str = "", count: int = 1) -> Notice:
-    """A notice as a CloudEvents 1.0 event (JSON format, 3): `data` is what it says, `now` in seconds since 1970."""
+def notice(type: str, source: str, data: dict[str, Any], now: float, id: str = "", count: int = 1, trace: str = "") -> Notice:
+    """A notice as a CloudEvents 1.0 event (JSON format, 3): `data` is what it says, `now` in seconds since 1970; `trace` is the attribute of its
+    extension for distributed tracing."""
     id = id or f"msg_{token_hex(12)}"
     return Notice(id, type, orjson.dumps({
-        "specversion": "1.0", "id": id, "source": source, "type": type, "time": timestamp(now), "datacontenttype": "application/json", "data": data,
+        "specversion": "1.0", "id": id, "source": source, "type": type, "time": timestamp(now), "datacontenttype": "application/json", **({"traceparent": trace} if trace else {}), "data": data,
     }), count)
 
 

@@ -274,7 +274,7 @@ class Reporter:
             "publisher": event.publisher or None,
         } | summary
         # Should it be told again after a crash, it is the same in every byte.
-        packed = Packed.of(notice(type, f"/events/{event.channel}/{id}", told, moment, f"event_{id}_{word}"))
+        packed = Packed.of(notice(type, f"/events/{event.channel}/{id}", told, moment, f"event_{id}_{word}", trace=event.traceparent))
         for webhook in meant:
             # No webhook may hold up what is told, so nothing fails here.
             if (outbox := self._webhooks.courier.outboxes.get(webhook)) is not None:

@@ -19,6 +19,7 @@ from pere.limits import PUSHES
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
+from pere.trace import traceparent
 from pere.waiting import Waits
 
 JSON_TYPES = frozenset(("application/json", "text/json", "application/cloudevents+json"))
@@ -44,7 +45,7 @@ class Push:
         is_json = self._check_payload(ask.body, media_type(ask))
         draft = self._draft(
             channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
-            query.one("receipt"), query.one("need"), _key(ask), query.one("callback"))
+            query.one("receipt"), query.one("need"), _key(ask), query.one("callback"), _trace(ask))
         wait = _preferred_wait(ask.headers[b"prefer"], self._config.max_wait) if b"prefer" in ask.headers else None
 
         def then(result: Accepted | Refusal) -> None:
@@ -80,7 +81,7 @@ class Push:
         batch = Batch(ask, self._config.max_batch)
         items = batch.items
         ask.charge(PUSHES, len(items) - 1)
-        publisher = device_of(ask, NO_QUERY)
+        publisher, trace = device_of(ask, NO_QUERY), _trace(ask)
         results: list[Any] = [None] * len(items)
         left = len(items)
 
@@ -98,17 +99,17 @@ class Push:
             ask.answer(200, b'{"results":[]}')
         for place, item in enumerate(items):
             try:
-                draft = self._draft_of(item, publisher, ask.grant, partial(batch.data, place))
+                draft = self._draft_of(item, publisher, trace, ask.grant, partial(batch.data, place))
                 self._store.append(draft, keep(place, draft.channel))
             except Refusal as refusal:
                 keep(place, "")(refusal)
 
-    def _draft_of(self, item: Any, publisher: str, grant: Grant, read_data: Callable[[], bytes]) -> Draft:
+    def _draft_of(self, item: Any, publisher: str, trace: str, grant: Grant, read_data: Callable[[], bytes]) -> Draft:
         if isinstance(item, BadRequest):
             raise item
         if not isinstance(item, dict) or not isinstance(item.get("channel"), str) or "data" not in item:
             raise BadRequest("bad_item", 'an item is an object with "channel" and "data"')
-        unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need", "callback"}
+        unknown = item.keys() - {"channel", "data", "type", "to", "ttl", "receipt", "need", "callback", "traceparent"}
         if unknown:
             raise BadRequest("bad_item", f"an item has no {shown(min(unknown))}")
         channel = channel_name(item["channel"])
@@ -123,11 +124,12 @@ class Push:
         self._check_size(data)
         word = {name: shown(value) if isinstance(value, (list, dict)) else str(value)
                 for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
+        own = item.get("traceparent")
         return self._draft(channel, data, True, publisher, word.get("type"), to or [], word.get("ttl"),
-                           word.get("receipt"), word.get("need"), "", word.get("callback"))
+                           word.get("receipt"), word.get("need"), "", word.get("callback"), traceparent(own) if isinstance(own, str) else trace)
 
     def _draft(self, channel: str, data: bytes, is_json: bool, publisher: str, type: str | None, to: list[str], ttl: str | None,
-               receipt: str | None, need: str | None, key: str, callback: str | None) -> Draft:
+               receipt: str | None, need: str | None, key: str, callback: str | None, trace: str) -> Draft:
         config = self._config
         level = LEVELS.get(receipt or "processed")
         if level is None:
@@ -144,7 +146,7 @@ class Push:
             channel=channel, data=data, is_json=is_json, type=event_type(type) if type else "",
             to=tuple(dict.fromkeys(device_name(name) for name in to)),
             ttl=config.ttl if ttl is None else number(ttl, "ttl", 0, config.max_ttl), level=level, need=need, publisher=publisher, key=key,
-            callback=callback or "")
+            callback=callback or "", traceparent=trace)
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._config.max_event_bytes:
@@ -166,6 +168,12 @@ class Push:
 
 def _told(accepted: Accepted, channel: str) -> dict[str, object]:
     return {"id": format_id(accepted.id), "channel": channel, "audience": accepted.audience}
+
+
+def _trace(ask: Ask) -> str:
+    """Where the push stands in its publisher's trace; "" if nothing of that is said."""
+    raw = ask.headers.get(b"traceparent")
+    return traceparent(raw.decode("latin-1")) if raw is not None else ""
 
 
 def _preferred_wait(prefer: bytes, most: int) -> int | None:

@@ -212,7 +212,7 @@ class Committing(Reading):
             event = Event(draft, self._ids.next(now), ordinal, now)
             recipients = orjson.dumps(draft.to).decode() if draft.to else None
             batch.put("events", (event.id, shelf.number, ordinal, now, draft.ttl, draft.level, draft.is_json, draft.type, draft.publisher, recipients, draft.data, 0,
-                                 draft.callback))
+                                 draft.callback, draft.traceparent))
             if draft.level != NONE:
                 batch.put("entries", (event.id, shelf.number, event.expires, size, need, 0, 0, b"\0" + states, None))
             if draft.key:

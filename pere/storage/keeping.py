@@ -58,13 +58,13 @@ def joined(*names: str) -> str:
 
 def pack_event(event: Event) -> bytes:
     return _pack((event.channel, event.ordinal, event.time, event.expires, event.level, event.is_json, event.type, event.publisher,
-                  sorted(event.to) if event.to is not None else None, event.callback, event.expired, event.recalled, event.data))
+                  sorted(event.to) if event.to is not None else None, event.callback, event.expired, event.recalled, event.data, *((event.traceparent,) if event.traceparent else ())))
 
 
 def unpack_event(id: int, value: bytes) -> Event:
-    channel, ordinal, time, expires, level, is_json, type, publisher, to, callback, expired, recalled, data = _unpack(value)
+    channel, ordinal, time, expires, level, is_json, type, publisher, to, callback, expired, recalled, data, *more = _unpack(value)
     event = Event(Draft(channel=channel, data=data, is_json=is_json, type=type, to=tuple(to or ()), ttl=0, level=level, publisher=publisher,
-                        callback=callback), id, ordinal, time)
+                        callback=callback, traceparent=more[0] if more else ""), id, ordinal, time)
     event.expires, event.expired, event.recalled = expires, expired, recalled
     return event
 

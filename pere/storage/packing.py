@@ -20,15 +20,15 @@ SATISFIED = 4  # in the first byte of an entry's columns
 # What unpacking says of bytes that are not what they should be.
 Malformed = (zlib.error, struct.error, ValueError, TypeError, LookupError)
 
-EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled, callback from events "
+EVENT = "select id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled, callback, traceparent from events "
 
 
 def event_of(channel: str, row: Any) -> Event:
     """The event of a row that EVENT selects."""
-    id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled, callback = row
+    id, ordinal, time, ttl, level, is_json, type, publisher, recipients, data, recalled, callback, trace = row
     to = tuple(orjson.loads(recipients)) if recipients is not None else ()
     draft = Draft(channel=channel, data=data, is_json=bool(is_json), type=type, to=to, ttl=ttl, level=level, publisher=publisher,
-                  callback=callback)
+                  callback=callback, traceparent=trace)
     event = Event(draft, id, ordinal, time)
     event.recalled = bool(recalled)
     return event

@@ -379,7 +379,7 @@ class Reading(WorkingSet):
         if entry is not None or not self._oldest <= id <= self._ids.last:
             return entry
         rows = self._read("select e.channel, e.need, e.version, e.logged, e.columns, e.sayings, v.id, v.ordinal, v.time, v.ttl, v.level, v.is_json, "
-                          "v.type, v.publisher, v.recipients, v.data, v.recalled, v.callback, c.name from entries e join events v on v.id = e.event "
+                          "v.type, v.publisher, v.recipients, v.data, v.recalled, v.callback, v.traceparent, c.name from entries e join events v on v.id = e.event "
                           "join channels c on c.id = e.channel where e.event = ?", (id,))
         if not rows:
             return None

@@ -39,7 +39,7 @@ Asker = tuple[Callable[..., None], Callable[[Refusal], None]]
 # Who gave so many receipts, one after the other, and is told what became of each.
 Group = tuple[int, Callable[[list[Any]], None]]
 
-DRAFT = ("channel", "data", "is_json", "type", "to", "ttl", "level", "need", "publisher", "key", "callback")
+DRAFT = ("channel", "data", "is_json", "type", "to", "ttl", "level", "need", "publisher", "key", "callback", "traceparent")
 
 
 def _nobody(*_: object) -> None:
@@ -113,7 +113,7 @@ class Replica(MemoryStore):
 
     def _apply_push(self, asker: Asker | None, *said: Any) -> None:
         told, refused = asker or NOBODY
-        draft = Draft(**dict(zip(DRAFT, said, strict=True)))
+        draft = Draft(**dict(zip(DRAFT, said, strict=False)))  # a node of an earlier version says less
         id, now = self._next_id, self.clock()
         self._next_id += 1
         known = self._known_key(draft, now)

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from pere.errors import ConfigError, StoreInUse
 
 APPLICATION = 0x50455245  # "PERE": SQLite's application_id says whose file it is
-VERSION = 4
+VERSION = 5
 ROOM_BYTES = 64 * 1024  # less is as good as none: the index of the write-ahead log alone takes 32 KiB
 PAGE_BYTES = 8192  # measured: 10 % less to write per commit of many receipts than with 4096, and the same for one
 
@@ -49,7 +49,8 @@ create table events (
     recipients text,            -- JSON list of devices; null is all
     data blob not null,
     recalled integer not null default 0,
-    callback text not null default ''   -- the webhook that is told what becomes of it
+    callback text not null default '',  -- the webhook that is told what becomes of it
+    traceparent text not null default ''
 );
 create unique index events_by_channel on events (channel, ordinal);
 create index events_named on events (channel, ordinal) where recipients is not null;
@@ -104,6 +105,7 @@ MIGRATIONS = {
        "alter table events add column recalled integer not null default 0",
     2: "create table documents (kind text, name text, document blob not null, primary key (kind, name)) without rowid",
     3: "alter table events add column callback text not null default ''",
+    4: "alter table events add column traceparent text not null default ''",
 }
 
 
