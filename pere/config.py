@@ -137,10 +137,15 @@ class Config:
     peer_pushes: str = setting("1000/10000", "events pushed by one address, as RATE/BURST")
     peer_receipts: str = setting("20000/100000", "receipts given by one address, as RATE/BURST; the rate is about a fifth of what one processor takes")
     peer_requests: str = setting("200/5000", "all other requests of one address, as RATE/BURST; they cost the most each")
+    peer_registrations: str = setting("100/50000", "devices that one address registers, counted as in --max-devices, as RATE/BURST; so many at once are ten thousand devices that come for the first time, on five channels each")
+    peer_channels: str = setting("100/20000", "channels that one address brings into being, as RATE/BURST: by a push, or by a feed")
     subject_connects: str = setting("10/1000", "feeds opened with the tokens of one subject, as RATE/BURST: a subject is one device or one publisher, whatever addresses it has")
     subject_pushes: str = setting("1000/10000", "events pushed by one subject, as RATE/BURST")
     subject_receipts: str = setting("1000/10000", "receipts given by one subject, as RATE/BURST")
     subject_requests: str = setting("200/5000", "all other requests of one subject, as RATE/BURST")
+
+    subject_registrations: str = setting("20/10000", "channels and patterns that one subject registers on, as RATE/BURST")
+    subject_channels: str = setting("100/10000", "channels that one subject brings into being, as RATE/BURST")
 
     # watching
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -18,7 +19,7 @@ from pere.door import Ask, Door
 from pere.errors import Refusal, internal
 from pere.exchange import Exchange
 from pere.limits import Account
-from pere.line import SLICE
+from pere.line import SLICE, Work
 from pere.peers import of_socket
 
 log = logging.getLogger("pere.http")
@@ -65,6 +66,7 @@ class Conversation(asyncio.Protocol):
             # As cheap as can be: nothing is read, and nobody waits for the client to go.
             self.account = None
             self._closing = True
+            door.gate.note(refusal)
             transport.write(door.goodbye(refusal))
             transport.close()
 
@@ -183,14 +185,15 @@ class Conversation(asyncio.Protocol):
         else:
             self._try(ask.route.hot, ask)
 
-    def _try(self, what: Callable[..., None], ask: Ask, *more: Any) -> None:
+    def _try(self, what: Callable[..., Any], ask: Ask, *more: Any) -> Any:
         try:
-            what(ask, *more)
+            return what(ask, *more)
         except Refusal as refusal:
             ask.refuse(refusal)
         except Exception:
             log.exception("%s could not be answered", ask.route.name)
             ask.refuse(internal())
+        return None
 
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
         if self.busy is not ask:
@@ -225,6 +228,12 @@ class Conversation(asyncio.Protocol):
             self._door.gate.charge(ask.account, kind, count)
         if ask.grant.subject:
             self._door.gate.charge_subject(ask.grant, kind, count)
+
+    def note(self, refusal: Refusal) -> None:
+        self._door.gate.note(refusal)
+
+    def go_on_with(self, ask: Ask, some: Callable[[Ask], bool]) -> None:
+        self._door.line.join(ask.account if ask.account is not None else self, Work(partial(self._try, some, ask)))
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""

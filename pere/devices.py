@@ -4,10 +4,12 @@ A feed is opaque here. Presence is derived: a device is online as long as it has
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pere.audience import NOWHERE
+
+FEW = 8  # channels that stand in a tuple, which is small; among more, each is found at once
 
 
 class Device:
@@ -18,7 +20,7 @@ class Device:
 
     def __init__(self, name: str):
         self.name = name
-        self.channels: tuple[str, ...] = ()
+        self.channels: Collection[str] = ()
         self.patterns: tuple[str, ...] = ()
         self.feeds: tuple[Any, ...] = ()
         self.elsewhere = NOWHERE
@@ -39,7 +41,7 @@ class Devices:
         self.registrations = 0
         self.online = 0
         # Told of a device that opens its first feed, or closes its last one: its name, its channels, and which of both; None if nobody wants to know.
-        self.on_presence: Callable[[str, tuple[str, ...], bool], None] | None = None
+        self.on_presence: Callable[[str, Collection[str], bool], None] | None = None
         self._removed: dict[str, float] = {}
         self._wanting: OrderedDict[str, Device] = OrderedDict()  # who has patterns, in the order in which they are looked at
 
@@ -56,8 +58,12 @@ class Devices:
     def register(self, name: str, channel: str) -> Device:
         """The device, which now counts as registered on the channel too."""
         device = self.add(name)
-        if channel not in device.channels:
-            device.channels += (channel,)
+        channels = device.channels
+        if channel not in channels:
+            if isinstance(channels, dict):
+                channels[channel] = None
+            else:
+                device.channels = (*channels, channel) if len(channels) < FEW else dict.fromkeys((*channels, channel))
             self.registrations += 1
         return device
 
@@ -73,7 +79,10 @@ class Devices:
 
     def unregister(self, device: Device, channel: str) -> None:
         """Off one channel; a device that is registered nowhere and has no feed is forgotten."""
-        device.channels = tuple(name for name in device.channels if name != channel)
+        if isinstance(device.channels, dict):
+            del device.channels[channel]
+        else:
+            device.channels = tuple(name for name in device.channels if name != channel)
         self.registrations -= 1
         if not device.channels and not device.is_online:
             self.forget(device)

@@ -151,7 +151,12 @@ class Ask:
         """`body` is JSON, `more` is further header lines, each with its line end."""
         self.connection.answer(self, status, body, more)
 
+    def note(self, refusal: Refusal) -> None:
+        """It is refused, or a part of it is: where a limit is the reason, that is counted."""
+        self.connection.note(refusal)
+
     def refuse(self, refusal: Refusal) -> None:
+        self.note(refusal)
         # The code and the route only: what the client sent has no place in a log.
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
         more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
@@ -175,6 +180,10 @@ class Ask:
         """It turned out to be so many more than one of a kind. Raises TooMany."""
         if count > 0:
             self.connection.charge(self, kind, count)
+
+    def go_on(self, some: "Callable[[Ask], bool]") -> None:
+        """It is much: do the rest in line, piece by piece. `some` does one, and tells whether there are more."""
+        self.connection.go_on_with(self, some)
 
     def on_gone(self, then: Callable[[], None]) -> None:
         """Call `then` if the client goes away before it is answered; it may have gone already."""

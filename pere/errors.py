@@ -14,7 +14,8 @@
     ├── TooMany         429  a limit of this client is reached
     ├── Unsupported     501  HTTP allows it, PERE does not do it
     ├── Stranger        502  (or as it came) it was not PERE that answered a visitor, but a proxy or a captive portal
-    └── Unavailable     503  a limit of the server is reached; come back later
+    ├── Unavailable     503  what it takes is not there; come back later
+    └── Full            503  a limit of the whole server is reached; come back later
     ConfigError              a setting that cannot be: said once, at the start
 
 A refusal has a `code` for machines, which never changes, and a `message` for people, which says what came and what
@@ -26,18 +27,27 @@ import orjson
 
 class Refusal(Exception):
     """An error that is the answer. `retry_after` in seconds becomes the header of that name (RFC 9110, 10.2.3), and `challenge` is what
-    WWW-Authenticate says (RFC 6750, 3)."""
+    WWW-Authenticate says (RFC 6750, 3). Where a limit is the reason, `whose` tells for whom it holds: one `client`, `subject`, `device` or
+    `request`, or `all` of them together."""
 
     status = 500
     challenge = ""
+    whose = ""
 
-    def __init__(self, code: str, message: str, *, status: int | None = None, retry_after: int | None = None):
+    def __init__(self, code: str, message: str, *, status: int | None = None, retry_after: int | None = None, whose: str | None = None):
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after = retry_after
         if status is not None:
             self.status = status
+        if whose is not None:
+            self.whose = whose
+
+    @property
+    def limit(self) -> str:
+        """What it is that there is no more of."""
+        return self.code.removeprefix("too_many_")
 
     def as_dict(self) -> dict[str, str]:
         return {"error": self.code, "message": self.message}
@@ -87,6 +97,7 @@ class Gone(Refusal):
 
 class TooLarge(Refusal):
     status = 413
+    whose = "request"
 
 
 class WrongType(Refusal):
@@ -95,6 +106,7 @@ class WrongType(Refusal):
 
 class TooMany(Refusal):
     status = 429
+    whose = "client"
 
 
 class Unsupported(Refusal):
@@ -107,6 +119,10 @@ class Stranger(Refusal):
 
 class Unavailable(Refusal):
     status = 503
+
+
+class Full(Unavailable):
+    whose = "all"
 
 
 class ConfigError(Exception):

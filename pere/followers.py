@@ -8,6 +8,7 @@ otherwise come back with a number that nobody can vouch for any more.
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Any
 
 import orjson
@@ -111,6 +112,7 @@ class Followers:
         self._store = store
         self._wheel = wheel
         self._config = config
+        self.subjects: Counter[str] = Counter()  # how many each subject has
         self._channels: dict[str, dict[Follower, None]] = {}
         self._fresh: dict[str, None] = {}  # channels that have more since the last turn of the loop
         self._reads: dict[tuple[str, int], list[Follower]] = {}  # and who waits for what they find
@@ -128,6 +130,8 @@ class Followers:
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, grant)
         self._channels.setdefault(channel, {})[follower] = None
+        if grant.subject:
+            self.subjects[grant.subject] += 1
         # Who is told of nothing costs nothing: the store looks once, and that is all.
         self._store.on_receipts = self._heard
         feed = follower.feed
@@ -211,7 +215,11 @@ class Followers:
         return heartbeat
 
     def left(self, follower: Follower) -> None:
-        followers, reason = self._channels[follower.channel], follower.feed.reason
+        followers, reason, subject = self._channels[follower.channel], follower.feed.reason, follower.grant.subject
+        if subject:
+            self.subjects[subject] -= 1
+            if not self.subjects[subject]:
+                del self.subjects[subject]
         del followers[follower]
         if not followers:
             del self._channels[follower.channel]

@@ -5,12 +5,13 @@ opens. Some have no account, and so no limits of their own: those that `--limits
 """
 
 import resource
+from collections import Counter
 from collections.abc import Callable
 
 from pere.auth import Grant
 from pere.config import Config, flag
-from pere.errors import ConfigError, Refusal, TooMany, Unavailable
-from pere.limits import CONNECTS, WORDS, Account, Accounts, Rate, client_of, has_room
+from pere.errors import ConfigError, Full, Refusal, TooMany
+from pere.limits import CONNECTS, NEW, WORDS, Account, Accounts, Rate, client_of, has_room
 from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
@@ -29,7 +30,7 @@ class Gate:
         self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
         self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
         self.feeds: Callable[[], int] = lambda: 0
-        self.limited = dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0)
+        self.limited = Counter(dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0))
         self.time = time
         self._most = most_connections(config)
         self._config = config
@@ -63,6 +64,11 @@ class Gate:
         account.connections += 1
         return None
 
+    def note(self, refusal: Refusal) -> None:
+        """Something is refused: that is counted where the reason is a limit."""
+        if refusal.whose:
+            self.limited[refusal.limit, refusal.whose] += 1
+
     def charge(self, account: Account, kind: int, count: int = 1) -> None:
         """Somebody asks for so many of a kind. Raises TooMany."""
         wait = self.accounts.take(account, kind, self.time(), count)
@@ -89,24 +95,25 @@ class Gate:
         """The same for one of a client."""
         return not self.accounts.take(account, kind, self.time())
 
-    def check_feeds(self, account: Account | None) -> None:
-        """Whether one feed more can be open. Raises TooMany where the client has its share, Unavailable where nobody can have another."""
+    def check_feeds(self, account: Account | None, own: int = 0) -> None:
+        """Whether one feed more can be open, for a subject that has `own` of them where nothing else bounds that. Raises TooMany where the
+        client or the subject has its share, Full where nobody can have another."""
         feeds, config = self.feeds(), self._config
         if feeds >= config.max_feeds:
             raise self._full("feeds", ALL, f"no more than {config.max_feeds} feeds are open at once")
         if account is not None and not has_room(account.feeds, feeds, config.max_feeds, config.max_feeds_per_peer):
             raise self._full("feeds", CLIENT, f"one client may not have more than the {account.feeds} feeds that this one has")
+        if not has_room(own, feeds, config.max_feeds, 0):
+            raise self._full("feeds", SUBJECT, f"one subject may not have more than the {own} feeds that this one has")
 
     def _too_many(self, kind: int, wait: float, accounts: Accounts, whose: str) -> TooMany:
         word, rate = WORDS[kind], accounts.rates[kind]
         assert rate is not None
-        self.limited[word, whose] += 1
         # To the next whole second, after which there is room.
-        return TooMany(f"too_many_{word}", f"one {whose} may have {1 / rate.interval:g} {word} a second, {rate.burst} at once, and this one has had them", retry_after=int(wait) + 1)
+        return TooMany(f"too_many_{word}", f"one {whose} may have {1 / rate.interval:g} {NEW.get(kind, word)} a second, {rate.burst} at once, and this one has had them", retry_after=int(wait) + 1, whose=whose)
 
     def _full(self, limit: str, whose: str, message: str) -> Refusal:
-        self.limited[limit, whose] += 1
-        return (Unavailable if whose == ALL else TooMany)(f"too_many_{limit}", message, retry_after=SOON)
+        return (Full if whose == ALL else TooMany)(f"too_many_{limit}", message, retry_after=SOON, whose=whose)
 
 
 def most_connections(config: Config) -> int:

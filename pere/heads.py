@@ -101,8 +101,8 @@ def check_fragment(url: bytes) -> None:
 
 
 def long_line(most: int) -> Refusal:
-    return Refusal("long_line", f"a request line has at most {most} bytes", status=414)
+    return Refusal("long_line", f"a request line has at most {most} bytes", status=414, whose="request")
 
 
 def long_headers(most: int) -> Refusal:
-    return Refusal("long_headers", f"the headers of a request have at most {most} bytes together", status=431)
+    return Refusal("long_headers", f"the headers of a request have at most {most} bytes together", status=431, whose="request")

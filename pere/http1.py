@@ -18,7 +18,7 @@ from pere.auth import ANYBODY
 from pere.conversation import Conversation
 from pere.crowd import AGAIN
 from pere.door import Ask, Door, Route
-from pere.errors import BadRequest, Refusal, Timeout, TooLarge, Unavailable, Unsupported, internal
+from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import SLICE
 
@@ -373,7 +373,7 @@ CONTINUE = Route("continue", 0, _go_ahead, needs=ANYBODY)
 
 
 def busy() -> Refusal:
-    return Unavailable("busy", "what is still arriving, or waits, takes all the room there is for it; come back later", retry_after=1)
+    return Full("busy", "what is still arriving, or waits, takes all the room there is for it; come back later", retry_after=1)
 
 
 def large_body(route: Route) -> TooLarge:

@@ -36,6 +36,7 @@ log = logging.getLogger("pere.feed")
 # What one feed is given from the backlog before the others have their turn, and before its socket is asked again.
 BATCH_BYTES = 64 * 1024
 BATCH_EVENTS = 512
+BATCH_STEPS = 4_096  # those included that are not for this feed
 
 
 class Channel:
@@ -107,6 +108,7 @@ class Hub:
         for feed in self._wanting(name):
             member = self._store.register(name, feed.device.name) if feed.device is not None else None
             place = self._place(feed, name, member)
+            feed.places += (place,)
             place.ordinal = newest
             channel.shared += 1
             if member is not None:
@@ -216,20 +218,19 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
-        """All that can still be refused: the device is registered on all channels that it wants, which are returned, or on none. Raises
-        Unavailable or TooMany where there is no room for that; a device that has its share of feeds loses its oldest one instead."""
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...], pay: Callable[[int, int, int], None]) -> dict[str, Member | None]:
+        """All that can still be refused: the device is registered on all channels that it names or means, which are returned, or on none. Raises
+        Full or TooMany where there is no room for that, and what `pay` raises, which is told how many channels these are, and how many
+        registrations and channels are new; a device that has its share of feeds loses its oldest one instead."""
         meant: dict[str, Member | None] = dict.fromkeys(channels)
-        for pattern in patterns:
-            meant.update(dict.fromkeys(filter(compiled(pattern), self._store.channels())))
         store, known = self._store, self._store.devices.get(device)
-        store.check_room(device, meant, patterns)
+        pay(len(meant), *store.check_room(device, meant, patterns))
         if not device:
             return meant
         for name in meant:
             meant[name] = store.register(name, device)
         for pattern in patterns:
-            store.want(device, pattern)
+            store.want(device, pattern, ())
         if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
         return meant
@@ -247,14 +248,20 @@ class Hub:
         feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
-        for name, member in meant.items():
-            self.replay.begin(self._place(feed, name, member), start, cursor)
+        told: list[bytes] = []
+        places = [self._place(feed, name, member) for name, member in meant.items()]
+        feed.places = tuple(places)
+        for place in places:
+            self.replay.begin(place, start, cursor)
+            if feed.greeting:
+                told.append(feed.greeting)
+                feed.greeting = b""
         for pattern in patterns:
             self._wildcards.setdefault(pattern, set()).add(feed)
         if patterns or len(feed.places) > 1:
             for place in feed.places:
                 place.channel.shared += 1
-        hello = self._hello(feed, cursor if cursor is not None else start) + feed.greeting
+        hello = self._hello(feed, cursor if cursor is not None else start) + b"".join(told)
         feed.greeting = greeting
         if known is not None:
             store.devices.open(known, feed)
@@ -310,7 +317,6 @@ class Hub:
             channel = self._born(name, self._store.open(name).backlog.last)
         channel.feeds += 1
         place = Place(feed, channel, member, channel.shelf.backlog.last)
-        feed.places += (place,)
         if feed.care is not None:
             channel.careful[feed] = None
             if member is not None:
@@ -328,16 +334,15 @@ class Hub:
         frames = [feed.greeting]
         feed.greeting = b""
         size, now = 0, self._store.clock()
-        is_up_to_date = False
-        while size < BATCH_BYTES and len(frames) <= BATCH_EVENTS:
-            next_place = self.replay.next(feed)
-            if next_place is None:
-                is_up_to_date = not feed.is_waiting
-                break
-            frame = self.replay.read(feed, next_place, now)
-            if frame:
+        for steps, place in enumerate(self.replay.ahead(feed)):
+            if frame := self.replay.read(feed, place, now):
                 frames.append(frame)
                 size += len(frame)
+            if size >= BATCH_BYTES or len(frames) > BATCH_EVENTS or steps == BATCH_STEPS:
+                is_up_to_date = False
+                break
+        else:
+            is_up_to_date = not feed.is_waiting
         is_room = True
         if data := b"".join(frames):
             feed.written = self._wheel.now

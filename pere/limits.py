@@ -20,8 +20,9 @@ from functools import lru_cache
 from pere.errors import ConfigError
 
 # What is counted, each in a bucket of its own.
-CONNECTS, PUSHES, RECEIPTS, REQUESTS = range(4)
-WORDS = ("connects", "pushes", "receipts", "requests")
+CONNECTS, PUSHES, RECEIPTS, REQUESTS, REGISTRATIONS, CHANNELS = range(6)
+WORDS = ("connects", "pushes", "receipts", "requests", "registrations", "channels")
+NEW = {REGISTRATIONS: "new registrations", CHANNELS: "new channels"}  # what is kept of these is no more by asking again
 
 MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
 LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made
@@ -51,7 +52,8 @@ class Rate:
 
     def take(self, full: float, now: float, count: int) -> tuple[float, float]:
         """Take so many out of a bucket that is full again at `full`. Returns when it is full then, and 0; or, where it has not as many,
-        `full` as it stands, and in how many seconds it has."""
+        `full` as it stands, and in how many seconds it has. What is more than a whole bucket takes a whole one: it can be had."""
+        count = min(count, self.burst)
         # It was at most empty when it was last looked at: where it seems to be more than that, the clock has stepped back.
         full = min(max(full, now), now + self.window)
         wait = full + count * self.interval - (now + self.window)

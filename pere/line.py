@@ -17,6 +17,15 @@ AT_ONCE = 16  # what one client is served outside of the line, in one turn
 SLICE = 4096  # bytes that are parsed in one step: a few hundred microseconds, if they are many small requests
 
 
+class Work:
+    """What somebody asked for, done in line too: `step` does a piece of it, and tells whether there is more."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: Callable[[], Any]):
+        self.step = step
+
+
 class Line:
     """Connections that wait, by whose they are. A connection is in it once, and says of itself whether it is. `time` is the loop's, which
     stands still as long as a turn lasts."""

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pere.devices import Device
-from pere.errors import Gone, NotFound, Refusal, TooMany, Unavailable
+from pere.errors import Full, Gone, NotFound, Refusal, TooMany
 from pere.event import ENVELOPE, Event
 from pere.feed import REDELIVER, Feed, bye
 from pere.receipt import WORKING, closes
@@ -211,16 +211,16 @@ class Redelivery:
 
     def retry(self, device: str, event: Event, delay: float) -> bool:
         """The device wants it again in `delay` seconds, whatever it said before. False where it owes nothing any more. Raises TooMany or
-        Unavailable where too much is waited for already."""
+        Full where too much is waited for already."""
         if self.open(device, event.channel, event.id) is None:
             self.asked["retry"][1] += 1
             return False
         known = self._retries.get(device, {})
         if event.id not in known:
             if len(known) >= MAX_DEVICE_RETRIES:
-                raise TooMany("too_many_retries", f"a device can wait for {MAX_DEVICE_RETRIES} events by retry", retry_after=60)
+                raise TooMany("too_many_retries", f"a device can wait for {MAX_DEVICE_RETRIES} events by retry", retry_after=60, whose="device")
             if self._waiting >= MAX_RETRIES:
-                raise Unavailable("too_many_retries", f"no more than {MAX_RETRIES} events are waited for by retry", retry_after=60)
+                raise Full("too_many_retries", f"no more than {MAX_RETRIES} events are waited for by retry", retry_after=60)
         self.asked["retry"][0] += 1
         for feed in self._feeds(device):
             if feed.care is not None and event.id in feed.care.under_way:

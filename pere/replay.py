@@ -4,6 +4,9 @@ A feed that has just connected, or that fell behind, reads from the backlog even
 begins with the first event that it still owes a receipt for, whatever it says that it has read.
 """
 
+from collections.abc import Iterator
+from heapq import heapify, heappop, heapreplace
+
 import orjson
 
 from pere import sse
@@ -72,22 +75,30 @@ class Replay:
         if cursor is None:
             place.id = self._store.id_at(shelf, place.ordinal)
 
-    def next(self, feed: Feed) -> Place | None:
-        """The place whose next event is the oldest. None if there is no next event anywhere, it has to be fetched first, or too much is
-        under way already."""
-        if feed.care is not None and feed.care.is_full():
-            return None
+    def ahead(self, feed: Feed) -> Iterator[Place]:
+        """The places of a feed in the order in which they are to be read, each for one event, and before the next one is asked for: the one
+        whose next event is the oldest. It ends where there is no next event anywhere, one has to be fetched first, or too much is under way."""
+        care = feed.care
         behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
-        for place in behind:
-            shelf = place.channel.shelf
-            if shelf.first <= place.ordinal + 1 < shelf.backlog.first and place.ordinal + 1 not in shelf.past:
-                self._fetch(feed, place)
-        if feed.is_waiting or not behind:
-            return None
-        if len(behind) == 1:
-            return behind[0]
-        # Ids order events across channels. What was evicted counts as older than everything.
-        return min(behind, key=lambda place: event.id if (event := place.channel.shelf.at(place.ordinal + 1)) else 0)
+        for place in behind if care is None or not care.is_full() else ():
+            self._reach(feed, place)
+        # Ids order events across channels.
+        queue = [(_next_id(place), number) for number, place in enumerate(behind)]
+        heapify(queue)
+        while queue and not feed.is_waiting and (care is None or not care.is_full()):
+            place = behind[queue[0][1]]
+            yield place
+            if place.ordinal == place.channel.shelf.backlog.last:
+                heappop(queue)
+                continue
+            self._reach(feed, place)
+            heapreplace(queue, (_next_id(place), queue[0][1]))
+
+    def _reach(self, feed: Feed, place: Place) -> None:
+        """The next event of this place is to be at hand."""
+        shelf = place.channel.shelf
+        if shelf.first <= place.ordinal + 1 < shelf.backlog.first and place.ordinal + 1 not in shelf.past:
+            self._fetch(feed, place)
 
     def _fetch(self, feed: Feed, place: Place) -> None:
         def fetched() -> None:
@@ -142,6 +153,12 @@ class Replay:
             "to": format_id(oldest) if oldest else None,
             "lost": lost,
         }), event=b"pere.gap"))
+
+
+def _next_id(place: Place) -> int:
+    """The id of its next event. What was evicted counts as older than everything."""
+    event: Event | None = place.channel.shelf.at(place.ordinal + 1)
+    return event.id if event is not None else 0
 
 
 def _is_for(event: Event, feed: Feed) -> bool:

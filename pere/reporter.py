@@ -8,7 +8,7 @@ this process: a device is news once it is there, or has been away for longer tha
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -83,8 +83,8 @@ class Reporter:
         self._task: asyncio.Task[None] | None = None
         self._by_type: dict[str, list[Endpoint]] = {}
         # Devices whose last feed has closed, with the moment and their channels, in the order of time; and what is to be told of others.
-        self._away: dict[str, tuple[float, float, tuple[str, ...]]] = {}
-        self._news: list[tuple[str, str, float, tuple[str, ...]]] = []
+        self._away: dict[str, tuple[float, float, Collection[str]]] = {}
+        self._news: list[tuple[str, str, float, Collection[str]]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._said = -SAID  # when it was last said that receipts were lost
         # What was decided while another node told of it, and the moment: should that node die, it is told once more.
@@ -282,7 +282,7 @@ class Reporter:
 
     # Devices
 
-    def _moved(self, name: str, channels: tuple[str, ...], is_online: bool) -> None:
+    def _moved(self, name: str, channels: Collection[str], is_online: bool) -> None:
         """A device has opened its first feed, or closed its last one."""
         now, clock = self._loop.time(), self._store.clock()
         if not is_online:

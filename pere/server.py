@@ -169,7 +169,7 @@ class Server:
     def _app(self, *kinds: str) -> Application:
         """What is there for those who may ask for addresses of these kinds."""
         handlers = [(NAMED.sub("([^/]*)", path), handler, parts) for kind, path, handler, parts in self._table if kind in kinds]
-        return Application(handlers, default_handler_class=NotThere, log_function=self._count, cors=self._cors, is_draining=lambda: self.door.draining)
+        return Application(handlers, default_handler_class=NotThere, log_function=self._count, cors=self._cors, is_draining=lambda: self.door.draining, note=self.gate.note)
 
     def _count(self, handler: RequestHandler) -> None:
         """One request that a Tornado handler has answered."""

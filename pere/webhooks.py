@@ -172,7 +172,7 @@ class Webhooks:
         if "url" not in said:
             raise BadRequest("bad_webhook_url", 'an endpoint has a "url"')
         if len(self._endpoints) >= self._config.max_webhooks:
-            raise TooMany("too_many_webhooks", f"no more than {self._config.max_webhooks} webhooks are kept; remove one first")
+            raise TooMany("too_many_webhooks", f"no more than {self._config.max_webhooks} webhooks are kept; remove one first", retry_after=60, whose="all")
         endpoint = Endpoint(said["url"], said.get("types", DEFAULT_TYPES), said.get("channels", ()), said.get("content_type", "application/json"),
                             self._store.clock())
         # Taken at once, so that many that come at the same time do not pass the limit together.

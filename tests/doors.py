@@ -376,7 +376,7 @@ async def opened(origins: str = "", recognise: bool = True, **settings: Any) -> 
     """A door with these settings, until the end of the `with`."""
     loop, stage, keep = asyncio.get_running_loop(), Stage(), _Keep()
     wheel, cors = Wheel(loop.time, loop.call_later, tick=0.01), Cors(frozenset(filter(None, [origins])))
-    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=cors)
+    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=cors, note=lambda refusal: None)
     house = House(Door(app, Config(**settings), routes(stage, recognise), cors, wheel, Gate(Config(), lambda: wheel.now)), stage, keep.records)
     logging.getLogger().addHandler(keep)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -408,7 +408,7 @@ async def tornado(max_body_size: int | None = None) -> AsyncIterator[tuple[int, 
     """The same handlers behind Tornado's own server."""
     stage = Stage()
     stage.gate.set()
-    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=Cors(frozenset()))
+    app = Application(handlers(stage), default_handler_class=NotThere, log_function=lambda handler: None, cors=Cors(frozenset()), note=lambda refusal: None)
     sockets, server = bind_sockets(0, "127.0.0.1"), HTTPServer(app, max_body_size=max_body_size)
     server.add_sockets(sockets)
     try:

@@ -46,10 +46,13 @@ def test_what_is_refused_is_not_taken():
     assert all.take(one, PUSHES, 1.0) == 0
 
 
-def test_a_whole_bucket_can_be_taken_at_once_and_more_never():
-    rate = Rate(1000, 30_000)
-    assert rate.take(0.0, 86_400.123, 30_000)[1] == 0.0
-    assert rate.take(0.0, 86_400.123, 30_001)[1] > 0
+@pytest.mark.parametrize("count", [30_000, 30_001, 10**9])
+def test_a_whole_bucket_can_be_taken_at_once_and_is_all_that_is_taken_for_more(count):
+    rate, now = Rate(1000, 30_000), 86_400.123
+    full, wait = rate.take(0.0, now, count)
+    assert (full, wait) == (pytest.approx(now + 30), 0.0)
+    assert rate.take(full, now, 1)[1] == pytest.approx(0.001)
+    assert rate.take(full, now + 15, count) == (full, pytest.approx(15))
 
 
 def test_each_kind_has_a_bucket_of_its_own_and_so_has_each_client():
@@ -80,7 +83,7 @@ def test_in_no_time_is_more_given_than_the_burst_and_the_rate_over_that_time(rat
     for step, count in asked:
         now += step
         if not all.take(one, PUSHES, now, count):
-            given.append((now, count))
+            given.append((now, min(count, burst)))
     for start in range(len(given)):
         taken = 0
         for end in range(start, len(given)):
@@ -108,7 +111,7 @@ def test_a_clock_that_jumps_gives_no_more_than_its_way_forward_and_refuses_nobod
         now, forward = now + step, forward + max(step, 0.0)
         wait = all.take(one, PUSHES, now, count)
         assert wait <= count / per_second + 1e-3
-        taken += 0 if wait else count
+        taken += 0 if wait else min(count, burst)
         # A float of a billion seconds is good to a tenth of a microsecond, over each step.
         assert taken <= burst + per_second * forward + 0.01 + len(asked) * per_second * 1e-6
     assert all.take(one, PUSHES, now + burst / per_second + 1e-3, burst) == 0

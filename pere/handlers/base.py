@@ -188,6 +188,7 @@ class Handler(RequestHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         refusal = error if isinstance(error, Refusal) else self._refusal(status_code, error)
         log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": type(self).__name__.lower()}})
+        self.settings["note"](refusal)
         if refusal.retry_after is not None:
             self.set_header("Retry-After", str(refusal.retry_after))
         if refusal.challenge:

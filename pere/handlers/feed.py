@@ -13,12 +13,15 @@ from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
 from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Handler, Query, channel_of, device_of, number, seconds, text
 from pere.hub import Hub
+from pere.limits import CHANNELS, CONNECTS, REGISTRATIONS
 from pere.names import channel_name, is_pattern, pattern, shown
+from pere.search import Search
 from pere.storage import Store
 
 REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itself is told to stop
 MAX_ACK_WAIT = 3600.0  # seconds
 MAX_WINDOW = 10_000  # events
+PLACES_OF_A_FEED, LOOKS_OF_A_FEED = 20, 500  # channels, and looks for them, that cost as much as to open a feed
 HEADERS = (b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n")
 
 
@@ -58,7 +61,7 @@ class OpenFeed:
         if not asked:
             raise BadRequest("no_channel", "name at least one channel, as in /feed?channel=news")
         if len(asked) > self._config.max_feed_channels:
-            raise BadRequest("too_many_channels", f"a feed has at most {self._config.max_feed_channels} channels, not {len(asked)}")
+            raise BadRequest("too_many_channels", f"a feed has at most {self._config.max_feed_channels} channels, not {len(asked)}", whose="request")
         for name in asked:
             if is_pattern(name):
                 pattern(name)
@@ -86,19 +89,46 @@ class OpenFeed:
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
 
+        def pay(places: int, registrations: int, born: int) -> None:
+            ask.charge(CONNECTS, places // PLACES_OF_A_FEED)
+            ask.charge(REGISTRATIONS, registrations)
+            ask.charge(CHANNELS, born)
+
         def begin() -> None:
             account = ask.account
             self._gate.check_feeds(account)
-            meant = self._hub.admit(device, channels, patterns)
+            meant = self._hub.admit(device, search.found() if search is not None else channels, patterns, pay)
             greeting, framing = self._opening.greet(ask)
             self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
 
-        if cursor is not None and cursor > self._store.newest:
-            task = asyncio.ensure_future(self._reach(ask, cursor, begin))
-            self._reaching.add(task)
-            task.add_done_callback(self._reaching.discard)
+        def reach() -> None:
+            if cursor is not None and cursor > self._store.newest:
+                task = asyncio.ensure_future(self._reach(ask, cursor, begin))
+                self._reaching.add(task)
+                task.add_done_callback(self._reaching.discard)
+            else:
+                begin()
+
+        search = Search(self._store, channels, patterns) if patterns else None
+        if search is None:
+            reach()
         else:
-            begin()
+            ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
+            self._look(ask, search, reach)
+
+    def _look(self, ask: Ask, search: Search, then: Callable[[], None]) -> None:
+        """Look for what the patterns mean, and go on with it, unless the client has gone by then."""
+        gone: list[bool] = []
+        ask.on_gone(lambda: gone.append(True))
+
+        def some(ask: Ask) -> bool:
+            is_more = not gone and search.step()
+            if not is_more and not gone:
+                then()
+            return is_more
+
+        if some(ask):
+            ask.go_on(some)
 
     async def _reach(self, ask: Ask, cursor: int, begin: Callable[[], None]) -> None:
         """Another node may have sent it that a moment ago: first it is to be at hand here too, or it would come twice."""

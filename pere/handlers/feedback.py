@@ -195,7 +195,7 @@ class Feedback:
         """The device's own word, as JSON."""
         word = dumps(status, "a status")
         if len(word) > self._config.max_status_bytes:
-            raise BadRequest("large_status", f"a status has at most {self._config.max_status_bytes} bytes as JSON, not {len(word)}")
+            raise BadRequest("large_status", f"a status has at most {self._config.max_status_bytes} bytes as JSON, not {len(word)}", whose="request")
         return word
 
     def many(self, ask: Ask) -> None:
@@ -263,6 +263,7 @@ class Feedback:
                     receipts.append((device, id, PROCESSED if said.state is None else said.state, said.status, _not_ahead(said.at, now), None))
                     texts.append(item["event_id"])
                 except BadRequest as refusal:
+                    ask.note(refusal)
                     named = item.get("event_id") if isinstance(item, dict) else None
                     apart.append((place, _spoilt(named if isinstance(named, str) else None, refusal), None))
 
@@ -273,16 +274,17 @@ class Feedback:
             ]
             # How it goes counts after what was said beside it.
             for place, text, said in apart:
-                results.insert(place, text if said is None else self._told(device, text, said))
+                results.insert(place, text if said is None else self._told(ask, device, text, said))
             ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
 
         self.store.record_many(receipts, then)
 
-    def _told(self, device: str, text: str, said: Said) -> str:
+    def _told(self, ask: Ask, device: str, text: str, said: Said) -> str:
         """The result of an item that only says how it goes with the event of this id."""
         try:
             return f'{{"event_id":"{text}"{RESULTS[self.go_on(None, device, item_id(text), said)]}'
         except Refusal as refusal:
+            ask.note(refusal)
             return _spoilt(text, refusal)
 
     def _item(self, item: Any) -> tuple[Said, int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
 from pere.event import LEVELS, Draft, format_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, dumps, loads, media_type, number, text
-from pere.limits import PUSHES
+from pere.limits import CHANNELS, PUSHES
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
@@ -25,6 +25,8 @@ from pere.waiting import Waits
 JSON_TYPES = frozenset(("application/json", "text/json", "application/cloudevents+json"))
 # What curl -d says when nothing is said; such a body is taken if it is JSON.
 UNSAID = frozenset(("", "application/x-www-form-urlencoded"))
+NAMES_OF_A_PUSH = 10  # devices that `to` names cost as much as a push
+NAMES_AT_ONCE = 500  # of a batch, in one piece of work: about a millisecond
 
 
 class Push:
@@ -46,6 +48,7 @@ class Push:
         draft = self._draft(
             channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
             query.one("receipt"), query.one("need"), _key(ask), query.one("callback"), _trace(ask))
+        self._charge(ask, [draft.channel], len(draft.to))
         wait = _preferred_wait(ask.headers[b"prefer"], self._config.max_wait) if b"prefer" in ask.headers else None
 
         def then(result: Accepted | Refusal) -> None:
@@ -80,15 +83,21 @@ class Push:
     def many(self, ask: Ask) -> None:
         batch = Batch(ask, self._config.max_batch)
         items = batch.items
-        ask.charge(PUSHES, len(items) - 1)
         publisher, trace = device_of(ask, NO_QUERY), _trace(ask)
+        ask.charge(PUSHES, len(items) - 1)
+        named = {name for item in items if isinstance(item, dict) and isinstance(name := item.get("channel"), str)}
+        self._charge(ask, named, sum(map(_count_names, items)))
         results: list[Any] = [None] * len(items)
         left = len(items)
 
         def keep(place: int, channel: str) -> Callable[[Accepted | Refusal], None]:
             def then(result: Accepted | Refusal) -> None:
                 nonlocal left
-                results[place] = _told(result, channel) if isinstance(result, Accepted) else result.as_dict() | {"status": result.status}
+                if isinstance(result, Accepted):
+                    results[place] = _told(result, channel)
+                else:
+                    ask.note(result)
+                    results[place] = result.as_dict() | {"status": result.status}
                 left -= 1
                 if not left:
                     ask.answer(200, orjson.dumps({"results": results}))
@@ -97,12 +106,29 @@ class Push:
 
         if not items:
             ask.answer(200, b'{"results":[]}')
-        for place, item in enumerate(items):
-            try:
-                draft = self._draft_of(item, publisher, trace, ask.grant, partial(batch.data, place))
-                self._store.append(draft, keep(place, draft.channel))
-            except Refusal as refusal:
-                keep(place, "")(refusal)
+        todo = enumerate(items)
+
+        def some(ask: Ask) -> bool:
+            names = 0
+            for place, item in todo:
+                names += _count_names(item)
+                try:
+                    draft = self._draft_of(item, publisher, trace, ask.grant, partial(batch.data, place))
+                    self._store.append(draft, keep(place, draft.channel))
+                except Refusal as refusal:
+                    keep(place, "")(refusal)
+                if names > NAMES_AT_ONCE:
+                    return True
+            return False
+
+        # Most are done at once, so what they push to one channel is written to its feeds at once.
+        if some(ask):
+            ask.go_on(some)
+
+    def _charge(self, ask: Ask, channels: Iterable[str], names: int) -> None:
+        """What it costs beside the push itself: channels that nobody has used, and devices that it names."""
+        ask.charge(CHANNELS, sum(not self._store.has(channel) for channel in channels))
+        ask.charge(PUSHES, names // NAMES_OF_A_PUSH)
 
     def _draft_of(self, item: Any, publisher: str, trace: str, grant: Grant, read_data: Callable[[], bytes]) -> Draft:
         if isinstance(item, BadRequest):
@@ -117,6 +143,8 @@ class Push:
         to = item.get("to")
         if isinstance(to, str):
             to = [to]
+        if isinstance(to, list):
+            self._check_names(to)  # before each of them is looked at
         # An empty list is most likely a mistake of the program that made it; it must not mean everybody.
         if to is not None and not (isinstance(to, list) and to and all(isinstance(name, str) for name in to)):
             raise BadRequest("bad_to", '"to" is a device or a list of at least one')
@@ -140,13 +168,16 @@ class Push:
             raise BadRequest("callback_without_receipt", "a callback tells what becomes of receipts, and receipt=none asks for none")
         if callback and not self._is_webhook(callback):
             raise BadRequest("unknown_callback", f"callback names a webhook, and there is no {shown(callback)}")
-        if len(to) > config.max_to:
-            raise BadRequest("too_many_to", f"a push is for at most {config.max_to} named devices, not {len(to)}")
+        self._check_names(to)
         return Draft(
             channel=channel, data=data, is_json=is_json, type=event_type(type) if type else "",
             to=tuple(dict.fromkeys(device_name(name) for name in to)),
             ttl=config.ttl if ttl is None else number(ttl, "ttl", 0, config.max_ttl), level=level, need=need, publisher=publisher, key=key,
             callback=callback or "", traceparent=trace)
+
+    def _check_names(self, to: list[Any]) -> None:
+        if len(to) > self._config.max_to:
+            raise BadRequest("too_many_to", f"a push is for at most {self._config.max_to} named devices, not {len(to)}", whose="request")
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._config.max_event_bytes:
@@ -164,6 +195,12 @@ class Push:
             loads(body, "the body" if kind in JSON_TYPES else "the body, which without `Content-Type: text/plain` must be JSON,")
             return True
         raise WrongType("wrong_type", f"an event is application/json or text/plain, not {shown(kind)}")
+
+
+def _count_names(item: Any) -> int:
+    """How many devices an item of a batch names, whether it is one or not."""
+    to = item.get("to") if isinstance(item, dict) else None
+    return len(to) if isinstance(to, list) else 0
 
 
 def _told(accepted: Accepted, channel: str) -> dict[str, object]:

@@ -36,6 +36,6 @@ class OpenReceipts:
         cursor = cursor_of(ask, query, parse_number)
         start = start_of(query, parse_number)
         account = ask.account
-        self._gate.check_feeds(account)
+        self._gate.check_feeds(account, self._followers.subjects[ask.grant.subject])
         greeting, form = self._opening.greet(ask)
         self._followers.open(ask.detach(), form, channel, cursor if cursor is not None else start, greeting, ask.grant).count_for(account)

@@ -233,17 +233,21 @@ class Store(ABC):
 
     @abstractmethod
     def register(self, channel: str, device: str) -> Member:
-        """Take a device into the audience of a channel. Raises Unavailable where no more devices are taken."""
+        """Take a device into the audience of a channel. Raises Full where no more devices are taken."""
 
     @abstractmethod
-    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> None:
-        """Whether all these can be opened, and the device (if there is one) registered on them. Raises TooMany where it would have more
-        than a device may have, Unavailable where no more are taken."""
+    def has(self, channel: str) -> bool:
+        """Whether anything is kept of a channel."""
 
     @abstractmethod
-    def want(self, device: str, pattern: str) -> None:
-        """Take a device into the audience of every channel that the pattern means, those that are yet to be born included. Raises
-        Unavailable where no more devices are taken."""
+    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> tuple[int, int]:
+        """Whether all these can be opened, and the device (if there is one) registered on them: how many registrations and how many channels
+        that would bring. Raises TooMany where the device would have more than one may have, Full where no more are taken."""
+
+    @abstractmethod
+    def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
+        """Take a device into the audience of every channel that the pattern means, those that are yet to be born included. `channels` are
+        those that there are, where somebody has looked for them. Raises Full where no more devices are taken."""
 
     @abstractmethod
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:

@@ -126,14 +126,14 @@ class Reading(WorkingSet):
     def channels(self) -> Collection[str]:
         return self._names.keys() | self._shelves.keys()
 
-    def _has(self, channel: str) -> bool:
+    def has(self, channel: str) -> bool:
         return channel in self._shelves or channel in self._names
 
     def _count_channels(self) -> int:
         return len(self._names) + len(self._unkept)
 
     def shelf(self, channel: str) -> Shelf | None:
-        return self.open(channel) if self._has(channel) else None
+        return self.open(channel) if self.has(channel) else None
 
     def _load(self, shelf: Shelf) -> bool:
         assert isinstance(shelf, DiskShelf)

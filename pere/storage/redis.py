@@ -13,7 +13,7 @@ One node at a time is the keeper: it writes what changed beside the log, so that
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -289,8 +289,8 @@ class RedisStore(Replica):
         else:
             self._assured.setdefault(device, []).append(then)
 
-    def want(self, device: str, pattern: str) -> None:
-        super().want(device, pattern)
+    def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
+        super().want(device, pattern, channels)
         self._expect(device, ("want", device, pattern))
 
     def _forget_wishes(self, device: Device) -> None:

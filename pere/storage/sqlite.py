@@ -267,14 +267,14 @@ class SqliteStore(Committing):
                 self._searched[shelf] = 0
             self._soon()
 
-    def want(self, device: str, pattern: str) -> None:
+    def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
         known = self.devices.get(device)
         if known is None or pattern not in known.patterns:
-            super().want(device, pattern)
+            super().want(device, pattern, channels)
             self._wishes.append(("insert or replace into wishes values (?, ?)", (device, pattern)))
             self._fresh.setdefault(device, [])
         else:
-            super().want(device, pattern)
+            super().want(device, pattern, channels)
 
     def _forget_wishes(self, device: Device) -> None:
         super()._forget_wishes(device)

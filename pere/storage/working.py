@@ -17,7 +17,7 @@ from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device, Devices
-from pere.errors import NotFound, Refusal, TooMany, Unavailable
+from pere.errors import Full, NotFound, Refusal, TooMany
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
 from pere.ledger import PRESENT, Entry, Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
@@ -163,7 +163,7 @@ class WorkingSet(Store):
         return [device for device in meant if device.feeds or device.seen >= since]
 
     def _check(self, draft: Draft) -> None:
-        """Before a push brings a channel into being: raises BadRequest where it asks for what cannot be, Unavailable where there is no room
+        """Before a push brings a channel into being: raises BadRequest where it asks for what cannot be, Full where there is no room
         for another channel."""
         if draft.channel not in self._shelves:
             self._check_channels((draft.channel,))
@@ -189,7 +189,7 @@ class WorkingSet(Store):
     def channels(self) -> Collection[str]:
         return self._shelves
 
-    def _has(self, channel: str) -> bool:
+    def has(self, channel: str) -> bool:
         return channel in self._shelves
 
     def _count_channels(self) -> int:
@@ -408,31 +408,35 @@ class WorkingSet(Store):
 
     # Devices
 
-    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> None:
+    def check_room(self, device: str, channels: Collection[str], patterns: Collection[str]) -> tuple[int, int]:
         config, devices = self._config, self.devices
-        self._check_channels(channels)
+        if len(channels) > config.max_channels_per_device:
+            raise TooMany("too_many_registrations", f"a feed is on at most {config.max_channels_per_device} channels, and there are {len(channels)} that its patterns mean", retry_after=60, whose="device")
+        born = self._check_channels(channels)
         known = devices.get(device)
         if not device:
-            return
+            return 0, born
         has = (known.channels, known.patterns) if known is not None else ((), ())
         fresh = len(set(channels).difference(has[0])) + len(set(patterns).difference(has[1]))
         if fresh and fresh + len(has[0]) + len(has[1]) > config.max_channels_per_device:
-            raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60)
+            raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
         if fresh and devices.registrations + fresh > config.max_devices:
-            raise Unavailable("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
+            raise Full("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
+        return fresh, born
 
-    def _check_channels(self, channels: Iterable[str]) -> None:
-        """Raises Unavailable where there is no room for those that are not there yet."""
-        fresh = len([name for name in channels if not self._has(name)])
+    def _check_channels(self, channels: Iterable[str]) -> int:
+        """How many of these are not there yet. Raises Full where there is no room for them."""
+        fresh = len([name for name in channels if not self.has(name)])
         if fresh and self._count_channels() + fresh > self._config.max_channels:
-            raise Unavailable("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
+            raise Full("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
+        return fresh
 
     def register(self, channel: str, device: str) -> Member:
         shelf = self.open(channel)
         member = shelf.audience.members.get(device)
         if member is None:
             if self.devices.registrations >= self._config.max_devices:
-                raise Unavailable("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
+                raise Full("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
             member = self._join(shelf, device)
         return member
 
@@ -446,13 +450,12 @@ class WorkingSet(Store):
             member.settled = member.position = ordinals[0] - 1
         return member
 
-    def want(self, device: str, pattern: str) -> None:
+    def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
         known = self.devices.get(device)
         if (known is None or pattern not in known.patterns) and self.devices.registrations >= self._config.max_devices:
-            raise Unavailable("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
+            raise Full("too_many_devices", f"no more than {self._config.max_devices} registrations are kept", retry_after=60)
         self.devices.want(device, pattern).seen = self.clock()
-        meant = compiled(pattern)
-        for channel in [name for name in self._shelves if meant(name)]:
+        for channel in filter(compiled(pattern), list(self._shelves)) if channels is None else channels:
             self.register(channel, device)
 
     def unregister(self, channel: str, device: str) -> None:
