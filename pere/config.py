@@ -53,6 +53,7 @@ class Config:
     workers: int = setting(1, "processes that serve, each a node of its own, on one port and one Redis; for more than one processor", low=1, high=256)
     insecure: bool = setting(False, "serve beyond loopback without keys: whoever reaches the port may push, read and administer")
     store: str = setting("sqlite:pere.db", "where events and receipts are kept: `sqlite:PATH` in a file, `memory:` only as long as the process lives, `redis://HOST:PORT/DB` in Redis, for several nodes that behave as one")
+    redis_wait: int = setting(0, "replicas of Redis that must have a push or a receipt before it is answered; while there are fewer, 503", low=0, high=16)
     sync: str = setting("full", "how a commit gets to the disk: `full` waits for it each time, `normal` may lose the last moments in a power cut, but nothing when the process ends", choices=("full", "normal"), hidden=("off",))
     retention_age: int = setting(30 * DAY, "how long events and receipts are kept in the file (this and the next two are for `sqlite:` only)", low=60)
     retention_events: int = setting(10_000_000, "events kept in the file over all channels; older ones make way", low=1)
@@ -163,6 +164,8 @@ class Config:
             raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
         if self.workers > 1:
             self._check_workers()
+        if self.redis_wait and not self.is_shared:
+            raise ConfigError(f"--redis-wait {self.redis_wait} is for a store in Redis, --store redis://HOST:PORT/DB, not {self.store}")
         if not self.tcp and not self.unix:
             raise ConfigError("--no-tcp leaves nothing to listen on: name a Unix socket, --unix PATH")
         if self.tls_key and not self.tls_cert:

@@ -19,6 +19,7 @@ ALONG = {
     "backlog_total_bytes": {"max_event_bytes": 1, "backlog_bytes": KIB},
     "max_event_bytes": {"backlog_bytes": 16 * MIB},
     "workers": {"store": "redis://127.0.0.1"},
+    "redis_wait": {"store": "redis://127.0.0.1"},
 }
 
 

@@ -31,7 +31,7 @@ from pere.storage import Accepted, Shelf, keeping, scripts
 from pere.storage.committing import Together
 from pere.storage.keeper import Keeper
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
-from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog
+from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
 
 log = logging.getLogger("pere.store")
@@ -47,16 +47,44 @@ ASKED = ("push", "said", "recall", "document")  # of what is said, that somebody
 class Batch:
     """What is said together."""
 
-    __slots__ = ("askers", "done", "ids", "now", "number", "ops", "started")
+    __slots__ = ("askers", "done", "ids", "now", "number", "ops", "started", "told", "_held", "_refusals")
 
     def __init__(self, number: int, now: float, ops: list[Op], askers: list[Any], done: "asyncio.Future[None]"):
         self.number = number
         self.now = now
         self.ops = ops
-        self.askers = askers
+        self.askers = self.told = askers
         self.ids = sum(op[0] == "push" for op in ops)
         self.started = perf_counter()
         self.done = done
+        self._held: list[Callable[[], None]] = []
+        self._refusals: list[Callable[[Refusal], None]] = []
+
+    def hold(self) -> None:
+        """Nobody is answered before all are released, or refused, for that it is entered is not enough."""
+        self.told = [
+            None if asker is None
+            else [(count, self._hold(then, partial(_refuse_all, count, then))) for count, then in asker] if op[0] == "said"
+            else (self._hold(asker[0], asker[1]), self._hold(asker[1], asker[1]))
+            for op, asker in zip(self.ops, self.askers, strict=True)]
+
+    def _hold(self, then: Callable[..., None], refused: Callable[[Refusal], None]) -> Callable[..., None]:
+        def held(*told: Any) -> None:
+            self._held.append(partial(then, *told))
+            self._refusals.append(refused)
+
+        return held
+
+    def release(self) -> None:
+        held, self._held = self._held, []
+        for answer in held:
+            answer()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """What of it was entered is not safe enough."""
+        refusals, self._refusals = self._refusals, []
+        for refused in refusals:
+            refused(refusal)
 
     def size(self) -> int:
         """How many events and changes of states that are."""
@@ -71,7 +99,8 @@ class RedisStore(Replica):
         self._loop = asyncio.get_running_loop()
         self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
         self.leads = False  # who keeps, sends webhooks too
-        self._log = SharedLog(url, self.node, self._take_entry)
+        self._replicas = config.redis_wait
+        self._log = SharedLog(url, self.node, self._take_entry, config.redis_wait)
         self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
         self._keeper = Keeper(self._log, self, self._lives, self._loop.time)
@@ -99,6 +128,7 @@ class RedisStore(Replica):
         self.ledger.on_decision = lambda word, entry, moment: self.decided.append((word, entry.event, moment, entry.summary()))
         try:
             await self._read_all()
+            self._trouble = None
             self._log.listen()
             await self._beat_once()
         except (*Errors, Lost) as error:
@@ -108,7 +138,6 @@ class RedisStore(Replica):
             await self._log.close()
             raise
         self.ledger.on_decision = lambda word, entry, moment: None
-        self._trouble = None
         self._beating = asyncio.ensure_future(self._beat())
         self._say(("hello", self.node))
 
@@ -167,8 +196,8 @@ class RedisStore(Replica):
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         # Most come by the hundred and are all news: those are looked up, queued and answered together.
         rows, missing = self.ledger.find_many(receipts, self.clock())
-        if receipts and not missing and self._trouble is None and all([
-                entry.rules[state][byte := entry.states[slot]][0] != byte for entry, _, slot, state, _, _ in rows]):
+        if receipts and not missing and self._trouble is None and (self._replicas or all([
+                entry.rules[state][byte := entry.states[slot]][0] != byte for entry, _, slot, state, _, _ in rows])):
             self._tell(receipts, then)
             return
         together = Together(len(receipts), then)
@@ -189,8 +218,8 @@ class RedisStore(Replica):
             return
         entry, _, slot, *_ = rows[0]
         old = entry.states[slot]
-        if entry.rules[state][old][0] == old:
-            # It changes nothing, so there is nothing to keep.
+        if entry.rules[state][old][0] == old and not self._replicas:
+            # It changes nothing, so there is nothing to keep. (What it repeats may not be on the replicas yet, where that counts.)
             then(self.ledger.enter_many(rows, self.clock()))
         elif self._trouble is not None:
             then([Unavailable("store_failed", self._trouble, retry_after=RETRY)])
@@ -344,17 +373,24 @@ class RedisStore(Replica):
             while self._ops and self._trouble is None:
                 batch = self._flying = self._cut()
                 body = msgpack.packb((batch.now, batch.ops))
+                if self._replicas:
+                    batch.hold()
                 try:
-                    await self._log.append(batch.number, batch.now, batch.ids, body, self._lives)
+                    replicas = await self._log.append(batch.number, batch.now, batch.ids, body, self._lives)
                     # It is applied by now, unless something is missing before it.
                     if not batch.done.done():
                         async with asyncio.timeout(TIMEOUT):
                             await batch.done
+                    if replicas < self._replicas:
+                        raise TooFew(replicas, self._replicas)
+                    batch.release()
+                    self.on_commit(perf_counter() - batch.started, batch.size())
                 except Errors as error:
                     refusal = self._failed(error)
                     if self._flying is batch:
                         self._undo(batch, refusal)
                     self._refuse_waiting(refusal)
+                    batch.refuse(refusal)
         finally:
             self._writing = None
             self._tell_waiters()
@@ -380,8 +416,7 @@ class RedisStore(Replica):
             self._apply(entry.n, entry.first, entry.ids, now, ops, None)
             return
         self._flying = None
-        self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.askers)
-        self.on_commit(perf_counter() - batch.started, batch.size())
+        self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.told)
         batch.done.set_result(None)
 
     def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Receipt]) -> None:
@@ -536,7 +571,9 @@ class RedisStore(Replica):
 
     async def _beat_once(self) -> None:
         beat = await self._log.beat(self._lives)
-        if self._log.is_listening:
+        if beat.replicas < self._replicas:
+            self._failed(TooFew(beat.replicas, self._replicas))
+        elif self._log.is_listening:
             self._well()
         if beat.is_keeper != self.leads:
             await self._keeper.look()

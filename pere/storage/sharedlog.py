@@ -15,10 +15,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.commands.core import AsyncScript
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from pere.config import without_password
 from pere.errors import ConfigError
@@ -31,10 +32,19 @@ AGAIN = 0.5  # seconds until it is tried again
 BEAT = 1.0  # seconds between two beats
 LEASE = 10_000  # milliseconds for which the keeper is the keeper
 SILENCE = 20  # seconds after which a node that has not been heard is gone: its devices are offline within 30
+WAIT = 1_000  # milliseconds that replicas may take to have something
 PIECE = 500  # entries that are fetched at once
 BITS = 20  # of the sequence in an id
 
-Errors = (RedisError, OSError, asyncio.TimeoutError)
+
+class TooFew(Exception):
+    """Redis has it, and not as many replicas as were wanted."""
+
+    def __init__(self, found: int, wanted: int):
+        super().__init__(f"Redis has it, and {found} of the {wanted} replicas that --redis-wait wants; see whether they are connected")
+
+
+Errors = (RedisError, OSError, asyncio.TimeoutError, TooFew)
 
 
 class Lost(Exception):
@@ -64,6 +74,7 @@ class Beat(NamedTuple):
     is_keeper: bool
     kept: int
     gone: list[str]
+    replicas: int
 
 
 def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
@@ -90,10 +101,12 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
 
 class SharedLog:
     """`node` is who we are. `take` is handed every entry, in order; `on_trouble` is told when something went wrong;
-    `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken."""
+    `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken.
+    `replicas` is how many of them are waited for."""
 
-    def __init__(self, url: str, node: str, take: Callable[[Entry], None]):
+    def __init__(self, url: str, node: str, take: Callable[[Entry], None], replicas: int = 0):
         self.node = node
+        self.replicas = replicas
         self.taken = 0
         self.take = take
         self.deployment = b""
@@ -116,23 +129,43 @@ class SharedLog:
         self.deployment, born, _, known, limits = await self._open(keys=keys, args=[int(now * 1000), deployment, version])
         return int(born), int(known), limits
 
-    async def append(self, batch: int, now: float, count: int, body: bytes, lives: int) -> None:
-        """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been."""
-        header = await self._append(keys=[self.keys["head"], self.keys["log"]],
-                                    args=[self.deployment, self.node, batch, int(now * 1000), count, body, lives])
+    async def append(self, batch: int, now: float, count: int, body: bytes, lives: int) -> int:
+        """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been. Returns how many
+        replicas have it, if any are waited for."""
+        header, replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
+                                           [self.deployment, self.node, batch, int(now * 1000), count, body, lives])
         self._offer(Entry.of(header, None))
+        return replicas
+
+    async def _run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
+        """What a script answers; and how many replicas have all that was written up to then, if any are waited for."""
+        if not self.replicas:
+            return await script(keys=keys, args=args), 0
+        while True:
+            # On one connection: WAIT is for what was written on its own.
+            both = self.client.pipeline(transaction=False)
+            both.evalsha(script.sha, len(keys), *keys, *args)
+            both.execute_command("WAIT", self.replicas, WAIT)
+            answer, replicas = await both.execute(raise_on_error=False)
+            if isinstance(answer, NoScriptError):
+                await self.client.script_load(script.script)
+                continue
+            for each in (answer, replicas):
+                if isinstance(each, Exception):
+                    raise each
+            return answer, replicas
 
     async def beat(self, lives: int) -> Beat:
         """Say that we are there, and look how far the log is. Raises Lost."""
         keys = [self.keys[name] for name in ("head", "nodes", "keeper", "kept", *scripts.KEYS) if name not in ("keeper", "loading")]
         keys[2:2] = [self.keys["keeper"]]
         taken = self.taken  # more may be taken while this is on its way
-        deployment, n, kept, is_keeper, gone = await self._beat(keys=keys, args=[self.node, LEASE, SILENCE, lives])
+        (deployment, n, kept, is_keeper, gone), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives])
         if deployment != self.deployment or int(n) < taken:
             raise Lost("the log is another one, or has lost its newest entries")
         if int(n) > self.taken and self.is_listening:
             await self.catch_up()
-        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone])
+        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], replicas)
 
     async def forget(self, node: str) -> None:
         """A node is gone."""

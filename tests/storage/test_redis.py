@@ -16,7 +16,7 @@ from redises import RedisServer
 from pere.config import Config
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, keeper
+from pere.storage import Accepted, keeper, sharedlog
 from pere.storage import redis as module
 from pere.storage.redis import RedisStore
 
@@ -358,6 +358,39 @@ async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_take
     ids = [(await push(store)).id for _ in range(3)]
     assert ids == sorted(ids)
     await alike(store, await node())
+    caplog.clear()
+
+
+async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_when_they_have_not(server, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sharedlog, "WAIT", 100)
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    assert server.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0") == b"+OK"
+    with RedisServer(folder, replicaof=f"127.0.0.1 {server.port}") as replica:
+        while server.ask("WAIT", "1", "100") != b":1":
+            pass
+        store = RedisStore(Config(redis_wait=1, store=server.url), Clock(), server.url)
+        await store.begin()
+        await join(store, "c", "d1", "d2")
+        id = (await push(store)).id
+        assert await say(store, "d1", id) == "processed"
+        replica.signal(signal.SIGSTOP)
+        told: list[Any] = []
+        store.record(None, "d2", id, PROCESSED, None, lambda *answer: told.append(answer), told.append)
+        with pytest.raises(Unavailable, match="0 of the 1 replicas"):
+            await push(store)
+        # What is entered, and not on a replica, is not said a second time either.
+        assert isinstance(told.pop(), Unavailable)
+        with pytest.raises(Unavailable):
+            await say(store, "d2", id)
+        assert "0 of the 1 replicas" in (store.trouble() or "")
+        replica.signal(signal.SIGCONT)
+        while store.trouble() is not None:
+            await asyncio.sleep(0.01)
+        assert await say(store, "d2", id) == "processed"
+        assert (await push(store)).audience == 2
+        await store.close()
+        assert replica.ask("XLEN", "pere:log") == server.ask("XLEN", "pere:log")
     caplog.clear()
 
 
