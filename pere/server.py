@@ -34,8 +34,9 @@ from pere.feed import UNKEPT
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.guard import Guard
-from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Home, Metrics, OneDevice, Ready
+from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Metrics, OneDevice, Ready
 from pere.handlers.base import Elsewhere, NotThere, channel_of
+from pere.handlers.console import File, Home
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback
@@ -164,11 +165,13 @@ class Server:
             (PUBLIC, "/healthz", Health, {}),
             (PUBLIC, "/readyz", Ready, store),
             (PUBLIC, "/", Home, {}),
+            (PUBLIC, "/pere.js", File, {"folder": "browser", "name": "pere.js"}),
+            (PUBLIC, "/pere.d.ts", File, {"folder": "browser", "name": "pere.d.ts"}),
         ]
 
     def _app(self, *kinds: str) -> Application:
         """What is there for those who may ask for addresses of these kinds."""
-        handlers = [(NAMED.sub("([^/]*)", path), handler, parts) for kind, path, handler, parts in self._table if kind in kinds]
+        handlers = [(NAMED.sub("([^/]*)", path.replace(".", r"\.")), handler, parts) for kind, path, handler, parts in self._table if kind in kinds]
         return Application(handlers, default_handler_class=NotThere, log_function=self._count, cors=self._cors, is_draining=lambda: self.door.draining, note=self.gate.note)
 
     def _count(self, handler: RequestHandler) -> None:

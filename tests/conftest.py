@@ -97,6 +97,16 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """`told = await chromium(story)`: what a real browser does, see browsers.Chromium."""
+    from browsers import Chromium  # only who asks for it waits for its import
+
+    made = Chromium()
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def connect(start):
     """`wire = await connect()`: a connection, to say anything on."""

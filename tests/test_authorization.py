@@ -46,6 +46,8 @@ ADDRESSES = [
     ("POST", "/webhooks/w/replay", "admin", b""),
     ("GET", "/metrics", "admin", b""),
     ("GET", "/", "nothing", b""),
+    ("GET", "/pere.js", "nothing", b""),
+    ("GET", "/pere.d.ts", "nothing", b""),
     ("GET", "/healthz", "nothing", b""),
     ("GET", "/readyz", "nothing", b""),
     ("GET", "/nowhere", "nothing", b""),

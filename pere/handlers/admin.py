@@ -1,11 +1,10 @@
-"""`/admin/...`: the answers of 2014, presence, and sending a device away; `/`, `/healthz`, `/readyz`, `/metrics`."""
+"""`/admin/...`: the answers of 2014, presence, and sending a device away; `/healthz`, `/readyz`, `/metrics`."""
 
 import asyncio
 import logging
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-import pere
 from pere.audience import Member
 from pere.auth import ADMIN, ANYBODY
 from pere.errors import BadRequest, NotFound, Refusal, Unavailable
@@ -137,15 +136,6 @@ class OneDevice(ChannelDevices):
     def _check_store(self) -> None:
         if (trouble := self.store.trouble()) is not None:
             raise Unavailable("store_failed", trouble, retry_after=5)
-
-
-class Home(Handler):
-    """`GET /`: that it is running, in the words of 2014."""
-
-    needs = ANYBODY
-
-    def get(self) -> None:
-        self.answer({"message": "PERE server up and running", "version": pere.__version__})
 
 
 class Health(Handler):
