@@ -5,6 +5,7 @@ import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 
@@ -22,6 +23,7 @@ from pere.storage.archive import compact as compacted
 from pere.storage.packing import Malformed
 
 MOST_FAULTS = 100  # that are printed of one kind; the rest is counted
+MOVING = ("backup", "restore")
 STEP = 1_000  # rows between two looks at the bar
 
 Row = TypeVar("Row")
@@ -29,7 +31,18 @@ Row = TypeVar("Row")
 path_argument = click.argument("path", metavar="PATH")
 
 
-@click.group
+class Verbs(click.Group):
+    """Those that move a store from one place to another are in a file of their own, which is read when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *MOVING]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        moved: click.Command | None = getattr(import_module("pere.cli.moving"), name) if name in MOVING else super().get_command(ctx, name)
+        return moved
+
+
+@click.group(cls=Verbs)
 def command() -> None:
     """Look after the file of a store, such as pere.db of `pere serve --store sqlite:pere.db`.
 
@@ -39,6 +52,8 @@ def command() -> None:
       pere store check pere.db                        is it sound?
       pere store export pere.db > events.ndjson       take everything out
       pere store compact pere.db                      give space back, while no server runs
+      pere store backup pere.db copy.db               a copy, while the server goes on
+      pere store restore copy.db pere.db              bring it back
     """
 
 
