@@ -11,7 +11,7 @@ import made as a
 import pytest
 from made import NOW
 from redis.exceptions import RedisError
-from redises import RedisServer
+from redises import RedisServer, free_port
 
 from pere.config import Config
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
@@ -458,3 +458,34 @@ async def test_redis_may_be_reached_by_a_unix_socket_and_deployments_have_keys_o
         assert {name.partition(b":")[0] for name in await stores[0]._log.client.keys("*")} == {b"one", b"two"}
         for store in stores:
             await store.close()
+
+
+async def test_redis_may_be_reached_by_tls_as_a_user_with_a_password_and_no_more_rights_than_are_needed(tmp_path, authority, node):
+    cert, key = authority.sign("redis")
+    tls_port = free_port()
+    with RedisServer(tmp_path, tls_port=str(tls_port), tls_cert_file=cert, tls_key_file=key, tls_ca_cert_file=authority.path, tls_auth_clients="no") as server:
+        # As the README has it.
+        rights = "on >se:cret@ ~pere:* &pere:* +@read +@write +@scripting +@pubsub +@connection +time".split()
+        for user in (("pere", *rights), ("default", "off")):
+            assert server.ask("ACL", "SETUSER", *user) == b"+OK"
+        where = f"pere:se%3Acret%40@127.0.0.1:{tls_port}/0"
+        stores = [RedisStore(Config(), node.clock, f"rediss://{where}?ssl_ca_certs={authority.path}") for _ in range(2)]
+        for store in stores:
+            await store.begin()
+        await some_life(stores, node.clock, 3)
+        await alike(*stores)
+        for store in stores:
+            await store.close()
+        for url, why in ((f"rediss://{where}", "CERTIFICATE_VERIFY_FAILED"), (f"rediss://pere:wrong@127.0.0.1:{tls_port}/0?ssl_ca_certs={authority.path}", "password"),
+                         (f"redis://127.0.0.1:{server.port}/0", "Authentication required")):
+            with pytest.raises(ConfigError, match=f"cannot be used: .*{why}") as caught:
+                await RedisStore(Config(), node.clock, url).begin()
+            assert "se:cret" not in str(caught.value)
+
+
+async def test_redis_may_have_one_password_for_all(server, node):
+    assert server.ask("CONFIG", "SET", "requirepass", "secret") == b"+OK"
+    store = RedisStore(Config(), node.clock, server.url.replace("//", "//:secret@"))
+    await store.begin()
+    assert (await push(store)).audience == 0
+    await store.close()
