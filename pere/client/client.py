@@ -16,11 +16,14 @@ from pere.client.endpoints import Administrator
 from pere.client.event import Event, Retry, word
 from pere.client.http import Http, Token, is_final, part
 from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, News, OnNews, Opened, Removed, to_log
-from pere.client.reading import OnLost, Watch, frames, said
+from pere.client.reading import OnLost, Watch, frames, number, said
 from pere.client.receipts import HARD, SOFT, Receipts
 from pere.errors import Refusal
 from pere.names import device_name, is_pattern
 from pere.sse import Message
+
+# The server can ask for no more (`--receipt-jitter`), and no stranger is to hold receipts up for ever.
+LONGEST_JITTER = 60.0
 
 log = logging.getLogger("pere.client")
 
@@ -81,7 +84,7 @@ class Client(Administrator):
 
     async def flush(self) -> None:
         """Wait until all receipts that were given are answered."""
-        for receipts in self._receipts.values():
+        for receipts in list(self._receipts.values()):
             await receipts.flush()
 
     @property
@@ -120,7 +123,7 @@ class Client(Administrator):
             async for event in feed:
                 if not isinstance(event, Event):
                     if isinstance(event, Opened) and receipts is not None:
-                        receipts.jitter = float(event.hello.get("receipt_jitter") or 0)
+                        receipts.jitter = min(number(event.hello, "receipt_jitter"), LONGEST_JITTER)
                     if isinstance(event, Cancelled) and (cancelled := at_hand.get(event.id)) is not None:
                         cancelled.is_cancelled = True
                     if event is not None:
@@ -248,5 +251,5 @@ def _news(device: str | None, message: Message) -> News | None:
         case "pere.cancel":
             return Cancelled(device, told.get("channel", ""), told.get("id", ""))
         case "pere.bye":
-            return Bye(device, told.get("reason", ""), float(told.get("retry") or 0))
+            return Bye(device, told.get("reason", ""), number(told, "retry"))
     return None

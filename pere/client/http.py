@@ -27,6 +27,12 @@ UNIX = "unix:"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 Token = str | Callable[[], str | Awaitable[str]]
 
+# A refusal has some hundred bytes; what is longer is not PERE's.
+LONGEST_PAGE = 64 * 1024
+
+# Connections of one client on which something is asked, a receipt given or an answer waited for.
+MOST_ASKING = 100
+
 # Answers that say "not now" rather than "not so".
 PASSING = (408, 429, 500, 502, 503, 504)
 
@@ -40,6 +46,30 @@ class Answer:
         self.status = status
         self.told = told
         self.etag = etag
+
+
+class Kind:
+    """Connections of one kind, at most `most` of them; 0 is no limit. One that is idle is given up long before the server does. They are made when first
+    wanted, since aiohttp wants the loop to run by then."""
+
+    def __init__(self, path: str | None, most: int):
+        self._path = path
+        self._most = most
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+
+    def session(self) -> aiohttp.ClientSession:
+        if self._is_closed:
+            raise RuntimeError("this client is closed")
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=self._most) if self._path is None else aiohttp.UnixConnector(self._path, limit=self._most)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._session is not None:
+            await self._session.close()
 
 
 class Http:
@@ -60,21 +90,23 @@ class Http:
         self._path = path
         self._ssl = trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")) if parsed.scheme == "https" else None
         # Looked up once: aiohttp would read the environment and .netrc for each request.
-        self._proxy = None if path is not None or proxy_bypass(host) else getproxies().get(parsed.scheme)
+        proxies = getproxies()
+        self._proxy = None if path is not None or proxy_bypass(host) else proxies.get(parsed.scheme) or proxies.get("all")
         self._give = token if callable(token) else None
         self._token = checked(token) if isinstance(token, str) else None
         self._renewal = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
+        # A feed holds its connection for good, so there is no limit on them; what is asked takes turns, however many devices ask.
+        self._feeding, self._asking = Kind(path, 0), Kind(path, MOST_ASKING)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._feeding.close()
+        await self._asking.close()
 
     async def ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None,
                   headers: Mapping[str, str] | None = None, patience: float = 0.0) -> Answer:
         """One request, and its answer if that is a 2xx or a 304. `patience` is how many seconds longer than usual the answer may take."""
-        timeout = aiohttp.ClientTimeout(total=None, connect=self.timeout, sock_read=self.timeout + patience)
-        async with self._request(method, path, query, body, headers or {}, timeout) as response:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=self.timeout + patience)
+        async with self._request(self._asking, method, path, query, body, headers or {}, timeout) as response:
             with self._reaching():
                 content = await response.read()
         if response.status == 304:
@@ -97,12 +129,20 @@ class Http:
         # A proxy that compresses a feed also buffers it.
         asked = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store", **headers}
         timeout = aiohttp.ClientTimeout(total=None, connect=self.timeout, sock_read=None)
-        async with self._request("GET", path, query, None, asked, timeout, self.timeout) as response:
+        async with self._request(self._feeding, "GET", path, query, None, asked, timeout, self.timeout) as response:
             is_feed = response.status == 200 and response.content_type == "text/event-stream"
             if not is_feed and response.status != 204:
-                with self._reaching():
-                    raise refusal(response, await asyncio.wait_for(response.read(), self.timeout))
+                raise refusal(response, await self._page(response))
             yield response
+
+    async def _page(self, response: aiohttp.ClientResponse) -> bytes:
+        """What stands in place of a feed. A stranger may send anything for as long as he likes, so it is read so far."""
+        content = b""
+        with self._reaching():
+            async with asyncio.timeout(self.timeout):
+                while len(content) < LONGEST_PAGE and (piece := await response.content.readany()):
+                    content += piece
+        return content
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """The next bytes of a feed, however long they take; none at its end."""
@@ -110,19 +150,21 @@ class Http:
             return await response.content.readany()
 
     @asynccontextmanager
-    async def _request(self, method: str, path: str, query: Mapping[str, Any] | None, body: bytes | None, headers: Mapping[str, str],
+    async def _request(self, kind: "Kind", method: str, path: str, query: Mapping[str, Any] | None, body: bytes | None, headers: Mapping[str, str],
                        timeout: aiohttp.ClientTimeout, patience: float | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(self._base + path + _query(query), encoded=True)
         token = await self._token_after(None)
+        is_fresh = self._give is None
         while True:
             with self._reaching():
                 async with asyncio.timeout(patience):
-                    response = await self._opened().request(
+                    response = await kind.session().request(
                         method, url, data=body, headers=headers if token is None else {**headers, "Authorization": f"Bearer {token}"},
                         timeout=timeout, allow_redirects=False, proxy=self._proxy, ssl=self._ssl if self._ssl is not None else True)
             try:
-                if response.status == 401 and self._give is not None:
-                    # It has expired, most likely; if there is no other, the server's word is final.
+                if response.status == 401 and not is_fresh:
+                    # It has expired, most likely. If there is no other, or that is refused too, the server's word is final.
+                    is_fresh = True
                     newer = await self._token_after(token)
                     if newer != token:
                         token = newer
@@ -130,8 +172,8 @@ class Http:
                 yield response
                 return
             finally:
-                # What was read to its end gives its connection back; what was not cannot be used again.
-                response.close() if not response.content.at_eof() else response.release()
+                # What was read to its end has given its connection back; what was not cannot be used again.
+                response.close()
 
     def expire(self) -> None:
         """The token is good no more: whoever gives them is asked for a new one."""
@@ -146,17 +188,10 @@ class Http:
             if self._token is None or self._token == refused:
                 try:
                     given = self._give()
-                    self._token = checked(await given if inspect.isawaitable(given) else given)
+                    self._token = checked(await given if inspect.isawaitable(given) else given or "")
                 except OSError as error:
                     raise ConnectionError(f"there is no token: {error}") from error
             return self._token
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # A feed holds its connection, so there is no limit on them; a connection that is idle is given up long before the server does.
-            connector = aiohttp.TCPConnector(limit=0) if self._path is None else aiohttp.UnixConnector(self._path, limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        return self._session
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -168,7 +203,8 @@ class Http:
             raise ConnectionError(f"{self.url} cannot be reached: {error.os_error.strerror or error.os_error}") from None
         except aiohttp.ClientConnectionError as error:
             raise ConnectionError(f"{self.url} broke off: {error}") from None
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError, aiohttp.ClientHttpProxyError) as error:
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+            # Half an answer, or one that is not HTTP.
             raise ConnectionError(f"{self.url} broke off: {error}") from None
         except ValueError as error:
             # Nobody was asked: it cannot be sent at all, now or later.

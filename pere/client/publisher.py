@@ -53,25 +53,34 @@ class Publisher:
                     raise
             await asyncio.sleep(pause)
 
-    async def push_many(self, events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    async def push_many(self, events: Iterable[Mapping[str, Any]], *, patience: float = 0.0) -> list[dict[str, Any]]:
         """Publish many, each `{"channel", "data", "type"?, "to"?, "ttl"?, "receipt"?, "need"?, "callback"?}`. Returns a result for each, in order:
         what `push` would return, or `{"error", "message", "status"}`; a bad one does not spoil the others.
 
         They go in as many requests as the server's limits make necessary. The requests before one that fails have been published, so its error then
         stands in the results, for its events and for all after them; `status` is None where nobody knows whether they were published. Only
-        where the very first fails is the error raised.
+        where the very first fails is the error raised. For `patience` seconds a request is repeated that was refused as a whole because it is too early (429,
+        503); one whose answer got lost never is.
         """
         results: list[dict[str, Any]] = []
+        backoff, loop = Backoff(), asyncio.get_running_loop()
+        end = loop.time() + patience
         waiting = [batch for batch in _batches([orjson.dumps(event) for event in events])]
         while waiting:
             batch = waiting.pop(0)
             try:
                 told = (await self._http.ask("POST", "/push", None, b"[" + b",".join(batch) + b"]", self._named | {"Content-Type": "application/json"})).told
                 results += told.get("results", ())
+                backoff.reset()
             except (ConnectionError, Refusal) as error:
                 if isinstance(error, Refusal) and error.status == 413 and len(batch) > 1:
                     # This server takes less at once than most.
                     waiting[:0] = [batch[:len(batch) // 2], batch[len(batch) // 2:]]
+                    continue
+                pause = backoff.next(error)
+                if isinstance(error, Refusal) and error.status in (429, 503) and loop.time() + pause <= end:
+                    waiting.insert(0, batch)
+                    await asyncio.sleep(pause)
                     continue
                 if not results:
                     raise
@@ -90,7 +99,8 @@ class Publisher:
 
     async def wait(self, channel: str, id: str, *, until: str = "satisfied", seconds: float | None = None) -> dict[str, Any]:
         """The delivery status of an event once it is `satisfied` (as many devices have processed it as its push needed) or `complete` (every device has
-        answered), or as it is after so many `seconds`: look at that field of what is returned. A server that goes away meanwhile is waited for."""
+        answered, so that it is too late for the other), or as it is after so many `seconds`: look at that field of what is returned. A server that goes
+        away meanwhile is waited for."""
         if until not in ("satisfied", "complete"):
             raise ValueError(f"one waits until an event is satisfied or complete, not {until!r}")
         loop, backoff = asyncio.get_running_loop(), Backoff()
@@ -112,7 +122,7 @@ class Publisher:
             backoff.reset()
             if answer.status != 304:
                 told, etag = answer.told, answer.etag
-            if told.get(until) or end is not None and loop.time() >= end:
+            if told.get(until) or told.get("complete") or end is not None and loop.time() >= end:
                 return told
 
     async def devices(self, channel: str, id: str, state: str | None = None) -> AsyncIterator[dict[str, Any]]:

@@ -130,14 +130,14 @@ async def frames(http: Http, watch: Watch, path: str, query: dict[str, Any], hea
                         for message in _sound(http, decoder.feed, received):
                             if message.event == HELLO:
                                 hello = said(message)
-                                reading.silence = silence or HEARTBEATS * hello.get("heartbeat", SILENCE / HEARTBEATS)
+                                reading.silence = silence or HEARTBEATS * number(hello, "heartbeat") or SILENCE
                                 watch.look_for(reading)
                                 if not last_event_id and query["from"] is None:
                                     # Until the first event, nothing else says where we are.
-                                    last_event_id = hello.get("position") or ""
+                                    last_event_id = str(hello.get("position") or "")
                             elif message.event == BYE:
                                 bye = said(message)
-                                backoff.come_back(float(bye.get("retry") or 0))
+                                backoff.come_back(number(bye, "retry"))
                                 if bye.get("reason") == "expired":
                                     http.expire()
                             yield _sound(http, take, message)
@@ -174,3 +174,9 @@ def said(message: Message) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def number(told: dict[str, Any], name: str) -> float:
+    """How many seconds it says; 0 where it does not, or says no number."""
+    value = told.get(name)
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e9 else 0.0

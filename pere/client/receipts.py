@@ -49,6 +49,7 @@ class Receipts:
         self._answered: dict[str, Receipt] = {}
         self._most = MOST
         self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class Receipts:
         if self._kept is not None and receipt["state"] in SOFT:
             self._kept[f"{self._device} {id}"] = orjson.dumps(receipt)
         self._waiting[id] = receipt
-        if self._task is None or self._task.done():
+        if (self._task is None or self._task.done()) and not self._is_stopped:
             self._task = self._loop.create_task(self._send_all())
 
     def again(self, id: str, last: tuple[str, ...] = HARD) -> bool:
@@ -105,6 +106,7 @@ class Receipts:
 
     def stop(self) -> None:
         """Send no more; what is not answered is kept, if anything is."""
+        self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
 

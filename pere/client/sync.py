@@ -59,9 +59,9 @@ class SyncClient:
         return self._run(self._client.push(channel, data, type=type, to=to, ttl=ttl, receipt=receipt, need=need, key=key, wait=wait, callback=callback,
                                            patience=patience))
 
-    def push_many(self, events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def push_many(self, events: Iterable[Mapping[str, Any]], *, patience: float = 0.0) -> list[dict[str, Any]]:
         """See Client.push_many."""
-        return self._run(self._client.push_many(events))
+        return self._run(self._client.push_many(events, patience=patience))
 
     def recall(self, channel: str, id: str) -> dict[str, Any]:
         """See Client.recall."""
