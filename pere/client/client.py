@@ -133,9 +133,8 @@ class Client(Administrator):
                     if receipts.again(event.id, last):
                         tell(Duplicate(name, event.channel, event.id))
                         continue
-                    if (known := at_hand.get(event.id)) is not None and known.answer != "retry":
+                    if _is_held(at_hand, event.id):
                         continue
-                    known = None
                     await receipts.room()
                     at_hand[event.id] = event
                 yield event
@@ -238,6 +237,12 @@ async def _handled(handler: Handler, event: Event) -> None:
         event.failed(word(trouble))
     else:
         event.conclude(told)
+
+
+def _is_held(at_hand: WeakValueDictionary[str, Event], id: str) -> bool:
+    """Whether somebody works on this event. (A function, for a local name in the loop would hold it too.)"""
+    known = at_hand.get(id)
+    return known is not None and known.answer != "retry"
 
 
 def _news(device: str | None, message: Message) -> News | None:

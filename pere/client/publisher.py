@@ -16,7 +16,9 @@ MOST, MOST_BYTES = 1_000, 4 * 1024 * 1024
 # Lines on a page of devices.
 PAGE = 1_000
 # How long one question for a change may wait: proxies cut what is silent for a minute.
-TURN = 30
+TURN = 30.0
+# The server knows nothing shorter.
+SHORTEST_TURN = 0.1
 
 
 class Publisher:
@@ -108,7 +110,7 @@ class Publisher:
         told: dict[str, Any] = {}
         etag = ""
         while True:
-            left = TURN if end is None else max(0, min(TURN, end - loop.time()))
+            left = TURN if end is None else max(SHORTEST_TURN, min(TURN, end - loop.time()))
             try:
                 query = {"wait": f"{left:.3f}"} if etag else {}
                 headers = self._named | ({"If-None-Match": etag} if etag else {})
