@@ -52,7 +52,7 @@ class Nginx:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         deadline = time.monotonic() + 20
         for port in self._ports:
-            while not _is_open(port):
+            while not is_open(port):
                 assert self._process.poll() is None and time.monotonic() < deadline, self.log
                 time.sleep(0.01)
         return self
@@ -80,6 +80,6 @@ class Nginx:
         self.stop()
 
 
-def _is_open(port: int) -> bool:
+def is_open(port: int) -> bool:
     with socket.socket() as visitor:
         return visitor.connect_ex(("127.0.0.1", port)) == 0

@@ -70,10 +70,3 @@ class Prometheus:
         """What an expression is now: a value for each set of labels, without the name of the metric."""
         return {tuple(sorted((name, value) for name, value in each["metric"].items() if name != "__name__")): float(each["value"][1])
                 for each in self.api("query", query=expression)["result"]}
-
-    def until(self, expression: str, seconds: float = 30) -> None:
-        """Wait until it has any value."""
-        deadline = time.monotonic() + seconds
-        while not self.ask(expression):
-            assert time.monotonic() < deadline, expression
-            time.sleep(0.05)

@@ -19,11 +19,11 @@ from pere.sse import Decoder
 CONFIG = (Path(__file__).parent.parent / "deploy" / "nginx.conf").read_text()
 
 
-def adapted(folder: Path, certificate: tuple[str, str], pere: int, tls: int, plain: int, read_timeout: str) -> str:
-    """The configuration for this machine. One of its two nodes is the server, the other one is away."""
+def adapted(folder: Path, certificate: tuple[str, str], pere: int, tls: int, plain: int, read_timeout: str, other: int = 0) -> str:
+    """The configuration for this machine. One of its two nodes is the server, and unless there is another one, the other is away."""
     text = re.sub(r"^ *listen \[::\].*\n", "", CONFIG, flags=re.M)
     put = {"user www-data;": "user root;", "/var/log/nginx/access.log": f"{folder}/access.log", "/var/log/nginx/error.log": "stderr",
-           "pere-1:4567": f"127.0.0.1:{pere}", "pere-2:4567": f"127.0.0.1:{free_port()}", "listen 443 ": f"listen 127.0.0.1:{tls} ", "listen 80;": f"listen 127.0.0.1:{plain};",
+           "pere-1:4567": f"127.0.0.1:{pere}", "pere-2:4567": f"127.0.0.1:{other or free_port()}", "listen 443 ": f"listen 127.0.0.1:{tls} ", "listen 80;": f"listen 127.0.0.1:{plain};",
            "/etc/pere/tls/cert.pem": certificate[0], "/etc/pere/tls/key.pem": certificate[1], "proxy_read_timeout 1h;": f"proxy_read_timeout {read_timeout};"}
     for old, new in put.items():
         assert text.count(old) == 1, old
@@ -39,15 +39,16 @@ class Before:
         self.plain = plain
         self.url = f"https://localhost:{tls}"
         self._folder = folder
-        self._authority = authority
+        self.trusted = authority.path
 
     @property
     def access_log(self) -> str:
         return (self._folder / "access.log").read_text()
 
-    def browser(self) -> httpx.AsyncClient:
-        """Who speaks HTTP/2, and has one connection for everything."""
-        return httpx.AsyncClient(base_url=self.url, verify=ssl.create_default_context(cafile=self._authority.path), http1=False, http2=True, limits=httpx.Limits(max_connections=1), timeout=20)
+
+def browser(url: str, authority: str) -> httpx.AsyncClient:
+    """Who speaks HTTP/2, believes this authority, and has one connection for everything."""
+    return httpx.AsyncClient(base_url=url, verify=ssl.create_default_context(cafile=authority), http1=False, http2=True, limits=httpx.Limits(max_connections=1), timeout=20)
 
 
 @pytest.fixture
@@ -90,21 +91,26 @@ async def test_feeds_pushes_and_receipts_by_http_1_1_pass_as_they_are_and_a_node
         feed.close()
 
 
+async def answer_in_a_browser(browser: httpx.AsyncClient) -> None:
+    """A device in a browser with one connection: three events are read on its feed and answered beside it."""
+    async with browser.stream("GET", "/feed/c", headers={"Device": "d"}) as feed:
+        assert feed.http_version == "HTTP/2"
+        decoder, pieces = Decoder(), feed.aiter_raw()
+        heard: list[str] = []
+        for number in range(3):
+            pushed = (await browser.post("/push/c", json=number)).json()
+            # Each comes while nothing follows: nobody waits for a buffer to be full.
+            while pushed["id"] not in heard:
+                heard += [message.id for message in decoder.feed(await anext(pieces)) if not message.event.startswith("pere.")]
+            given = await browser.post("/feedback/c", headers={"Device": "d", "Last-Event-ID": pushed["id"]})
+            assert (given.status_code, given.http_version, given.json()) == (200, "HTTP/2", {"state": "processed", "duplicate": False})
+        assert (len(heard), (await browser.get("/admin/connections")).json()["total number"]) == (3, 1)
+
+
 async def test_by_http_2_a_feed_and_its_receipts_are_on_one_connection(nginx):
     before = await nginx()
-    async with before.browser() as browser:
-        async with browser.stream("GET", "/feed/c", headers={"Device": "d"}) as feed:
-            assert feed.http_version == "HTTP/2"
-            decoder, pieces = Decoder(), feed.aiter_raw()
-            heard: list[str] = []
-            for number in range(3):
-                pushed = (await browser.post("/push/c", json=number)).json()
-                # Each comes while nothing follows: nobody waits for a buffer to be full.
-                while pushed["id"] not in heard:
-                    heard += [message.id for message in decoder.feed(await anext(pieces)) if not message.event.startswith("pere.")]
-                given = await browser.post("/feedback/c", headers={"Device": "d", "Last-Event-ID": pushed["id"]})
-                assert (given.status_code, given.http_version, given.json()) == (200, "HTTP/2", {"state": "processed", "duplicate": False})
-            assert [len(heard), (await browser.get("/admin/connections")).json()["total number"]] == [3, 1]
+    async with browser(before.url, before.trusted) as visitor:
+        await answer_in_a_browser(visitor)
 
 
 async def test_a_connection_may_ask_more_often_than_nginx_allows_by_itself(nginx):
