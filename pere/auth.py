@@ -28,10 +28,10 @@ WORDS = {PUSH: "push to", FEED: "listen to"}
 
 class Grant:
     """What one token allows. `subject` is the device or publisher, "" if the token names none. It holds from `begins` until `expires`
-    and was `issued`, in seconds since 1970; `expires` is None where it holds for ever, `issued` where that is not known. `account` is what its
-    subject has used, where the limits have looked that up."""
+    and was `issued`, in seconds since 1970; `expires` is None where it holds for ever, `issued` where that is not known. `buckets` are
+    those of its subject, where the limits have looked for them."""
 
-    __slots__ = ("account", "begins", "expires", "fed", "is_admin", "issued", "name", "subject", "_feed", "_push")
+    __slots__ = ("begins", "buckets", "expires", "fed", "is_admin", "issued", "name", "subject", "_feed", "_push")
 
     def __init__(self, subject: str = "", push: tuple[str, ...] = (), feed: tuple[str, ...] = (), is_admin: bool = False, *,
                  begins: float = 0.0, expires: float | None = None, issued: float | None = None):
@@ -41,7 +41,7 @@ class Grant:
         self.begins = begins
         self.expires = expires
         self.issued = issued
-        self.account: Any = None
+        self.buckets: list[float] | None = None
         self.fed = ""  # what it was last found to allow to listen to: a device mostly has one channel
         self._push = push
         self._feed = feed

@@ -39,10 +39,10 @@ class Bearers:
                     names.append(None)
                     continue
                 if rate is not None:
-                    account = grant.account
                     # As `Rate.take` has it, for a bucket that is full, and for one that has enough in it.
-                    if account is not None and account.is_kept and (full := account.full[kind]) <= last:
-                        account.full[kind] = taken if full <= here else full + interval
+                    buckets = grant.buckets
+                    if buckets is not None and (full := buckets[kind]) <= last:
+                        buckets[kind] = taken if full <= here else full + interval
                     elif not admits(grant, kind):
                         uncertain.append(len(names))
                         names.append(None)

@@ -86,9 +86,8 @@ class Gate:
         return not self.subjects.take(self._subject(grant), kind, self.time())
 
     def _subject(self, grant: Grant) -> Account:
-        account: Account | None = grant.account
-        if account is None or not account.is_kept:
-            account = grant.account = self.subjects.of(grant.subject, self.time())
+        account = self.subjects.of(grant.subject, self.time())
+        grant.buckets = account.full if account.is_kept else None
         return account
 
     def admits(self, account: Account, kind: int) -> bool:

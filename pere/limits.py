@@ -12,6 +12,7 @@ This file knows no socket and no clock. It is handed the time, which may stand s
 """
 
 import ipaddress
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ CONNECTS, PUSHES, RECEIPTS, REQUESTS, REGISTRATIONS, CHANNELS = range(6)
 WORDS = ("connects", "pushes", "receipts", "requests", "registrations", "channels")
 NEW = {REGISTRATIONS: "new registrations", CHANNELS: "new channels"}  # what is kept of these is no more by asking again
 
+EMPTY = [math.inf] * len(WORDS)
 MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
 LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made
 
@@ -117,6 +119,9 @@ class Accounts:
             client, account = known.popitem(last=False)
             if account.is_idle(now - self._linger):
                 account.is_kept = False
+                # Who has kept the buckets alone finds nothing in them, and so looks for the account that counts.
+                kept, account.full = account.full, account.full[:]
+                kept[:] = EMPTY
             else:
                 known[client] = account
 

@@ -15,12 +15,22 @@ from pere.errors import Refusal
 # A value that may differ: visible ASCII, so nothing in it can end a line or begin another header.
 VALUE = rb"([!-~]{1,200})"
 LENGTH = rb"([0-9]{1,7})"
-# The last word of an Authorization. Whoever finds it must know it to the byte, and so knows that there is nothing in it which the parser
-# would read otherwise (measured: to look at each of 250 characters takes 0.3 us more than to look for the end of the line).
-TOKEN = rb"([^\r]{1,4096})"
-KINDS = {b"content-length": LENGTH, b"authorization": TOKEN}
+STEP = 32  # characters by which tokens of one fleet may differ in length, more or less
 HEAD_END = b"\r\n\r\n"
 MAX_HEAD = 2048  # bytes of a head that is learned: to compile an expression takes a microsecond a byte, and 8 bytes of memory for each
+
+
+def value_of(name: bytes, value: bytes) -> bytes:
+    """What matches a value of this header that may differ, where this is one of them."""
+    if name == b"content-length":
+        return LENGTH
+    if name != b"authorization":
+        return VALUE
+    # The last word of an Authorization. Whoever finds it must know it to the byte, and so knows that there is nothing in it which the parser
+    # would read otherwise. So one need not look at each of its characters: the tokens of a fleet are about as long as each other, and where
+    # the end cannot be yet, anything goes (measured, with 250 characters: 0.3 us to look at each, 0.2 to look for the end, 0.1 from there).
+    word = value.rpartition(b" ")[2]
+    return rb"(.{%d}[^\r]{1,4096})" % (max(0, len(word) - STEP) // STEP * STEP)
 
 
 class Shape:
@@ -58,7 +68,7 @@ def pattern_of(request: bytes, varying: tuple[bytes, ...]) -> tuple[bytes, tuple
             space = value[: len(value) - len(value.lstrip(b" \t"))]
             if key == b"authorization":  # the scheme is the same for all
                 space = value[: value.rstrip(b" \t").rfind(b" ") + 1]
-            parts.append(re.escape(name + colon + space) + KINDS.get(key, VALUE))
+            parts.append(re.escape(name + colon + space) + value_of(key, value.rstrip(b" \t")))
         else:
             parts.append(re.escape(field))
     if not found or len(groups) != len(varying) + 1 or b"content-length" not in groups:

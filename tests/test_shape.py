@@ -168,6 +168,47 @@ def test_a_value_is_of_visible_ascii_and_not_longer_than_any_name(value, is_read
     assert (shape.read(REQUEST.replace(b"till-1", value)) is not None) == is_read
 
 
+# Tokens
+
+TOKEN = b"e" * 100 + b"." + b"y" * 100 + b"." + b"s" * 43
+WITH_TOKEN = REQUEST.replace(b"Device", b"Authorization:  Bearer  " + TOKEN + b"\r\nDevice")
+BEARERS = (*VARYING, b"authorization")
+
+
+@pytest.mark.parametrize("token", [TOKEN, TOKEN[:-20], TOKEN + b"more", b"x" * 4096, TOKEN + b" "], ids=len)
+def test_a_token_is_what_stands_behind_the_scheme_up_to_the_end_of_the_line(token):
+    shape = Shapes().learn(WITH_TOKEN, BEARERS)
+    assert shape.read(WITH_TOKEN.replace(TOKEN, token)) == (b"till-1", b"1417444110993-0", token, b"21", b'{"state":"processed"}')
+
+
+@pytest.mark.parametrize("other", [WITH_TOKEN.replace(b"Bearer", b"bearer"), WITH_TOKEN.replace(b"Bearer  ", b"Bearer "), WITH_TOKEN.replace(TOKEN, b"x" * 5000), REQUEST],
+                         ids=["scheme", "spaces", "too long", "none"])
+def test_a_token_that_is_said_otherwise_is_not_recognised(other):
+    assert Shapes().learn(WITH_TOKEN, BEARERS).read(other) is None
+
+
+def test_a_shape_that_was_learned_from_a_short_token_recognises_long_ones_too():
+    shape = Shapes().learn(WITH_TOKEN.replace(TOKEN, TOKEN[:60]), BEARERS)
+    for longer in (TOKEN, TOKEN * 4, b"x" * 4000):
+        assert shape.read(WITH_TOKEN.replace(TOKEN, longer)) is not None
+
+
+def test_whatever_is_taken_for_a_token_if_it_is_one_the_rest_is_what_the_parser_reads():
+    shape, recognised = Shapes().learn(WITH_TOKEN, BEARERS), 0
+    for place in range(len(WITH_TOKEN)):
+        for scrap in (b"\r\n", b"\n", b" ", b"\0", b"a", b"1", b"\r\nTransfer-Encoding: chunked", b"\r\nDevice: d"):
+            for changed in (WITH_TOKEN[:place] + scrap + WITH_TOKEN[place:], WITH_TOKEN[:place] + scrap + WITH_TOKEN[place + len(scrap) :]):
+                values = shape.read(changed)
+                # What is none is known to nobody.
+                if values is not None and values[2] == TOKEN:
+                    recognised += 1
+                    parsed = Parsed(changed)
+                    assert parsed.whole == 1
+                    assert (parsed.values(), parsed.body) == (values[:2], values[-1])
+                    assert parsed.rest() == Parsed(WITH_TOKEN).rest()
+    assert recognised > 50
+
+
 # What is learned
 
 
