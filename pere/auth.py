@@ -159,6 +159,11 @@ class Verifier:
         self.known.clear()
         self._older.clear()
 
+    def stand(self, keys: Iterable[Key]) -> None:
+        """These are the keys that stand, from now on."""
+        self._keys = tuple(keys)
+        self._forget()
+
     def fetch(self, keys: Iterable[Key]) -> None:
         """These are the keys of the kind that comes and goes, from now on."""
         self._fetched = tuple(keys)

@@ -149,6 +149,7 @@ class Config:
     subject_channels: str = setting("100/10000", "channels that one subject brings into being, as RATE/BURST")
 
     # watching
+    watchdog: float = setting(30.0, "a loop that does not turn, or a commit that does not end, for so long is stuck: that is logged, counted and told to whoever started the server; 0 is never", low=0, high=3600)
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", "`json` writes a line as one object, for machines", choices=("text", "json"))
     metrics_channels: str = setting("", "channels, separated by commas, that metrics may name; all others are counted together")
@@ -198,6 +199,11 @@ class Config:
     def is_shared(self) -> bool:
         """Whether the store is one that several nodes share."""
         return self.store.startswith(SHARED)
+
+    def become(self, other: "Config") -> None:
+        """Take the settings of another one: whoever has this one sees them at once. Only a reload may do that, on the loop."""
+        for each in fields(self):
+            object.__setattr__(self, each.name, getattr(other, each.name))
 
     def but(self, said: Mapping[str, Any]) -> "Config":
         """The same with these settings instead. Raises ConfigError as this does."""

@@ -17,6 +17,10 @@ class Cors:
     """`vary` belongs into every answer, calling this gives the lines that answer an Origin."""
 
     def __init__(self, origins: frozenset[str]):
+        self.allow(origins)
+
+    def allow(self, origins: frozenset[str]) -> None:
+        """These, from now on."""
         self._any = "*" in origins
         self._named = {origin.encode() for origin in origins - {"*"}}
         self.vary = VARY if self._named else b""

@@ -116,6 +116,10 @@ class Crowds:
             crowd = self._known[again, is_paying] = Crowd(self._door, route, again, is_paying)
         return crowd
 
+    def forget(self) -> None:
+        """Those to come are others, whatever they are."""
+        self._known.clear()
+
     def gather(self, crowd: Crowd) -> None:
         """Somebody is the first to join: all who do so in this turn of the loop are answered at its end."""
         if not self._asked:

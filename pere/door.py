@@ -93,6 +93,22 @@ class Door:
             connection.check(now)
         return SWEEP
 
+    def renew(self, config: Config) -> Callable[[], None]:
+        """The proxies, and what answers remember of settings; what was learned from connections was learned under others."""
+        proxies = Proxies(*config.proxies)
+
+        def renewed() -> None:
+            self.proxies = proxies
+            self.other.max_body = config.max_event_bytes
+            self.cors.allow(config.origins)
+            self.crowds.forget()
+            for connection in self.connections:
+                connection.forget()
+            self._heads.clear()
+            self.ready.clear()
+
+        return renewed
+
     def head(self, status: int) -> bytes:
         """The first lines of a JSON answer. RFC 9110, 6.6.1: who has a clock sends a Date; it is made once a second."""
         head = self._heads.get(status)

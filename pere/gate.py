@@ -37,6 +37,16 @@ class Gate:
         self._proxies = Proxies(*config.proxies)
         self._exempt = Proxies(*config.exempt)
 
+    def renew(self, config: Config) -> Callable[[], None]:
+        accounts, subjects = ([_rate(config, f"{whose}_{word}") for word in WORDS] for whose in ("peer", "subject"))
+        proxies, exempt, most = Proxies(*config.proxies), Proxies(*config.exempt), most_connections(config)
+
+        def renewed() -> None:
+            self.accounts.rates, self.subjects.rates = tuple(accounts), tuple(subjects)
+            self._proxies, self._exempt, self._most = proxies, exempt, most
+
+        return renewed
+
     def due(self, now: float) -> float:
         self.accounts.clear(now, SWEEP)
         self.subjects.clear(now, SWEEP)

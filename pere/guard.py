@@ -41,6 +41,12 @@ class Guard:
         self._names = words(config.host_names)
         self._is_ours = lru_cache(maxsize=1024)(self._names_us) if config.is_open_to_this_machine else lambda host: True
 
+    def renew(self, config: Config) -> Callable[[], None]:
+        def renewed() -> None:
+            self._origins = frozenset(origin.encode() for origin in config.origins)
+
+        return renewed
+
     def __call__(self, ask: Ask, then: Then) -> None:
         if self._verifier is not None:
             self._ask_for_token(ask, then, self._verifier)

@@ -53,6 +53,10 @@ class Connection(Conversation):
         self._model: Ask | None = None
         self._lessons: Lessons | None = None
 
+    def forget(self) -> None:
+        """What recognises the next request was learned under other settings."""
+        self._alike = self._model = None
+
     # What arrives
 
     def data_received(self, data: bytes) -> None:

@@ -31,6 +31,18 @@ class Gathered(NamedTuple):
     sources: dict[str, str]
 
 
+class Layers:
+    """What a server was started with, and how to read it again: `config` is how it stood at first."""
+
+    def __init__(self, typed: Mapping[str, Any]):
+        self._typed = typed
+        self.config = gather(typed).config
+
+    def read(self) -> Config:
+        """As it stands now. Raises ConfigError."""
+        return gather(self._typed).config
+
+
 def gather(typed: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Gathered:
     """The settings as they stand now; the file is read anew each time. `typed` are those of the command line. Raises ConfigError."""
     said = {VARIABLE: from_environment(environ, but=typed), FLAG: dict(typed)}

@@ -136,10 +136,9 @@ class Listeners:
             listening.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
 
-    def reload(self) -> None:
-        """Read the certificate again, if there is one. Raises ConfigError where that fails; the one before then stays."""
-        if self.certificate is not None:
-            self.certificate.reload()
+    def renew(self, config: Config) -> Callable[[], None]:
+        """The certificate, if there is one."""
+        return self.certificate.renew() if self.certificate is not None else lambda: None
 
     async def close(self) -> None:
         """Take no further connection but for administration, so that whoever watches may see the end; those that are there are the door's."""

@@ -42,6 +42,14 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def change(level: str, format: str) -> None:
+    """Go on so, where it was set up for the process."""
+    logging.getLogger("pere").setLevel(LEVELS[level])
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, Text | Json):
+            handler.setFormatter(Json() if format == "json" else Text())
+
+
 def set_up(level: str, format: str, always: Mapping[str, object] | None = None) -> None:
     """Log to standard error, PERE's lines from `level` on and warnings of everybody else; `always` stands in every line."""
     _always.clear()

@@ -5,12 +5,13 @@ No label ever holds a device, an event id or an address. A histogram is a list o
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 
 import pere
+from pere.config import Config, words
 from pere.door import Door
 from pere.drain import Drain
 from pere.endpoint import ACTIVE, DISABLED, PAUSED, PENDING
@@ -19,6 +20,7 @@ from pere.gate import Gate
 from pere.hub import Hub
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
+from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -74,7 +76,7 @@ class Collector:
     method and status (the door counts the hot ones)."""
 
     def __init__(self, store: Store, hub: Hub, followers: Followers, door: Door, gate: Gate, webhooks: Webhooks, measures: Measures, channels: frozenset[str],
-                 answered: Counter[tuple[str, str, int]]):
+                 answered: Counter[tuple[str, str, int]], watchdog: Watchdog):
         self._store = store
         self._hub = hub
         self._followers = followers
@@ -84,7 +86,14 @@ class Collector:
         self._measures = measures
         self._channels = channels
         self._answered = answered
+        self._watchdog = watchdog
         self.drain: Drain | None = None  # once the server ends
+
+    def renew(self, config: Config) -> Callable[[], None]:
+        def renewed() -> None:
+            self._channels = words(config.metrics_channels)
+
+        return renewed
 
     def collect(self) -> Iterator[Metric]:
         yield from self._feeds()
@@ -201,6 +210,11 @@ class Collector:
         is_ready = not self._door.draining and self._store.trouble() is None
         yield GaugeMetricFamily("pere_ready", "1 where /readyz says so too: it neither ends, nor is its store in trouble.", is_ready)
         yield GaugeMetricFamily("pere_draining", "1 from the signal that ends it on.", self._door.draining)
+        stuck = CounterMetricFamily("pere_stuck", "How often the watchdog found something stuck.", labels=["what"])
+        for what, count in self._watchdog.stuck.items():
+            stuck.add_metric([what], count)
+        yield stuck
+        yield GaugeMetricFamily("pere_store_writing_seconds", "For how long the writer of the file has been at the commit that is under way.", self._store.writing)
         drain = self.drain
         yield GaugeMetricFamily("pere_drain_feeds_left", "Feeds that are still to be let go, while it ends.", drain.left if drain is not None else 0)
         yield CounterMetricFamily("pere_drain_feeds_closed", "Feeds that were let go because it ends.", drain.closed if drain is not None else 0)

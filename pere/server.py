@@ -5,8 +5,11 @@ reads it and sends feedback; the receipt is entered in the ledger.
 """
 
 import asyncio
+import contextlib
+import faulthandler
 import gc
 import logging
+import os
 import re
 import signal
 import socket
@@ -45,12 +48,14 @@ from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
 from pere.hub import Hub
 from pere.jwks import Jwks
-from pere.keys import of_pem, of_secret
+from pere.keys import Key, of_pem, of_secret
+from pere.layers import Layers
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.listening import Listeners, bound
-from pere.log import set_up
+from pere.log import change, set_up
 from pere.metrics import Collector, Measures, registry
 from pere.outside import Outside
+from pere.reloading import Reloading
 from pere.reporter import Reporter
 from pere.revocations import KIND as REVOKED
 from pere.revocations import Revocations
@@ -59,6 +64,7 @@ from pere.storage import Store
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 from pere.waiting import Waits
+from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
 from pere.wheel import Wheel
 
@@ -80,7 +86,8 @@ class Server:
         await server.stop()
     """
 
-    def __init__(self, config: Config, store: Store | None = None, sockets: Mapping[str, list[socket.socket]] = {}):
+    def __init__(self, config: Config, store: Store | None = None, sockets: Mapping[str, list[socket.socket]] = {},
+                 layers: Layers | None = None):
         loop = asyncio.get_running_loop()
         self.config = config
         self.wheel = Wheel(loop.time, loop.call_later)
@@ -118,22 +125,25 @@ class Server:
         feedback = Feedback(self.store, self.hub.redelivery, config,
                             Bearers(self.verifier, self.gate, RECEIPTS, lambda: self.store.clock()) if self.verifier is not None else None)
         hot = {
-            b"POST /push/": Route("/push/{channel}", config.max_event_bytes, push.one, kind=PUSHES, needs=PUSH),
-            b"POST /push": Route("/push", config.max_batch_bytes, push.many, kind=PUSHES, needs=PUSH),
+            b"POST /push/": Route("/push/{channel}", 0, push.one, kind=PUSHES, needs=PUSH),
+            b"POST /push": Route("/push", 0, push.many, kind=PUSHES, needs=PUSH),
             b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS, needs=FEED),
             b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED),
             b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS, needs=PUSH),
-            b"POST /feedback/": Route("/feedback/{channel}", 16 * KIB + 4 * config.max_status_bytes, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED),
-            b"POST /feedback": Route("/feedback", config.max_batch_bytes, feedback.many, kind=RECEIPTS, needs=FEED),
+            b"POST /feedback/": Route("/feedback/{channel}", 0, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED),
+            b"POST /feedback": Route("/feedback", 0, feedback.many, kind=RECEIPTS, needs=FEED),
         }
+        self.watchdog = Watchdog(config, lambda: self.wheel.now, lambda: self.store.writing)
         self._cors = cors
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
         self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
-        self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered)
+        self._renew_bodies(config)()
+        self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered, self.watchdog)
         self.registry.register(self._collector)
         self._sweeper = Sweeper(self.store, self.hub)
         self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets)
+        self._reloading = Reloading(config, layers, [self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._renew_bodies, self._renew_keys, _renew_log])
 
     def _handlers(self) -> list[tuple[str, str, type[RequestHandler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
@@ -162,7 +172,7 @@ class Server:
             (ADMIN, "/webhooks/{id}/dead", DeadLetters, webhooks),
             (ADMIN, "/webhooks/{id}/replay", ReplayWebhook, webhooks),
             (ADMIN, "/metrics", Metrics, {"registry": self.registry}),
-            (PUBLIC, "/healthz", Health, {}),
+            (PUBLIC, "/healthz", Health, {"watchdog": self.watchdog}),
             (PUBLIC, "/readyz", Ready, store),
             (PUBLIC, "/", Home, {}),
             (PUBLIC, "/pere.js", File, {"folder": "browser", "name": "pere.js"}),
@@ -204,16 +214,28 @@ class Server:
         self.wheel.add(self._sweeper, 1)
         self.wheel.add(self.gate, 1)
         self.wheel.start()
+        self.watchdog.start()
         log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
     def reload(self) -> None:
-        """Read again what may change while the server runs: the certificate. What is wrong with it is logged, and it stays as it was."""
-        try:
-            self.listeners.reload()
-        except ConfigError as error:
-            log.error("not reloaded", extra={"facts": {"error": str(error)}})
-        else:
-            log.info("reloaded")
+        """Read again what may change while the server runs (see `reloading.py`)."""
+        self._reloading.reload()
+
+    def _renew_bodies(self, config: Config) -> Callable[[], None]:
+        """How large a body may be; where none is named there is none."""
+        most = {b"POST /push/": config.max_event_bytes, b"POST /push": config.max_batch_bytes,
+                b"POST /feedback/": 16 * KIB + 4 * config.max_status_bytes, b"POST /feedback": config.max_batch_bytes}
+
+        def renewed() -> None:
+            for name, bytes in most.items():
+                self.door.routes[name].max_body = bytes
+
+        return renewed
+
+    def _renew_keys(self, config: Config) -> Callable[[], None]:
+        """The keys of tokens; where there were none at the start, and so nobody needs one, there are none."""
+        verifier, keys = self.verifier, keys_of(config)
+        return (lambda: verifier.stand(keys)) if verifier is not None else lambda: None
 
     def _heard(self, kind: str, name: str, document: bytes | None) -> None:
         """Another node has put a document away, or has taken it away."""
@@ -254,6 +276,7 @@ class Server:
             await asyncio.sleep(0.02)
         for connection in list(self.door.connections):
             connection.transport.abort()
+        self.watchdog.stop()
         self.wheel.stop()
         self.store.on_lead = lambda is_leading: None
         await self._resign(drain.seconds_left)
@@ -293,6 +316,11 @@ def verifier_of(config: Config) -> Verifier | None:
     """What tells whose a token is; None where there are no keys. Raises ConfigError for keys that cannot be."""
     if not config.has_keys:
         return None
+    return Verifier(keys_of(config), config.jwt_audience, config.jwt_leeway, config.jwt_max_age, () if config.jwt_jwks else None)
+
+
+def keys_of(config: Config) -> list[Key]:
+    """The keys that stand, read out of their file. Raises ConfigError for what is none."""
     keys = []
     try:
         if config.jwt_secret:
@@ -304,7 +332,7 @@ def verifier_of(config: Config) -> Verifier | None:
             keys += of_pem(Path(config.jwt_public_key).read_bytes())
     except (ValueError, OSError) as error:
         raise ConfigError(f"--jwt-public-key {config.jwt_public_key}: {getattr(error, 'strerror', None) or error}") from None
-    return Verifier(keys, config.jwt_audience, config.jwt_leeway, config.jwt_max_age, () if config.jwt_jwks else None)
+    return keys
 
 
 def open_store(config: Config) -> Store:
@@ -323,15 +351,18 @@ def open_store(config: Config) -> Store:
     raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
 
 
-def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, and `facts` stand in every line of
-    the log. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
+def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None,
+          layers: Layers | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, `facts` stand in every line of
+    the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
     set_up(config.log_level, config.log_format, facts)
     config, sockets = systemd.adopted(config, systemd.inherited())
-    uvloop.run(_serve(config, sockets, ready))
+    with contextlib.suppress(OSError, ValueError):  # where there is no standard error
+        faulthandler.enable()  # what a manager kills because it is stuck says where it was
+    uvloop.run(_serve(config, sockets, ready, layers))
 
 
-async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None]) -> None:
+async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None], layers: Layers | None) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
@@ -341,8 +372,22 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready:
             raise SystemExit(1)
         ended.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    is_at_terminal = os.isatty(0)
+    serving: list[Server] = []
+    hung_up: list[None] = []
+
+    def hang_up() -> None:
+        if is_at_terminal and not os.isatty(0):
+            end()  # it was closed, and nobody can end us from there any more
+        elif serving:
+            systemd.notify(*systemd.reloading())
+            serving[0].reload()
+            systemd.notify("READY=1")
+        else:
+            hung_up.append(None)
+
+    for number, does in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, hang_up)):
+        loop.add_signal_handler(number, does)
     if config.reuse_port and config.tcp and config.port and "tcp" not in sockets:
         # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
         sockets["tcp"] = bound(config.host, config.port, is_shared=True)
@@ -351,15 +396,16 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready:
         return
     try:
         await store.begin()
-        server = Server(config, store, sockets)
+        server = Server(config, store, sockets, layers)
         await server.start()
     except BaseException:
         await store.close()
         raise
     if not config.has_keys and config.exposed:
         log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
-    if server.listeners.certificate is not None:
-        loop.add_signal_handler(signal.SIGHUP, server.reload)
+    serving.append(server)
+    if hung_up:
+        hang_up()
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
     # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
     gc.collect()
@@ -388,3 +434,7 @@ async def _store_when_free(config: Config, is_handed_over: bool, ended: asyncio.
                 is_waiting = True
             await asyncio.sleep(0.01)
     return None
+
+
+def _renew_log(config: Config) -> Callable[[], None]:
+    return lambda: change(config.log_level, config.log_format)

@@ -5,6 +5,7 @@ configuration, which every browser and device of the last ten years can speak.
 """
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from pere.errors import ConfigError
@@ -24,9 +25,14 @@ class Certificate:
         # Called with the first words of each handshake, whether or not they name a server.
         self.context.sni_callback = self._show_newest
 
-    def reload(self) -> None:
-        """Read the files again. What is open stays as it is; where this raises ConfigError, nothing has changed."""
-        self._newest = self._read()
+    def renew(self) -> Callable[[], None]:
+        """Read the files again. What is open stays as it is."""
+        newest = self._read()
+
+        def renewed() -> None:
+            self._newest = newest
+
+        return renewed
 
     def _show_newest(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
         if self._newest is not context:

@@ -20,7 +20,9 @@ from typing import NoReturn
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from pere import systemd
 from pere.config import Config
+from pere.errors import ConfigError
 from pere.log import set_up
 from pere.server import Server
 
@@ -56,6 +58,8 @@ class Workers:
 
     def __init__(self, config: Config, serve: Serve):
         set_up(config.log_level, config.log_format)
+        if systemd.inherited():
+            raise ConfigError(f"--workers {config.workers} listen on a port that they share, and not on sockets that are handed in (LISTEN_FDS)")
         # Bound and never listened on: it holds the port, also while no worker has it, and chooses one where that was left open.
         self._holder = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,10 +69,12 @@ class Workers:
         self._workers = [
             Worker(number, replace(config, workers=1, reuse_port=True, admin_port=config.admin_port + number - 1 if config.admin_port > 0 else config.admin_port))
             for number in range(1, config.workers + 1)]
-        self._config = config
+        self._config = config  # with the port that was chosen
         self._serve = serve
         self._lifeline, self._end = os.pipe()
         self._is_ending = False
+        self._is_ready = False
+        self._pulse = systemd.watchdog() / 2
         self._kill_at = 0.0
         self._code = 0
 
@@ -79,9 +85,10 @@ class Workers:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for worker in self._workers:
             self._start(worker)
+        self._look_at_the_time()
         while any(worker.pid for worker in self._workers) or not self._is_ending:
             number = signal.sigwait(SIGNALS)
-            if number == signal.SIGHUP and self._config.tls_cert:
+            if number == signal.SIGHUP:
                 self._tell(signal.SIGHUP)
             elif number not in (signal.SIGCHLD, signal.SIGALRM):
                 self._stop()
@@ -110,10 +117,11 @@ class Workers:
         try:
             os.setsid()  # Ctrl-C is for the process that watches
             for number in SIGNALS:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self._holder.close()
             os.close(self._end)
+            os.environ.pop("NOTIFY_SOCKET", None)  # it is this process whom the manager hears
 
             def ready(server: Server) -> None:
                 os.write(mouth, b"1")
@@ -179,7 +187,22 @@ class Workers:
                 if worker.due and now >= worker.due:
                     self._start(worker)
             times = [worker.due for worker in self._workers if worker.due]
+        if (wait := self._notify()):
+            times.append(now + wait)
         signal.setitimer(signal.ITIMER_REAL, max(0.001, min(times) - now) if times else 0)
+
+    def _notify(self) -> float:
+        """Tell the manager, if there is one, when all listen, and again and again that somebody watches. In how many seconds to come again; 0 is never."""
+        if "NOTIFY_SOCKET" not in os.environ:
+            return 0.0
+        if not self._is_ready and not self._is_ending:
+            self._is_ready = all(worker.pid and self._is_listening(worker) for worker in self._workers)
+            if not self._is_ready:
+                return GATHER
+            systemd.notify("READY=1", f"STATUS={len(self._workers)} workers on port {self._config.port}")
+        if self._pulse:
+            systemd.notify("WATCHDOG=1")
+        return self._pulse
 
     def _stop(self) -> None:
         """Let all end; said again, at once."""
@@ -187,6 +210,7 @@ class Workers:
             self._tell(signal.SIGTERM)
             return
         self._is_ending = True
+        systemd.notify("STOPPING=1")
         self._kill_at = monotonic() + self._config.drain_delay + self._config.drain_seconds + PATIENCE
         os.close(self._end)
         for worker in self._workers:

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Self
 
 from processes import ENVIRONMENT, Process
 
@@ -60,5 +60,15 @@ class Notices:
         self._socket.settimeout(seconds)
         return dict(line.split("=", 1) for line in self._socket.recv(65536).decode().split("\n"))
 
-    def close(self) -> None:
+    def until(self, name: str) -> list[str]:
+        """The names of all that was said, up to this one."""
+        said: list[str] = []
+        while name not in said:
+            said += self.next()
+        return said
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         self._socket.close()

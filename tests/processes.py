@@ -25,13 +25,14 @@ class Process:
     """A command that runs beside the test, and is killed at the end of the `with` if it has not ended by then."""
 
     command = PERE
+    stdin = subprocess.DEVNULL
 
     def __init__(self, *arguments: str, **variables: str):
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
         self._popen = self._start(arguments, variables)
 
     def _start(self, arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=subprocess.DEVNULL,
+        return subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=self.stdin,
                                 stdout=self._out, stderr=self._err)
 
     def __enter__(self) -> Self:

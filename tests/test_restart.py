@@ -302,13 +302,11 @@ def test_who_waits_for_a_file_can_be_ended(tmp_path, tcp):
 
 @pytest.mark.parametrize("abstract", [False, True])
 def test_the_manager_is_told_that_it_serves_and_that_it_ends(tmp_path, abstract):
-    manager = Notices(f"@pere-{os.getpid()}" if abstract else str(tmp_path / "n"))
-    with Served(NOTIFY_SOCKET=manager.path) as server:
+    with Notices(f"@pere-{os.getpid()}" if abstract else str(tmp_path / "n")) as manager, Served(NOTIFY_SOCKET=manager.path) as server:
         told = manager.next()
         assert (told["READY"], told["STATUS"]) == ("1", f"listening on {server.url}")
         assert server.end(signal.SIGTERM) == 0
         assert manager.next() == {"STOPPING": "1"}
-    manager.close()
 
 
 def test_a_manager_that_does_not_listen_is_no_reason_to_fail(tmp_path):

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields
+from functools import partial
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from click.core import ParameterSource
 
 from pere.config import Config, flag, types, variable
 from pere.errors import ConfigError
-from pere.layers import gather
+from pere.layers import Layers
 
 
 def option(field: Field[Any], kind: type) -> click.Option:
@@ -54,26 +55,28 @@ def command(ctx: click.Context, /, **given: Any) -> None:
       PERE_BACKLOG_EVENTS=5000 pere serve
     """
     try:
-        config = gather(typed(ctx, given)).config
+        layers = Layers(typed(ctx, given))
     except ConfigError as error:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
+    config, serve = layers.config, partial(run, layers=layers)
     if config.workers == 1:
-        run(config)
+        serve(config)
         return
     from pere.workers import Workers
 
     with told(config):
-        workers = Workers(config, run)
+        workers = Workers(config, serve)
     sys.exit(workers.run())
 
 
-def run(config: Config, ready: Callable[..., None] = lambda server: None, facts: Mapping[str, object] | None = None) -> None:
+def run(config: Config, ready: Callable[..., None] = lambda server: None, facts: Mapping[str, object] | None = None,
+        layers: Layers | None = None) -> None:
     """Serve in this process."""
     from pere.server import serve
 
     with told(config):
-        serve(config, ready, facts)
+        serve(config, ready, facts, layers)
 
 
 @contextmanager

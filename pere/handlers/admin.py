@@ -16,6 +16,7 @@ from pere.hub import Hub
 from pere.names import device_name, shown
 from pere.revocations import Revocations
 from pere.storage import Store
+from pere.watchdog import Watchdog
 
 log = logging.getLogger("pere.admin")
 
@@ -139,11 +140,14 @@ class OneDevice(ChannelDevices):
 
 
 class Health(Handler):
-    """`GET /healthz`: alive, as whoever can answer is."""
+    """`GET /healthz`: alive, as whoever can answer is, unless nothing can be written any more."""
 
     needs = ANYBODY
+    watchdog: Watchdog
 
     def get(self) -> None:
+        if self.watchdog.is_writer_stuck():
+            raise Unavailable("stuck", "a commit of the store does not end: the disk does not answer, or somebody holds the file", retry_after=5)
         self.answer({"status": "alive"})
 
 

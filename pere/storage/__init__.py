@@ -148,6 +148,11 @@ class Store(ABC):
         """An id that no event to come is below, and none that is kept is above."""
 
     @property
+    def writing(self) -> float:
+        """For how many seconds the thread that writes has been at the commit that is under way; 0 where none is, or there is no such thread."""
+        return 0.0
+
+    @property
     def has_others(self) -> bool:
         """Whether other nodes serve the same, so that a device may go there."""
         return False

@@ -63,10 +63,17 @@ class Journal:
         self._reopen = reopen
         self._delay = delay
         self._index: int | None = None
+        self._began = 0.0  # what it is at; 0 is that it waits for something to do
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[tuple[Batch, Written] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pere-journal", daemon=True)
         self._thread.start()
+
+    @property
+    def writing(self) -> float:
+        """For how many seconds it has been at one batch. Any thread may ask."""
+        began = self._began
+        return time.monotonic() - began if began else 0.0
 
     def write(self, batch: Batch, then: Written) -> None:
         self._queue.put((batch, then))
@@ -92,7 +99,9 @@ class Journal:
 
     def _run(self) -> None:
         while True:
+            self._began = 0.0
             job = self._queue.get()
+            self._began = time.monotonic()
             if job is None:
                 break
             if self._delay:

@@ -61,6 +61,10 @@ class SqliteStore(Committing):
         self._aged = self._number_before = self._number
         self._soon()
 
+    @property
+    def writing(self) -> float:
+        return self._journal.writing
+
     # Start
 
     def _start(self) -> None:

@@ -1,0 +1,76 @@
+"""What is stuck is noticed: a loop that cannot say so itself, and a writer whose disk does not answer."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import threading
+
+import wire
+from managing import Notices
+from processes import Served
+
+
+def filled(path: str, text: str) -> threading.Thread:
+    """Somebody writes this into a pipe as soon as it is read."""
+
+    def fill() -> None:
+        with open(path, "w") as pipe:
+            pipe.write(text)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    return filling
+
+
+async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manager_is_not_told_that_all_is_well(tmp_path):
+    """It is stuck in a file of settings that is a pipe, into which nobody writes."""
+    path = str(tmp_path / "settings")
+    os.mkfifo(path)
+    filling = filled(path, "max_to = 7")
+    with Notices(str(tmp_path / "n")) as manager, Served("--config", path, "--watchdog", "0.2", NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="400000") as server:
+        filling.join()
+        manager.until("READY")
+        for _ in range(3):
+            assert manager.next() == {"WATCHDOG": "1"}
+        server._popen.send_signal(signal.SIGHUP)
+        server.until(r"the loop is stuck seconds=(?s:.*)in from_file\b")
+        manager.until("RELOADING")
+        filled(path, "max_to = 8").join()
+        said = manager.until("READY")
+        assert said.count("WATCHDOG") <= 4, "what was said in the 0.2 s before it counted as stuck"
+        server.until("reloaded changed=--max-to")
+        server.until("the loop goes on")
+        assert manager.next() == {"WATCHDOG": "1"}
+        told = (await wire.request(server.port, "GET", "/metrics")).body.decode()
+        assert 'pere_stuck_total{what="loop"} 1.0' in told and 'pere_stuck_total{what="writer"} 0.0' in told
+        assert server.end(signal.SIGTERM) == 0
+
+
+async def test_a_writer_that_is_stuck_is_told_by_healthz_until_it_goes_on(tmp_path):
+    """Somebody else holds the file, as a tool for SQLite does that began to write and was left."""
+    path = tmp_path / "pere.db"
+    with Served("--store", f"sqlite:{path}", "--watchdog", "0.2") as server:
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("begin immediate")
+        pushing = asyncio.ensure_future(wire.request(server.port, "POST", "/push/c", b"1"))
+        while (answer := await wire.request(server.port, "GET", "/healthz")).status == 200:
+            await asyncio.sleep(0.02)
+        assert answer.error == (503, "stuck")
+        assert "pere_store_writing_seconds 0.0" not in (await wire.request(server.port, "GET", "/metrics")).body.decode()
+        server.until("the writer is stuck")
+        holder.execute("rollback")
+        holder.close()
+        assert (await pushing).status == 201
+        server.until("the writer goes on")
+        assert (await wire.request(server.port, "GET", "/healthz")).json == {"status": "alive"}
+        assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_process_that_was_stopped_as_a_whole_was_not_stuck(tmp_path):
+    with Served("--watchdog", "0.5") as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        threading.Event().wait(2.5)
+        os.kill(server.pid, signal.SIGCONT)
+        assert server.end(signal.SIGTERM) == 0
+        assert "stuck" not in server.err
