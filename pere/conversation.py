@@ -73,7 +73,8 @@ class Conversation(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes. Only what
         waits in line is answered before; but TLS knows no half of an end."""
-        self._ended = self._in_line and self.transport.get_extra_info("sslcontext") is None
+        is_owed = self._in_line or self._stuck and bool(self.pending or self._rest)
+        self._ended = is_owed and self.transport.get_extra_info("sslcontext") is None
         return self._ended
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -100,6 +101,7 @@ class Conversation(asyncio.Protocol):
         self._unsent = 0
         self._read_on()
         self._wake(None)
+        self.go_on()
 
     # What waits
 
@@ -257,16 +259,23 @@ class Conversation(asyncio.Protocol):
                 self.transport.write_eof()
             return
         self.go_on()
+        self._end()
+
+    def _end(self) -> None:
+        """Who says no more, and has been answered, has gone."""
+        if self._ended and self.busy is None and not self.pending and not self._rest and self.transport is not None:
+            self._closing = True
+            self.transport.close()
 
     def go_on(self) -> None:
-        """With what waits behind the request that was answered, when its turn comes."""
-        if (self.pending or self._rest) and self.busy is None and not self._in_line:
+        """With what waits behind the request that was answered, when its turn comes; but who does not read its answers is given no more."""
+        if (self.pending or self._rest) and self.busy is None and not self._in_line and not self._stuck:
             self._in_line = True
             self._door.line.join(self.account if self.account is not None else self, self)
 
     def step(self) -> bool:
         """Its turn has come: one request is begun, or some bytes are parsed. Returns whether there is more to do at once."""
-        if self.transport is not None and not self.transport.is_closing() and self.busy is None:
+        if self.transport is not None and not self.transport.is_closing() and self.busy is None and not self._stuck:
             if self.pending:
                 ask = self.pending.popleft()
                 self._queued -= len(ask.body)
@@ -276,10 +285,9 @@ class Conversation(asyncio.Protocol):
                 piece, self._rest = self._rest[:SLICE], self._rest[SLICE:]
                 self._door.held -= len(piece)
                 self._parse(piece)
-        self._in_line = bool(self.pending or self._rest) and self.busy is None and self.transport is not None and not self.transport.is_closing()
-        if self._ended and not self._in_line and self.transport is not None:
-            self.transport.close()
-        elif not self._closing:
+        self._in_line = bool(self.pending or self._rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()
+        self._end()
+        if not self._closing:
             self._read_on()
         return self._in_line
 

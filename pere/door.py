@@ -36,7 +36,7 @@ class Route:
     `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`). `name` is what
     metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "has_channel", "hot", "kind", "max_body", "name", "needs", "tally", "varying", "weight")
+    __slots__ = ("again", "has_channel", "hot", "kind", "max_body", "name", "needs", "served", "tally", "turn", "varying", "weight")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
                  again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY):
@@ -48,7 +48,8 @@ class Route:
         self.again = again
         self.varying = varying
         self.kind = kind
-        self.weight = 1 if hot is not None else AT_ONCE // 2  # of what one client is served in one turn
+        self.weight = 1 if hot is not None else AT_ONCE  # of what is served in one turn
+        self.served, self.turn = 0, 0.0
         self.tally: dict[int, int] = {}  # hot answers by status
 
 

@@ -321,7 +321,8 @@ class Connection(Conversation):
                 self._growing = 0
         if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
-        whose = ask.account if ask.account is not None else self
+        # Each client is served some hot requests in a turn; of those that are for handlers, one in all.
+        whose = ask.route if ask.route.hot is None else ask.account if ask.account is not None else self
         if self.busy is None and not self.pending and not self._door.line.is_over(whose, ask.route.weight):
             self._begin(ask)
         else:

@@ -39,6 +39,7 @@ from pere.receipt import (
 )
 
 ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
+SAYING_BYTES = 150  # what each different saying takes beside its own bytes
 PRESENT = bytes(byte & STATE != ABSENT for byte in range(256))  # which bytes are those of a device in the audience
 _STATES = bytes(byte & STATE for byte in range(256))
 
@@ -80,7 +81,7 @@ class Entry:
         # What devices said beside the state: each different saying once, and per slot which one (0 is none).
         self.sayings: dict[bytes, int] = {}
         self.said: array[int] | None = None
-        self.saying_bytes = 0
+        self.saying_bytes = 0  # of their own; see `weight`
         self.logged = 0  # the number of the newest record in a store's log that is in here
 
     def demand(self, need: int) -> None:
@@ -130,6 +131,11 @@ class Entry:
             self.said = array("H", said)
             self.sayings = {saying: code for code, saying in enumerate(sayings, 1)}
             self.saying_bytes = sum(map(len, sayings))
+
+    @property
+    def weight(self) -> int:
+        """What the sayings take in memory."""
+        return self.saying_bytes + SAYING_BYTES * len(self.sayings)
 
     def summary(self) -> dict[str, Any]:
         """How it stands, as publishers are told of it."""
@@ -217,6 +223,7 @@ class Ledger:
         # that was, in seconds since 1970.
         self.on_decision: Callable[[str, Entry, float], None] = lambda word, entry, moment: None
         self.statuses_dropped = 0
+        self.bytes = 0  # what the sayings of all entries take
         self._max_status_bytes = max_status_bytes
 
     def open(self, event: Event, audience: Audience, need: int | str | None) -> Entry | None:
@@ -380,6 +387,7 @@ class Ledger:
                 return
             code = entry.sayings[status] = len(entry.sayings) + 1
             entry.saying_bytes += len(status)
+            self.bytes += len(status) + SAYING_BYTES
         if entry.said is None:
             entry.said = array("H", bytes(2 * len(entry.states)))
         entry.said[slot] = code
@@ -442,13 +450,20 @@ class Ledger:
     def restore(self, entry: Entry) -> None:
         """Take an entry in again that was kept elsewhere meanwhile; what it owes was counted all the time."""
         self.entries[entry.event.id] = entry
+        self.bytes += entry.weight
         if entry.owed:
             self._open[entry.event.id] = entry
 
     def unload(self, event_id: int) -> None:
         """Let go of an entry that is kept elsewhere."""
-        self.entries.pop(event_id, None)
+        self._pop(event_id)
         self._open.pop(event_id, None)
+
+    def _pop(self, event_id: int) -> Entry | None:
+        entry = self.entries.pop(event_id, None)
+        if entry is not None:
+            self.bytes -= entry.weight
+        return entry
 
     def expire(self, event_id: int, reason: str) -> int:
         """Close what is still open of an event as `expired`, because of its `ttl` or because it is `evicted`; how many that were."""
@@ -483,7 +498,7 @@ class Ledger:
     def drop(self, event_id: int) -> int:
         """Forget an event that is no longer kept; how many devices still owed a receipt."""
         count = self.expire(event_id, "evicted")
-        entry = self.entries.pop(event_id, None)
+        entry = self._pop(event_id)
         if entry is not None and entry.watchers:
             entry.changed()  # there is nothing more to wait for
         return count

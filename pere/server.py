@@ -53,7 +53,7 @@ from pere.layers import Layers
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.listening import Listeners, bound
 from pere.log import change, set_up
-from pere.metrics import Collector, Measures, registry
+from pere.metrics import Collector, Measures, Scrape, registry
 from pere.outside import Outside
 from pere.reloading import Reloading
 from pere.reporter import Reporter
@@ -171,7 +171,7 @@ class Server:
             (ADMIN, "/webhooks/{id}/test", TestWebhook, webhooks),
             (ADMIN, "/webhooks/{id}/dead", DeadLetters, webhooks),
             (ADMIN, "/webhooks/{id}/replay", ReplayWebhook, webhooks),
-            (ADMIN, "/metrics", Metrics, {"registry": self.registry}),
+            (ADMIN, "/metrics", Metrics, {"scrape": Scrape(self.registry)}),
             (PUBLIC, "/healthz", Health, {"watchdog": self.watchdog}),
             (PUBLIC, "/readyz", Ready, store),
             (PUBLIC, "/", Home, {}),

@@ -156,9 +156,13 @@ async def receipt(port: int, device: str, id: str, state: str = "processed") -> 
 
 
 async def kept(port: int, channel: str = "c") -> list[tuple[str, Any]]:
-    answer = await wire.request(port, "GET", f"/events/{channel}?limit=1000")
-    assert answer.status == 200, answer
-    return [(event["id"], event["data"]) for event in answer.json["events"]]
+    found: list[tuple[str, Any]] = []
+    while True:
+        answer = await wire.request(port, "GET", f"/events/{channel}?limit=1000&after={found[-1][0] if found else ''}")
+        assert answer.status == 200, answer
+        found += [(event["id"], event["data"]) for event in answer.json["events"]]
+        if not answer.json["more"]:
+            return found
 
 
 async def counts(port: int, id: str) -> dict[str, int]:

@@ -1,10 +1,12 @@
 """Hostile input to a whole server: whatever is said where, it is taken or refused, never a mistake of the server, and nobody else
 hears anything but what the server means to say. (`no_surprises` fails each of these tests if a traceback is logged.)"""
 
+import asyncio
 from urllib.parse import quote
 
 import orjson
 import pytest
+import wire
 
 DEEP = b"[" * 1000 + b"]" * 1000
 LONG = b"[" + b"1," * 20_000 + b"1]"
@@ -144,3 +146,33 @@ async def test_the_absolute_form_may_have_as_large_a_body_as_its_path(start, con
     wire, body = await connect(), b"[" + b" " * 5000 + b"]"
     await wire.send(b"POST http://a/push HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     assert (await wire.answer()).json == {"results": []}
+
+
+async def test_who_asks_for_much_and_reads_nothing_is_given_no_more_than_one_answer(start, push, connect, until):
+    server = await start(backlog_bytes=16 * 1024 * 1024)
+    for _ in range(60):
+        await push("c", "x" * 65_000, receipt="none")
+    deaf = await connect(buffer=4096)
+    await deaf.send(wire.said("GET", "/events/c?limit=1000") * 40)
+    connection = next(iter(server.door.connections - {None}))
+    await until(lambda: connection._stuck and not connection.busy)
+    held = connection.transport.get_write_buffer_size()
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert connection.transport.get_write_buffer_size() == held < 2 * 1024 * 1024
+    answers = [await deaf.answer() for _ in range(40)]
+    assert {answer.status for answer in answers} == {200}
+    assert len(answers[0].json["events"]) == 16 and answers[0].json["more"], "a page is no larger than that"
+
+
+async def test_a_page_of_events_goes_on_where_it_was_cut(start, push, get):
+    await start(backlog_bytes=16 * 1024 * 1024)
+    ids = [await push("c", "x" * 65_000, receipt="none") for _ in range(40)]
+    read, after, pages = [], "0-0", 0
+    while True:
+        page = await get(f"/events/c?limit=1000&after={after}")
+        read += [event["id"] for event in page["events"]]
+        after, pages = page["after"], pages + 1
+        if not page["more"]:
+            break
+    assert (read, pages) == (ids, 3)

@@ -167,3 +167,21 @@ async def test_what_waits_in_line_when_the_server_ends_is_answered_or_cut(start,
     rest = await peer.rest()
     assert b"Connection: close" in rest
     assert server.store.events == 1 + rest.count(b"HTTP/1.1 201")
+
+
+async def test_what_handlers_answer_is_begun_one_in_a_turn_whoever_asks(start, connect, push, get):
+    """Fifty clients that ask for what is costly delay a push by one or two of these, and not by fifty."""
+    server = await start(limits_exempt="", peer_requests="0")
+    many = [await wire.Wire.open(server.port, source=f"127.0.0.{n + 2}") for n in range(50)]
+    small = await connect()
+    for peer in many:
+        await peer.send(wire.said("GET", "/events/c") * 4)
+    served = []
+    for _ in range(8):
+        await small.send(GET + b"2222")
+        assert (await small.answer()).status == 201
+        served.append(sum(server.answered.values()))
+    assert served[0] < 50, "the push had to wait for one of each client"
+    assert [(await peer.answer()).status for peer in many for _ in range(4)] == [200] * 200
+    for peer in many:
+        peer.close()

@@ -1,11 +1,15 @@
 """What Prometheus reads: the names that were promised, numbers that move as they should, and labels that stay few."""
 
+import asyncio
+import time
+
 import pytest
 import wire
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 import pere
-from pere.metrics import FAST, Histogram
+from pere.metrics import FAST, Histogram, Scrape
 
 # DESIGN, 8: name, type, labels.
 PROMISED = {
@@ -208,3 +212,34 @@ async def test_it_tells_that_it_is_ready_until_it_ends(start, connect, measured)
     await line.send(wire.said("GET", "/metrics"))
     told = (await line.answer()).body.decode()
     assert "\npere_ready 0.0\n" in told and "\npere_draining 1.0\n" in told
+
+
+async def test_those_who_ask_soon_after_wait_and_share_one_look_at_everything():
+    looks = []
+
+    class Slow:
+        """A registry that takes its time, and tells how often it was looked at."""
+
+        def collect(self):
+            looks.append(len(looks))
+            time.sleep(0.02)
+            yield CounterMetricFamily("looks", "How often.", len(looks))
+
+    scrape = Scrape(Slow())
+    assert b"looks_total 1.0" in await scrape.told()
+    started = asyncio.get_running_loop().time()
+    told = await asyncio.gather(*(scrape.told() for _ in range(50)))
+    assert asyncio.get_running_loop().time() - started > 0.15, "not a tenth of the time is left for others"
+    assert set(told) == {told[0]}
+    assert b"looks_total 2.0" in told[0]
+
+
+async def test_a_scrape_that_fails_fails_for_those_who_waited_for_it_and_no_longer(start, ask, caplog):
+    server = await start()
+    collectors = [collector for collector in server.registry._collector_to_names if type(collector).__name__ == "Collector"]
+    broken = collectors[0]._events
+    collectors[0]._events = lambda: 1 / 0
+    assert (await ask("GET", "/metrics")).error == (500, "internal")
+    collectors[0]._events = broken
+    assert (await ask("GET", "/metrics")).status == 200
+    caplog.clear()

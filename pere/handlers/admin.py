@@ -3,8 +3,6 @@
 import asyncio
 import logging
 
-from prometheus_client import CollectorRegistry, generate_latest
-
 from pere.audience import Member
 from pere.auth import ADMIN, ANYBODY
 from pere.errors import BadRequest, NotFound, Refusal, Unavailable
@@ -13,6 +11,7 @@ from pere.followers import Followers
 from pere.handlers.base import Handler, number
 from pere.handlers.events import MAX_PAGE, PAGE
 from pere.hub import Hub
+from pere.metrics import Scrape
 from pere.names import device_name, shown
 from pere.revocations import Revocations
 from pere.storage import Store
@@ -168,8 +167,9 @@ class Metrics(Handler):
     """`GET /metrics`: for Prometheus."""
 
     needs = ADMIN
-    registry: CollectorRegistry
+    scrape: Scrape
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        told = await self.scrape.told()
         self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-        self.finish(generate_latest(self.registry))
+        self.finish(told)

@@ -55,6 +55,21 @@ class Record(NamedTuple):
                 f'"latency":{latency}}}').encode()
 
 
+PAGE_BYTES = 1024 * 1024  # of payloads in a page of events: who asks and does not read has the server hold no more
+
+
+def within(events: Iterable[Event]) -> list[Event]:
+    """The first of these events that are no more than a page, and one at least."""
+    page: list[Event] = []
+    size = 0
+    for event in events:
+        size += len(event.data)
+        if page and size > PAGE_BYTES:
+            break
+        page.append(event)
+    return page
+
+
 _event_id = lru_cache(256)(format_id)  # of ten thousand receipts in a row, most are for the same events
 
 
@@ -224,7 +239,7 @@ class Store(ABC):
 
     @abstractmethod
     async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
-        """At most `limit` kept events of a channel above this id, oldest first; and whether there are more."""
+        """At most `limit` kept events of a channel above this id, oldest first, as many as are `within` a page; and whether there are more."""
 
     @property
     @abstractmethod

@@ -81,6 +81,10 @@ class MemoryStore(WorkingSet):
         self._schedule.add(event, event.expires)
         super()._keep(shelf, event)
 
+    def _weight(self) -> int:
+        """With what devices have said, which is kept as long as the event."""
+        return self.bytes + self.ledger.bytes
+
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)
         self._schedule.remove(event, event.expires + self._config.keep_expired if event.expired else event.expires)
@@ -91,6 +95,7 @@ class MemoryStore(WorkingSet):
         now = self.clock()
         rows, missing = self.ledger.find_many(receipts, now)
         answers: list[Any] = self.ledger.enter_many(rows, now)
+        self._make_room()  # for what they say
         channels = self._recent.add_many(rows, answers)
         if self.on_receipts is not None:
             for channel in channels:

@@ -21,7 +21,7 @@ from pere.errors import Conflict, NotFound, Unavailable
 from pere.event import SEQUENCE_BITS, Event, format_id
 from pere.ledger import ALL, Entry, gone_event
 from pere.receipt import CANCELLED, EXPIRED, LATE, NONE, PENDING, STATE, closes
-from pere.storage import Page, Record, Shelf, schema
+from pere.storage import Page, Record, Shelf, schema, within
 from pere.storage.packing import EVENT, RECORD, SATISFIED, event_of, parted, words
 from pere.storage.working import WorkingSet
 
@@ -261,7 +261,7 @@ class Reading(WorkingSet):
     def _events(self, channel: str, number: int, ordinal: int, limit: int) -> list[Event]:
         """In the thread that reads."""
         rows = self._far.execute(EVENT + "where channel = ? and ordinal >= ? order by ordinal limit ?", (number, ordinal, limit))
-        return [event_of(channel, row) for row in rows.fetchall()]
+        return within(event_of(channel, row) for row in rows)
 
     async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
         shelf = self.shelf(channel)

@@ -22,7 +22,7 @@ from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, 
 from pere.ledger import PRESENT, Entry, Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, SENT, STATE, closes, quantiles
-from pere.storage import Accepted, Shelf, Store
+from pere.storage import Accepted, Shelf, Store, within
 
 log = logging.getLogger("pere.store")
 
@@ -119,9 +119,17 @@ class WorkingSet(Store):
         self._pushed.move_to_end(shelf.name)
         while shelf.backlog.is_over():
             self._evict(shelf)
-        while self.bytes > self._config.backlog_total_bytes:
+        self._make_room()
+
+    def _weight(self) -> int:
+        """What counts in `backlog_total_bytes`."""
+        return self.bytes
+
+    def _make_room(self) -> None:
+        """The oldest events of the quietest channels make way, but for the very last."""
+        while self._weight() > self._config.backlog_total_bytes and self._pushed:
             quietest = next(iter(self._pushed.values()))
-            if quietest is shelf and len(shelf.backlog) == 1:
+            if len(self._pushed) == 1 and len(quietest.backlog) == 1:
                 break
             self._evict(quietest)
 
@@ -207,7 +215,7 @@ class WorkingSet(Store):
 
     async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
         shelf = self.shelf(channel)
-        events = shelf.backlog.after(after, limit) if shelf is not None else []
+        events = within(shelf.backlog.after(after, limit)) if shelf is not None else []
         return events, bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last
 
     # Receipts

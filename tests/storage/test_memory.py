@@ -79,3 +79,23 @@ async def test_ids_grow_even_over_a_channel_that_was_forgotten(open_desk):
     assert desk.store.shelf("c") is None
     desk.clock.now -= 10 * HOUR
     assert await desk.push() > first
+
+
+async def test_what_devices_say_counts_in_what_is_kept_over_all_channels_and_older_events_make_way_for_it(open_desk):
+    desk = await open_desk(backlog_bytes=20_000, max_event_bytes=1_000, backlog_total_bytes=20_000, max_event_status_bytes=10_000)
+    for number in range(12):
+        desk.store.register("new", f"d{number}")
+    old, new = await desk.push("old"), await desk.push("new")
+    weight = desk.store.bytes
+    for number in range(4):
+        await desk.receipt(f"d{number}", new, status=f"{number}" * 1_000, channel="new")
+    assert desk.store.ledger.bytes == pytest.approx(4 * 1_152)
+    assert desk.store.find("old", old)
+    more = [await desk.push("old", data=b"1" * 1_000) for _ in range(4)]
+    assert desk.store.bytes > weight
+    with pytest.raises(Gone):
+        for number in range(4, 12):
+            await desk.receipt(f"d{number}", new, status=f"{number % 10}" * (900 + number), channel="new")
+            assert desk.store.bytes + desk.store.ledger.bytes <= 20_000
+    assert desk.store.find("old", more[-1])
+    assert desk.store.ledger.bytes == 0
