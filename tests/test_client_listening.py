@@ -10,7 +10,7 @@ import pytest
 from listener import Device, in_a_hurry  # noqa: F401  # a fixture
 
 from pere import Client, Refusal, Retry
-from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Opened, Removed, Unreceipted, Unsent
+from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Removed, Unreceipted, Unsent
 
 
 @pytest.fixture
@@ -37,11 +37,12 @@ async def test_an_event_says_what_it_is(url, push):
     async with Device(await url(), channels=["c", "x.*"]) as device:
         await device.opened()
         first = await push("c", {"n": 1}, type="order")
-        second = await push("x.y", "two\nlines")
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        second = (await device.client.push("x.y", "two\nlines", traceparent=trace))["id"]
         await device.has({"n": 1}, "two\nlines")
     one, two = device.events
     assert (one.id, one.channel, one.type, one.attempt, one.answer, one.is_cancelled) == (first, "c", "order", 1, "processed", False)
-    assert (two.id, two.channel, two.type) == (second, "x.y", "message")
+    assert (two.id, two.channel, two.type, one.traceparent, two.traceparent) == (second, "x.y", "message", None, trace)
     assert one.time.timestamp() * 1000 == pytest.approx(int(first.partition("-")[0]), abs=1)
 
 
@@ -423,7 +424,6 @@ async def test_who_is_outstanding_is_read_page_by_page(url, push, monkeypatch):
     async with Client(await url()) as client:
         names = [f"d{n:02}" for n in range(30)]
         id = await push("c", 1, to=names)
-        await client.feedback("c", id) if client.device else None
         assert sorted([line["device"] async for line in client.outstanding("c", id)]) == names
 
 

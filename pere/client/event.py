@@ -28,6 +28,7 @@ class Event:
     channel  where it was pushed
     type     the publisher's word for what it is; `message` unless it said one
     data     the payload: what the JSON means, or the text
+    traceparent  where it stands in a trace of the publisher (W3C Trace Context), None if it does not
     attempt  1, or how often it was sent to this device by now
     answer   the last that was said of it here: `processed`, ...; None so far
     is_cancelled  whether the publisher has taken it back since it came
@@ -36,7 +37,7 @@ class Event:
     thread. The first `processed` or `failed` stands, and what is said after it is dropped.
     """
 
-    __slots__ = ("__weakref__", "_say", "_time", "answer", "attempt", "channel", "data", "id", "is_cancelled", "type")
+    __slots__ = ("__weakref__", "_say", "_time", "answer", "attempt", "channel", "data", "id", "is_cancelled", "traceparent", "type")
 
     def __init__(self, message: Message, say: Callable[[Receipt], None] | None):
         told = orjson.loads(message.data)
@@ -44,6 +45,7 @@ class Event:
         self.channel: str = told["channel"]
         self.type: str = told.get("type") or "message"
         self.data: Any = told.get("data")
+        self.traceparent: str | None = told.get("traceparent")
         self.attempt: int = told.get("attempt", 1)
         self.answer: str | None = None
         self.is_cancelled = False

@@ -30,19 +30,20 @@ class Publisher:
 
     async def push(self, channel: str, data: Any, *, type: str | None = None, to: Iterable[str] = (), ttl: int | None = None,
                    receipt: str | None = None, need: str | int | None = None, key: str | None = None, wait: int | None = None,
-                   callback: str | None = None, patience: float = 0.0) -> dict[str, Any]:
+                   callback: str | None = None, traceparent: str | None = None, patience: float = 0.0) -> dict[str, Any]:
         """Publish an event; returns `{"id", "channel", "audience"}` once it is as safe as the server's store makes it.
 
         `data` as str is text, as bytes is JSON that is encoded already, and anything else becomes JSON. `key` is an
         Idempotency-Key: with one, a push whose answer got lost can be repeated and is still published once. With `wait` the answer is
         the delivery status, once `need` is met or cannot be any more, or after so many seconds. `callback` is the webhook that is told
-        what becomes of it. For `patience` seconds it is tried again where the server is away or says "not now"; then a key is made if none is given.
+        what becomes of it, `traceparent` where it stands in a trace (W3C Trace Context). For `patience` seconds it is tried again where the server is away or says "not now"; then a key is made if none is given.
         """
         kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
         body = data.encode() if isinstance(data, str) else data if isinstance(data, bytes) else orjson.dumps(data)
         if key is None and patience:
             key = secrets.token_hex(16)
         headers = self._named | {"Content-Type": kind} | ({} if key is None else {"Idempotency-Key": key}) | ({} if wait is None else {"Prefer": f"wait={wait}"})
+        headers |= {} if traceparent is None else {"traceparent": traceparent}
         query = {"type": type, "to": list(to) or None, "ttl": ttl, "receipt": receipt, "need": need, "callback": callback}
         backoff, loop = Backoff(), asyncio.get_running_loop()
         end = loop.time() + patience
@@ -56,7 +57,7 @@ class Publisher:
             await asyncio.sleep(pause)
 
     async def push_many(self, events: Iterable[Mapping[str, Any]], *, patience: float = 0.0) -> list[dict[str, Any]]:
-        """Publish many, each `{"channel", "data", "type"?, "to"?, "ttl"?, "receipt"?, "need"?, "callback"?}`. Returns a result for each, in order:
+        """Publish many, each `{"channel", "data", "type"?, "to"?, "ttl"?, "receipt"?, "need"?, "callback"?, "traceparent"?}`. Returns a result for each, in order:
         what `push` would return, or `{"error", "message", "status"}`; a bad one does not spoil the others.
 
         They go in as many requests as the server's limits make necessary. The requests before one that fails have been published, so its error then

@@ -54,10 +54,10 @@ class SyncClient:
 
     def push(self, channel: str, data: Any, *, type: str | None = None, to: Iterable[str] = (), ttl: int | None = None, receipt: str | None = None,
              need: str | int | None = None, key: str | None = None, wait: int | None = None, callback: str | None = None,
-             patience: float = 0.0) -> dict[str, Any]:
+             traceparent: str | None = None, patience: float = 0.0) -> dict[str, Any]:
         """See Client.push."""
         return self._run(self._client.push(channel, data, type=type, to=to, ttl=ttl, receipt=receipt, need=need, key=key, wait=wait, callback=callback,
-                                           patience=patience))
+                                           traceparent=traceparent, patience=patience))
 
     def push_many(self, events: Iterable[Mapping[str, Any]], *, patience: float = 0.0) -> list[dict[str, Any]]:
         """See Client.push_many."""
