@@ -1,0 +1,47 @@
+"""The README as its readers use it: its blocks of code, taken out as they stand.
+
+A block is a program where its first line is a comment that names its file, such as `# till.py`; `snippet("till.py")` is that. Whoever runs
+one against a server on another port puts that in the place of the one that the README names, and changes nothing else.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
+NAME = re.compile(r"(?:#|//) ([\w.-]+\.\w+)$", re.M)
+SERVER = "127.0.0.1:4567"
+
+
+@dataclass(frozen=True)
+class Block:
+    """`name` is that of the file that it calls itself, "" if it is none; `line` is where it begins in the README."""
+
+    language: str
+    name: str
+    code: str
+    line: int
+
+    def against(self, port: int) -> str:
+        """The code, for a server on this port of this machine."""
+        # Where the port stands alone it stands for the same.
+        return self.code.replace(SERVER, f"127.0.0.1:{port}").replace("4567", str(port))
+
+
+def blocks(text: str = "") -> list[Block]:
+    """Every fenced block, in order."""
+    text = text or README.read_text("utf-8")
+    found = []
+    for match in FENCED.finditer(text):
+        named = NAME.match(match[2])
+        found.append(Block(match[1], named[1] if named else "", match[2], text.count("\n", 0, match.start()) + 1))
+    return found
+
+
+def snippet(name: str) -> Block:
+    """The program of this name. Raises LookupError if there is none, or more than one."""
+    found = [block for block in blocks() if block.name == name]
+    if len(found) != 1:
+        raise LookupError(f"the README has {len(found)} programs that call themselves {name}")
+    return found[0]
