@@ -23,7 +23,7 @@ from pere.storage.archive import compact as compacted
 from pere.storage.packing import Malformed
 
 MOST_FAULTS = 100  # that are printed of one kind; the rest is counted
-MOVING = ("backup", "restore")
+MOVING = ("backup", "restore", "copy")
 STEP = 1_000  # rows between two looks at the bar
 
 Row = TypeVar("Row")
@@ -54,6 +54,7 @@ def command() -> None:
       pere store compact pere.db                      give space back, while no server runs
       pere store backup pere.db copy.db               a copy, while the server goes on
       pere store restore copy.db pere.db              bring it back
+      pere store copy pere.db redis://127.0.0.1:6379/0   from one kind of store to another
     """
 
 

@@ -29,10 +29,10 @@ Watched = Callable[[int, int], None]
 def backup(path: str, target: str, is_forced: bool, watched: Watched) -> dict[str, int]:
     """Copy the file of a store, whether or not a server uses it; how many rows of each table are in the copy. Raises ConfigError."""
     ready(path)
-    check_target(path, target, is_forced)
+    check_target(target, is_forced, path)
     with whole(path, target, watched) as (part, counts):
         os.replace(part, target)
-        _settle(target)
+        settle(os.path.dirname(os.path.abspath(target)))
     return counts
 
 
@@ -43,26 +43,26 @@ def restore(copy: str, path: str, is_forced: bool, watched: Watched) -> tuple[di
         raise ConfigError(f"there is no file {copy}")
     if not schema.check(copy):
         raise ConfigError(f"{copy} is empty")
-    check_target(copy, path, is_forced)
+    check_target(path, is_forced, copy)
     lock = schema.Lock(path)
     try:
         with whole(copy, path, watched) as (part, counts):
-            before = _put_aside(path) if any(os.path.exists(path + end) for end in BESIDE) else None
+            before = put_aside(path)
             os.replace(part, path)
-            _settle(path)
+            settle(os.path.dirname(os.path.abspath(path)))
     finally:
         lock.release()
     return counts, before
 
 
-def check_target(source: str, target: str, is_forced: bool) -> None:
-    """Raises ConfigError where a copy may not be put."""
+def check_target(target: str, is_forced: bool, source: str | None = None) -> None:
+    """Raises ConfigError where a copy (of a file `source`, if it is one) may not be put."""
     folder = os.path.dirname(os.path.abspath(target))
     if not os.path.isdir(folder):
         raise ConfigError(f"{target} cannot be made: there is no folder {folder}")
     if os.path.isdir(target):
         raise ConfigError(f"{target} is a folder, and not a file")
-    if os.path.exists(target) and os.path.samefile(source, target):
+    if source is not None and os.path.exists(target) and os.path.samefile(source, target):
         raise ConfigError(f"{target} is the file that is to be copied")
     if os.path.exists(target) and os.path.getsize(target) and not is_forced:
         raise ConfigError(f"{target} is there already, and is left as it is; --force replaces it")
@@ -85,7 +85,7 @@ def whole(source: str, target: str, watched: Watched) -> Iterator[tuple[str, dic
             # Leaving the write-ahead log, it is one file, that can be carried anywhere.
             copy.execute("pragma journal_mode = delete")
             _check(copy, counts, source)
-        _sync(part)
+        settle(part)
         yield part, counts
     except sqlite3.Error as error:
         raise ConfigError(f"{source} cannot be copied to {target}: {error}") from None
@@ -110,8 +110,10 @@ def _check(copy: sqlite3.Connection, counts: dict[str, int], source: str) -> Non
         raise ConfigError(f"the copy has {there}, and {source} has {counts}: it is thrown away")
 
 
-def _put_aside(path: str) -> str:
-    """Move away what is there, under a name that nobody has: who restores by mistake loses nothing."""
+def put_aside(path: str) -> str | None:
+    """Move away what is there, under a name that nobody has: who does this by mistake loses nothing. None if nothing was."""
+    if not any(os.path.exists(path + end) for end in BESIDE):
+        return None
     before = f"{path}.{secrets.token_hex(4)}.old"
     # Its log first: a log that is left beside another file would be taken for that one's.
     for end in reversed(BESIDE):
@@ -120,11 +122,8 @@ def _put_aside(path: str) -> str:
     return before
 
 
-def _settle(path: str) -> None:
-    _sync(os.path.dirname(os.path.abspath(path)))
-
-
-def _sync(path: str) -> None:
+def settle(path: str) -> None:
+    """A file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
