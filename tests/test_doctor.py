@@ -221,7 +221,7 @@ def test_a_file_that_may_outgrow_its_disk_is_told(tmp_path):
 def test_events_from_the_future_are_told(tmp_path):
     connection = schema.prepare(str(tmp_path / "pere.db"), "full")
     id = int((time.time() + 7200) * 1000) << 20
-    connection.execute(f"insert into events values ({id}, 1, 1, 0, 1, 0, 1, '', '', null, x'31', 0, '')")
+    connection.execute(f"insert into events (id, channel, ordinal, time, ttl, level, is_json, type, publisher, data) values ({id}, 1, 1, 0, 1, 0, 1, '', '', x'31')")
     connection.close()
     finding = one(looked_at(tmp_path / "pere.db", retention_bytes=1 << 20), ADVICE)
     assert finding.about == "clock" and "ahead of this clock" in finding.what
@@ -452,12 +452,15 @@ def test_looking_leaves_nothing_behind(between):
 
 def test_keys_at_a_url_are_fetched(between):
     url = f"{between.url['keys']}/keys"
-    assert "1 keys (ES256)" in one(keys.tokens(Config(jwt_jwks=url), None), OK).what
+    def tokens(config: Config, token: str | None) -> list:
+        return aside(lambda: list(keys.tokens(config, token)))
+
+    assert "1 keys (ES256)" in one(tokens(Config(jwt_jwks=url), None), OK).what
     mine = token("d", key=PRIVATE["ES256"], algorithm="ES256", kid="a")
-    assert states(keys.tokens(Config(jwt_jwks=url), mine)) == [OK, OK]
-    assert "answers 404" in one(keys.tokens(Config(jwt_jwks=f"{url}/none"), None), WRONG).what
-    assert "no document of keys" in one(keys.tokens(Config(jwt_jwks=f"{between.url['another']}/"), None), WRONG).what
-    assert "cannot be fetched" in one(keys.tokens(Config(jwt_jwks=f"http://127.0.0.1:{free_port()}/"), None), WRONG).what
+    assert states(tokens(Config(jwt_jwks=url), mine)) == [OK, OK]
+    assert "answers 404" in one(tokens(Config(jwt_jwks=f"{url}/none"), None), WRONG).what
+    assert "no document of keys" in one(tokens(Config(jwt_jwks=f"{between.url['another']}/"), None), WRONG).what
+    assert "cannot be fetched" in one(tokens(Config(jwt_jwks=f"http://127.0.0.1:{free_port()}/"), None), WRONG).what
 
 
 def test_a_certificate_is_looked_at_on_the_way(tmp_path):

@@ -1,12 +1,13 @@
 """Tokens, certificates, and settings that contradict each other: what can be known without asking anybody but the keeper of keys."""
 
+import asyncio
 import os
 import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
+import aiohttp
 import orjson
 from cryptography import x509
 
@@ -14,7 +15,7 @@ from pere.auth import FETCHED, Verifier
 from pere.config import Config, is_loopback, words
 from pere.doctor import Finding, Findings, advice, ok, wrong
 from pere.errors import ConfigError, Refusal
-from pere.jwks import PATIENCE, check_url
+from pere.jwks import MAX_BYTES, PATIENCE, check_url
 from pere.keys import Key, of_jwks
 from pere.server import verifier_of
 from pere.tls import Certificate
@@ -51,15 +52,21 @@ def fetched(url: str) -> tuple[list[Key], Finding]:
     """The keys at a URL, and what is to be said of it."""
     why = "let this machine reach it (DNS, firewall), and look at what it answers: curl -i"
     try:
-        answer = httpx.get(url, timeout=PATIENCE, headers={"Accept": "application/jwk-set+json, application/json"})
-        if answer.status_code != 200:
-            return [], wrong("tokens", f"--jwt-jwks {url} answers {answer.status_code}", why)
-        keys = of_jwks(orjson.loads(answer.content))
-    except httpx.HTTPError as error:
+        status, document = asyncio.run(_asked(url))
+        if status != 200:
+            return [], wrong("tokens", f"--jwt-jwks {url} answers {status}", why)
+        keys = of_jwks(orjson.loads(document))
+    except (aiohttp.ClientError, OSError) as error:
         return [], wrong("tokens", f"--jwt-jwks {url} cannot be fetched: {str(error) or type(error).__name__}", why)
     except ValueError as error:
         return [], wrong("tokens", f"--jwt-jwks {url} is no document of keys that can be taken: {error}", "it is a JWKS document (RFC 7517) with RSA, P-256 or Ed25519 keys")
     return keys, ok("tokens", f"--jwt-jwks has {len(keys)} keys ({', '.join(sorted({key.algorithm for key in keys if key.algorithm in FETCHED}))})")
+
+
+async def _asked(url: str) -> tuple[int, bytes]:
+    """As a server asks for them (`jwks.py`)."""
+    async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session, session.get(url, headers={"Accept": "application/jwk-set+json, application/json"}, allow_redirects=False) as answer:
+        return answer.status, await answer.content.read(MAX_BYTES)
 
 
 def _held(verifier: Verifier, token: str) -> Finding:

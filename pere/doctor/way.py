@@ -14,9 +14,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
 import orjson
+from yarl import URL
 
+from pere.config import without_password
 from pere.doctor import Finding, advice, ok, wrong
 from pere.doctor.keys import ended
 
@@ -27,6 +29,8 @@ ASTRAY, FAR_ASTRAY = 2.0, 30.0  # seconds between the server's clock and ours
 HOP = 1.0  # a Date has whole seconds
 UNIX = "unix:"
 GATEWAYS = (502, 503, 504)
+LONGEST = 64 * 1024  # bytes of an answer that are read: what is longer is not PERE's
+ERRORS = (aiohttp.ClientError, OSError)  # TimeoutError is one of the latter
 
 NGINX_BUFFERS = "nginx: `proxy_buffering off; proxy_http_version 1.1;`, or do not ignore X-Accel-Buffering; others: no buffering for text/event-stream"
 TIMEOUTS = "raise the time for which it lets a connection be silent (nginx: `proxy_read_timeout 1h;`), or set --heartbeat below it"
@@ -41,55 +45,66 @@ class Way:
         self._channel = channel
         self._watch = watch
         self._has_token = bool(token)
-        # Nothing is followed: who sends us elsewhere is not the server.
-        self._http = httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=PATIENCE,
-                                       transport=httpx.AsyncHTTPTransport(uds=url.removeprefix(UNIX)) if url.startswith(UNIX) else None)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http: aiohttp.ClientSession
 
     async def findings(self) -> AsyncIterator[Finding]:
         """One after the other, as far as there is a way at all."""
-        async with self._http:
-            proxy = self._outgoing()
-            if proxy:
-                yield ok("way", f"goes through {proxy}, as the environment says")
+        parts, path = URL(self._base), self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+        proxy = None if path is not None or proxy_bypass(parts.host or "") else getproxies().get(parts.scheme)
+        connector = aiohttp.UnixConnector(path) if path is not None else aiohttp.TCPConnector(ssl=ssl.create_default_context())
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE)
+        async with aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout, proxy=proxy, cookie_jar=aiohttp.DummyCookieJar()) as self._http:
+            if proxy is not None:
+                yield ok("way", f"goes through {without_password(proxy)}, as the environment says")
             try:
+                if parts.scheme == "https" and proxy is None:
+                    yield await self._certificate(parts)
                 async for finding in self._greeting():
                     yield finding
                 async for finding in self._asking():
                     yield finding
             except _Astray as end:
                 yield end.finding
-            except httpx.HTTPError as error:
+            except ERRORS as error:
                 yield self._unreachable(error)
 
-    def _outgoing(self) -> str:
-        parts = httpx.URL(self._base)
-        return "" if self.url.startswith(UNIX) or proxy_bypass(parts.host) else getproxies().get(parts.scheme, "")
-
-    def _unreachable(self, error: httpx.HTTPError) -> Finding:
+    def _unreachable(self, error: BaseException) -> Finding:
         said = str(error) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in said:
             return wrong("certificate", f"{self.url}: {said}", "install a certificate for this name with those that signed it behind it; name your own authority with SSL_CERT_FILE; or somebody on the way shows another")
-        if "WRONG_VERSION_NUMBER" in said:
-            return wrong("way", f"{self.url} does not speak TLS", "http:// instead of https://, or give the server a certificate (--tls-cert)")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, ssl.SSLError | aiohttp.ClientConnectorSSLError):
+            return wrong("way", f"{self.url} does not speak TLS: {said}", "http:// instead of https://, or give the server a certificate (--tls-cert)")
+        if isinstance(error, TimeoutError):
             return wrong("way", f"{self.url} does not answer within {PATIENCE:g} s", "a firewall may drop what it does not let through; is the server running, and is it this address?")
         return wrong("way", f"{self.url} cannot be reached: {said}", "is the server running, and is it this address and port? `pere doctor` without --url looks at the machine that it runs on")
+
+    async def _certificate(self, parts: URL) -> Finding:
+        async with asyncio.timeout(PATIENCE):
+            _, writer = await asyncio.open_connection(parts.host, parts.port, ssl=ssl.create_default_context())
+        shown: Any = writer.get_extra_info("peercert")
+        writer.close()
+        begins, ends = (datetime.fromtimestamp(ssl.cert_time_to_seconds(shown[name]), UTC) for name in ("notBefore", "notAfter"))
+        return ended(begins, ends, datetime.now(UTC), "the certificate that is shown")
+
+    async def _page(self, path: str) -> tuple[aiohttp.ClientResponse, bytes, float]:
+        """An answer, its body, and how many seconds that took. Nothing is followed: who sends us elsewhere is not the server."""
+        began = time.monotonic()
+        async with asyncio.timeout(PATIENCE), self._http.get(self._base + path, headers={"Accept": "application/json"}, allow_redirects=False) as response:
+            return response, await response.content.read(LONGEST), time.monotonic() - began
 
     # Who answers
 
     async def _greeting(self) -> AsyncIterator[Finding]:
         before = time.time()
-        async with self._http.stream("GET", self._base + "/", headers={"Accept": "application/json"}) as response:
-            after = time.time()
-            body = await response.aread()
-            if (session := response.extensions["network_stream"].get_extra_info("ssl_object")) is not None:
-                yield _certificate(session)
+        response, body, _ = await self._page("/")
+        after = time.time()
         told = _json(body)
         if told.get("message") != MESSAGE:
             raise _Astray(self._stranger(response))
         yield ok("way", f"{self.url} is PERE {told.get('version', '?')}")
-        if response.http_version == "HTTP/1.0" or "1.0 " in response.headers.get("Via", ""):
-            yield advice("way", f"somebody on the way speaks HTTP/1.0 ({response.headers.get('Via', response.http_version)}): each request takes a connection of its own", "nginx: `proxy_http_version 1.1; proxy_set_header Connection \"\";`")
+        if response.version == aiohttp.HttpVersion10 or "1.0 " in response.headers.get("Via", ""):
+            yield advice("way", f"somebody on the way speaks HTTP/1.0 ({response.headers.get('Via', 'to us')}): each request takes a connection of its own", "nginx: `proxy_http_version 1.1; proxy_set_header Connection \"\";`")
         elif "Via" in response.headers:
             yield ok("way", f"there is a proxy on it: {response.headers['Via']}")
         if (date := _date(response)) is not None:
@@ -97,11 +112,11 @@ class Way:
         async for finding in self._ready():
             yield finding
 
-    def _stranger(self, response: httpx.Response) -> Finding:
-        status, kind = response.status_code, response.headers.get("Content-Type", "nothing")
+    def _stranger(self, response: aiohttp.ClientResponse) -> Finding:
+        status, kind = response.status, response.headers.get("Content-Type", "nothing")
         if status == 407:
             return wrong("way", "the proxy on the way wants to know who asks (407)", "name it with its user: HTTPS_PROXY=http://user:password@host:port, or go round it with NO_PROXY")
-        if response.is_redirect:
+        if status in (301, 302, 303, 307, 308):
             return wrong("way", f"instead of PERE somebody answers who sends us to {response.headers.get('Location')}",
                          "log in to the network (a captive portal), or let the proxy pass devices on without logging in; http:// may want to be https://")
         if status in GATEWAYS:
@@ -109,11 +124,11 @@ class Way:
         return wrong("way", f"instead of PERE somebody answers {status} with {kind}", "is it this address? A captive portal, a web server or another service answers so; a proxy must pass all paths on")
 
     async def _ready(self) -> AsyncIterator[Finding]:
-        response = await self._http.get(self._base + "/readyz")
-        if response.status_code == 200:
-            yield ok("server", f"it is ready, and answers after {1000 * response.elapsed.total_seconds():.0f} ms")
+        response, body, took = await self._page("/readyz")
+        if response.status == 200:
+            yield ok("server", f"it is ready, and answers after {1000 * took:.0f} ms")
         else:
-            yield wrong("server", f"it is not ready: {_json(response.content).get('message', response.status_code)}", "mend what it says; its log says more")
+            yield wrong("server", f"it is not ready: {_json(body).get('message', response.status)}", "mend what it says; its log says more")
 
     # What arrives there
 
@@ -129,45 +144,44 @@ class Way:
         for name, value, why in (("Last-Event-ID", "?", "a device that comes back would miss what was sent meanwhile"), ("Device", "?", "nobody is known by name, and no receipt would be taken")):
             # No id and no name looks like this, so whoever gets the header must refuse it.
             async with self._feed({name: value}) as response:
-                if response.status_code == 200:
+                if response.status == 200:
                     yield wrong("headers", f"{name} does not arrive: {why}", f"let the proxy pass it on, or send it in the address: ?{'last_event_id' if name != 'Device' else 'device'}=")
-                elif response.status_code in (400, 403):
+                elif response.status in (400, 403):
                     yield ok("headers", f"{name} arrives")
 
     def _feed(self, headers: dict[str, str]) -> Any:
         @asynccontextmanager
-        async def opened() -> AsyncIterator[httpx.Response]:
-            request = self._http.build_request("GET", f"{self._base}/feed/{self._channel}", headers={"Accept": "text/event-stream"} | headers, timeout=httpx.Timeout(PATIENCE, read=None))
+        async def opened() -> AsyncIterator[aiohttp.ClientResponse]:
             try:
                 async with asyncio.timeout(FIRST_WORDS):
-                    response = await self._http.send(request, stream=True)
+                    response = await self._http.get(f"{self._base}/feed/{self._channel}", headers={"Accept": "text/event-stream"} | headers, allow_redirects=False)
             except TimeoutError:
                 raise _Astray(wrong("buffering", f"a feed does not even begin within {FIRST_WORDS:g} s: somebody on the way waits for its end", NGINX_BUFFERS)) from None
             try:
                 yield response
             finally:
-                await response.aclose()
+                response.close()
 
         return opened()
 
-    async def _refused(self, response: httpx.Response) -> Finding | None:
-        if response.status_code != 200:
-            told = _json(await response.aread())
-            code, message = told.get("error", f"http_{response.status_code}"), told.get("message", response.reason_phrase)
+    async def _refused(self, response: aiohttp.ClientResponse) -> Finding | None:
+        if response.status != 200:
+            told = _json(await response.content.read(LONGEST))
+            code, message = told.get("error", f"http_{response.status}"), told.get("message", response.reason)
             if code == "no_token":
                 return wrong("headers", "Authorization does not arrive: the token is stripped on the way", "let the proxy pass it on (nginx does, unless `proxy_set_header Authorization \"\"` says otherwise)") if self._has_token \
                     else wrong("tokens", "the server asks for a token", "--token, or PERE_TOKEN, with one that may listen to --channel")
-            return wrong("tokens" if response.status_code in (401, 403) else "way", f"no feed is opened: {code}: {message}", "use a token that may listen to --channel (`pere token inspect` says what is in it)"
-                         if response.status_code in (401, 403) else "mend what it says")
+            return wrong("tokens" if response.status in (401, 403) else "way", f"no feed is opened: {code}: {message}", "use a token that may listen to --channel (`pere token inspect` says what is in it)"
+                         if response.status in (401, 403) else "mend what it says")
         kind = response.headers.get("Content-Type", "nothing")
         return None if kind.startswith("text/event-stream") else wrong("way", f"a feed comes as {kind} and not as text/event-stream: somebody on the way answers it or changes it", "let the proxy pass feeds on as they are")
 
-    async def _flow(self, response: httpx.Response) -> AsyncIterator[Finding]:
+    async def _flow(self, response: aiohttp.ClientResponse) -> AsyncIterator[Finding]:
         """Whether what is written there is read here, at once, and for as long as nothing is said."""
         coding = response.headers.get("Content-Encoding", "identity")
         if coding != "identity":
             yield wrong("buffering", f"feeds are compressed on the way ({coding}), and who compresses also holds back", "no compression for text/event-stream (nginx: leave it out of gzip_types)")
-        started, parts, seen = time.monotonic(), response.aiter_bytes(), b""
+        started, parts, seen = time.monotonic(), response.content.iter_any(), b""
         try:
             async with asyncio.timeout(FIRST_WORDS):
                 while b"pere.hello" not in seen:
@@ -176,7 +190,7 @@ class Way:
             raise _Astray(wrong("buffering", f"the first words of a feed do not arrive within {FIRST_WORDS:g} s: somebody on the way holds them back", NGINX_BUFFERS)) from None
         except StopAsyncIteration:
             raise _Astray(wrong("way", "a feed ends before it has said anything", "look at the log of the proxy, and of the server")) from None
-        except httpx.HTTPError as error:
+        except ERRORS as error:
             raise _Astray(wrong("way", f"a feed breaks off before it has said anything: {str(error) or type(error).__name__}", "look at the log of the proxy, and of the server")) from None
         yield ok("buffering", f"the first words of a feed arrive after {1000 * (time.monotonic() - started):.0f} ms")
         yield await self._silence(parts)
@@ -194,7 +208,7 @@ class Way:
                         return ok("timeouts", f"a heartbeat arrives after {time.monotonic() - began:.1f} s of silence")
         except TimeoutError:
             return advice("timeouts", f"nothing arrived in {self._watch:g} s of silence: either --heartbeat is longer, or heartbeats are held back", "look for longer than --heartbeat (--watch), or see to buffering")
-        except httpx.HTTPError:
+        except ERRORS:
             pass
         return wrong("timeouts", f"a feed is cut off after {time.monotonic() - began:.1f} s of silence, before a heartbeat came", TIMEOUTS)
 
@@ -207,12 +221,6 @@ class _Astray(Exception):
         self.finding = finding
 
 
-def _certificate(session: ssl.SSLObject) -> Finding:
-    shown: Any = session.getpeercert()
-    begins, ends = (datetime.fromtimestamp(ssl.cert_time_to_seconds(shown[name]), UTC) for name in ("notBefore", "notAfter"))
-    return ended(begins, ends, datetime.now(UTC), "the certificate that is shown")
-
-
 def _clock(date: float, before: float, after: float) -> Finding:
     """Somebody's Date, whose second began up to a second before, against the time here when it was asked for."""
     ahead = date - after if date > after else min(0.0, date + HOP - before)
@@ -222,7 +230,7 @@ def _clock(date: float, before: float, after: float) -> Finding:
     return (wrong if abs(ahead) > FAR_ASTRAY else advice)("clock", what, "set both right (NTP): tokens hold by the one, and receipts with `at` and tokens that are minted here go by the other")
 
 
-def _date(response: httpx.Response) -> float | None:
+def _date(response: aiohttp.ClientResponse) -> float | None:
     try:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
