@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from jwt import PyJWK, PyJWTError
+from jwt import InvalidKeyError, PyJWK, PyJWTError, get_algorithm_by_name
 
 SECRET_BYTES = 32  # RFC 7518, 3.2: a key for HS256 is at least as long as its hash
 RSA_BITS = 2048  # RFC 7518, 3.3
@@ -22,18 +22,25 @@ PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
 class Key(NamedTuple):
-    """`id` is the `kid` by which a token may name it, None if it has none; `key` is what PyJWT takes for the algorithm."""
+    """`id` is the `kid` by which a token may name it, None if it has none; `key` is what PyJWT has prepared for the algorithm."""
 
     id: str | None
     algorithm: str
     key: Any
+
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        """Whether it was this key, and no other, that signed the message so."""
+        return get_algorithm_by_name(self.algorithm).verify(message, self.key, signature)
 
 
 def of_secret(secret: str) -> Key:
     """Raises ValueError if it is too short; what it is is not told."""
     if (length := len(secret.encode())) < SECRET_BYTES:
         raise ValueError(f"a secret has at least {SECRET_BYTES} bytes (RFC 7518, 3.2), and this one has {length}")
-    return Key(None, "HS256", secret.encode())
+    try:
+        return Key(None, "HS256", get_algorithm_by_name("HS256").prepare_key(secret))
+    except InvalidKeyError as error:
+        raise ValueError(str(error)) from None  # such as a public key that was taken for a secret
 
 
 def of_pem(text: bytes) -> list[Key]:

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from minting import PRIVATE, SECRET, jwk, private_pem, public_pem
 
 from pere import auth
-from pere.auth import ADMIN, ANYBODY, FEED, MAX_TOKEN, NOBODY, OPEN, PUSH, Grant, UnknownKey, Verifier
+from pere.auth import ADMIN, ANYBODY, FEED, NOBODY, OPEN, PUSH, Grant, UnknownKey, Verifier
 from pere.errors import Forbidden, Unauthorized
+from pere.jws import MAX_TOKEN
 from pere.keys import of_jwks, of_pem, of_secret
 
 NOW = 1_417_444_110.993

@@ -1,0 +1,70 @@
+"""A signed token (RFC 7515, the compact form) taken apart.
+
+What a header may say and what a signature proves is for PyJWT to tell; but to decode a whole token costs it as much as all else that
+opens a feed, or twice that: it reads the header of each token anew, though a fleet has one, and looks at each character by itself. So it is
+shown each header once, and the signature (`Key.signed`); what is between is here, and takes a tenth of the time. No clock, and no meaning
+of any claim.
+"""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from functools import lru_cache
+from typing import Any
+
+import jwt
+import orjson
+
+from pere.errors import Unauthorized
+
+MAX_TOKEN = 4096  # bytes
+TOKEN = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+
+
+class Parts:
+    """What is signed, and by what: `algorithm` and `id` are what the header says of the key. Raises Unauthorized for what is no token."""
+
+    __slots__ = ("algorithm", "id", "message", "signature", "_body")
+
+    def __init__(self, token: bytes):
+        match = TOKEN.fullmatch(token) if len(token) <= MAX_TOKEN else None
+        if match is None:
+            raise bad_token(f"a token is a JWT of at most {MAX_TOKEN} bytes: three parts in base64url, with dots between them")
+        header, self._body, signature = match.groups()
+        self.algorithm, self.id = _header(header)
+        self.message = token[: match.end(2)]
+        self.signature = _bytes(signature)
+
+    def claims(self) -> dict[str, Any]:
+        """What is said, which nobody should believe whose signature is not right."""
+        try:
+            claims = orjson.loads(_bytes(self._body))
+        except orjson.JSONDecodeError:
+            raise bad_token("the claims of the token are no JSON") from None
+        if not isinstance(claims, dict):
+            raise bad_token("the claims of a token are an object")
+        return claims
+
+
+@lru_cache(maxsize=64)
+def _header(part: bytes) -> tuple[Any, Any]:
+    """The algorithm and the id of the key. What is refused is not remembered."""
+    try:
+        header = jwt.get_unverified_header(part + b".e30.AA")
+    except jwt.PyJWTError as error:
+        raise bad_token(f"the header of the token cannot be read: {error}") from None
+    return header.get("alg"), header.get("kid")
+
+
+def _bytes(part: bytes) -> bytes:
+    """RFC 4648, 3.5: what could be written in two ways is taken in one."""
+    try:
+        found = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    except ValueError:
+        raise bad_token("a part of the token is no base64url") from None
+    if urlsafe_b64encode(found).rstrip(b"=") != part:
+        raise bad_token("a part of the token is no base64url as it is to be written")
+    return found
+
+
+def bad_token(message: str) -> Unauthorized:
+    return Unauthorized("bad_token", message)
