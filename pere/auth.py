@@ -221,13 +221,10 @@ class Verifier:
 
     def _check_audience(self, said: Any) -> None:
         """RFC 7519, 4.1.3: a token that is for somebody is refused by everybody else."""
-        if self._audience is None:
-            if said:
-                raise Unauthorized("wrong_audience", "the token is for somebody (aud), and nobody has told us who we are (--jwt-audience)")
-            return
-        if not said:
+        if not said and self._audience is not None:
             raise bad_token("the token has no aud")
-        if self._audience not in ([said] if isinstance(said, str) else said if isinstance(said, list) and all(isinstance(each, str) for each in said) else ()):
+        whom = [said] if isinstance(said, str) else said
+        if said and (not isinstance(whom, list) or not all(isinstance(each, str) for each in whom) or self._audience not in whom):
             raise Unauthorized("wrong_audience", "the token is for somebody else (aud)")
 
 
