@@ -29,10 +29,11 @@ class Conversation(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
     __slots__ = ("_closing", "_door", "_ended", "_in_line", "_queued", "_rest", "_stuck", "_took_at", "_unsent", "_waiters",
-                 "account", "address", "app", "busy", "pending", "served", "since", "transport", "turn")
+                 "account", "address", "app", "busy", "is_expected", "pending", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
         self._door = door
+        self.transport: Any = None
         self.app = app or door.app
         self.busy: Ask | Exchange | object | None = None  # the request that is being answered
         self.pending: deque[Ask] | None = None  # those that wait behind it
@@ -48,6 +49,7 @@ class Conversation(asyncio.Protocol):
         self._unsent = 0  # bytes that waited for it when we last looked
         self._took_at = 0.0  # when it last took some of them
         self._waiters: list[asyncio.Future[None]] | None = None
+        self.is_expected = False  # the gate has let it in already
         self.account: Account | None = None  # of whoever is at the other end, if that is no proxy of ours and has limits
 
     def _parse(self, data: bytes) -> None:
@@ -59,8 +61,10 @@ class Conversation(asyncio.Protocol):
         self.transport = transport
         self.address = of_socket(transport.get_extra_info("peername"))
         door = self._door
-        self.account = account = door.gate.account(self.address, is_socket=True)
-        refusal = door.gate.enter(account, len(door.connections))
+        refusal = None
+        if not self.is_expected:
+            self.account = account = door.gate.account(self.address, is_socket=True)
+            refusal = door.gate.enter(account, len(door.connections) + door.handshakes)
         door.connections.add(self)
         if refusal is not None:
             # As cheap as can be: nothing is read, and nobody waits for the client to go.

@@ -74,6 +74,7 @@ class Door:
         self.proxies = Proxies(*config.proxies)
         self.gate = gate
         self.connections: set[Any] = set()
+        self.handshakes = 0  # under way, of those who are to be connections
         self.held = 0  # bytes of bodies that are not whole yet, or that wait behind another request
         self.draining = False  # it is about to end: each connection closes behind its next answer
         self.shapes = Shapes()

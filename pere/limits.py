@@ -64,16 +64,17 @@ class Rate:
 
 
 class Account:
-    """What one client has used: `full` is when each of its buckets is full again, `connections` and `feeds` what it holds, and `served` what
+    """What one client has used: `full` is when each of its buckets is full again, `connections`, `feeds` and `handshakes` what it holds, and `served` what
     it was given in the newest `turn` of the loop. Once it is not kept, there may be another one for the same client."""
 
-    __slots__ = ("connections", "feeds", "full", "is_kept", "served", "turn")
+    __slots__ = ("connections", "feeds", "full", "handshakes", "is_kept", "served", "turn")
 
     def __init__(self) -> None:
         self.full = [0.0] * len(WORDS)
         self.is_kept = False
         self.connections = 0
         self.feeds = 0
+        self.handshakes = 0  # which are connections too
         self.served = 0
         self.turn = 0.0
 

@@ -7,6 +7,7 @@ listener, if it has another one.
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
@@ -18,50 +19,85 @@ from tornado.web import Application
 
 from pere.config import Config, is_loopback
 from pere.door import Door
+from pere.handshakes import Handshakes
 from pere.http1 import Connection
 from pere.tls import Certificate
 
+log = logging.getLogger("pere.listening")
+
 BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes back comes at once
+ACCEPTS = 64  # connections that are taken in one turn, before those who are there are served
+REST = 1.0  # seconds until it is tried again, where no file could be opened
 GOODBYE = 5.0  # seconds in which the other end of a TLS connection may say that it has heard the last word
 
 
 class Listener:
-    """One socket that listens, and whoever comes by it: `app` is what they meet, `certificate` what they are shown. `is_shared` tells that another process has
-    the same socket, so that what waits in its queue is not ours alone. `url` is where it is."""
+    """One socket that listens, and whoever comes by it: `meet` makes what they meet. `is_shared` tells that another process has
+    the same socket, so that what waits in its queue is not ours alone. `url` is where it is; where TLS is spoken, `handshakes` takes who comes."""
 
-    def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], secured: dict[str, Any]):
+    def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], handshakes: Handshakes | None = None):
         self.sock = sock
         self.url = url
         self._is_shared = is_shared
         self._meet = meet
-        self._secured = secured
+        self._handshakes = handshakes
+        self._resting: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         make = asyncio.get_running_loop()
         if self.sock.family == socket.AF_UNIX:
             self._server = await make.create_unix_server(self._meet, sock=self.sock, backlog=BACKLOG)
+        elif self._handshakes is None:
+            self._server = await make.create_server(self._meet, sock=self.sock, backlog=BACKLOG)
         else:
-            self._server = await make.create_server(self._meet, sock=self.sock, backlog=BACKLOG, **self._secured)
+            self.sock.listen(BACKLOG)
+            self._watch(self._handshakes)
+
+    def _watch(self, handshakes: Handshakes) -> None:
+        self._resting = None
+        asyncio.get_running_loop().add_reader(self.sock, self._accept, handshakes)
+
+    def _accept(self, handshakes: Handshakes) -> None:
+        """Some have come, and the others of this turn have their turn too."""
+        try:
+            for _ in range(ACCEPTS):
+                handshakes.take(*self.sock.accept())
+        except (BlockingIOError, ConnectionAbortedError):
+            pass
+        except OSError as error:
+            # No file can be opened, so they wait, and so do we: the socket would tell of them without end.
+            log.error("no connection can be taken", extra={"facts": {"error": error.strerror}})
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.sock)
+            self._resting = loop.call_later(REST, self._watch, handshakes)
 
     async def close(self) -> None:
         """Take no further connection. Those that wait in the queue have been told by the kernel that they are connected, and would be reset with the
         socket: so they are taken first. If another process has this socket too, they are left to it."""
-        if self._server is None:
-            self.sock.close()
-            return
+        loop, handshakes = asyncio.get_running_loop(), self._handshakes
         same = self.sock.dup()
         same.setblocking(False)
-        self._server.close()
-        self._server = None
+        if self._server is not None:
+            self._server.close()
+        else:
+            if self._resting is not None:
+                self._resting.cancel()
+            loop.remove_reader(self.sock)
+            self.sock.close()
         try:
             while not self._is_shared:
-                visitor, _ = same.accept()
-                await asyncio.get_running_loop().connect_accepted_socket(self._meet, visitor, **self._secured)
+                visitor, address = same.accept()
+                if handshakes is not None:
+                    handshakes.take(visitor, address)
+                else:
+                    await loop.connect_accepted_socket(self._meet, visitor)
         except OSError:
             pass  # there is no other, or this one has given up by now
         finally:
             same.close()
+            if handshakes is not None:
+                handshakes.close()
 
 
 class Listeners:
@@ -114,7 +150,8 @@ class Listeners:
         for sock in given or bound(host, port, self._config.reuse_port):
             own: int = sock.getsockname()[1]
             url = f"{'http' if certificate is None else 'https'}://{_named(host)}:{own}"
-            among.append(Listener(sock, url, given is not None and is_shared, partial(Connection, self._door, app), secured))
+            meet = partial(Connection, self._door, app)
+            among.append(Listener(sock, url, given is not None and is_shared, meet, Handshakes(self._door, meet, secured) if secured else None))
             await among[-1].start()
             taken = taken or own
         return taken
@@ -130,7 +167,7 @@ class Listeners:
                 os.chmod(path, int(self._config.unix_mode, 8))
                 found = os.stat(path)
                 self._unix = found.st_dev, found.st_ino
-            self._open.append(Listener(listening, f"unix:{path}", bool(given), partial(Connection, self._door, self._public), {}))
+            self._open.append(Listener(listening, f"unix:{path}", bool(given), partial(Connection, self._door, self._public)))
             await self._open[-1].start()
         except OSError as error:
             listening.close()

@@ -1,0 +1,147 @@
+"""Limits on who speaks TLS hold before the handshake: nothing is computed for who cannot stay."""
+
+import asyncio
+import ssl
+
+import pytest
+import wire
+
+OTHER = "127.0.0.2"
+
+
+@pytest.fixture
+def secured(start, authority):
+    """`server = await secured(peer_connects="0.1/1")`: one that speaks TLS, and exempts nobody."""
+
+    async def secured(**config):
+        cert, key = authority.sign("limited")
+        return await start(**{"tls_cert": cert, "tls_key": key, "limits_exempt": ""} | config)
+
+    return secured
+
+
+@pytest.fixture
+def come(start):
+    """`line = await come("127.0.0.2")`: somebody who has connected and has said nothing yet."""
+    lines = []
+
+    async def come(address="127.0.0.1"):
+        lines.append(await wire.Wire.open(start.servers[-1].port, source=address))
+        return lines[-1]
+
+    yield come
+    for line in lines:
+        line.close()
+
+
+async def test_who_connects_too_often_is_cut_before_a_word_is_said_and_the_others_are_served(secured, come, authority):
+    server = await secured(peer_connects="0.01/1")
+    first, second, other = await come(), await come(), await come(OTHER)
+    assert await second.rest() == b""
+    for line in (first, other):
+        await line.shake_hands(authority.context)
+        await line.send(wire.said("GET", "/healthz"))
+        assert (await line.answer()).status == 200
+    assert +server.gate.limited == {("connects", "client"): 1}
+    assert [account.connections for account in server.gate.accounts.known.values()] == [1, 1]
+
+
+async def test_one_client_has_only_so_many_handshakes_under_way_and_its_others_wait(secured, come, authority, until):
+    server = await secured(max_handshakes_per_peer=3)
+    silent = [await come() for _ in range(3)]
+    waiting = [await come() for _ in range(5)]
+    await until(lambda: server.door.handshakes == 8)
+    hands = [asyncio.ensure_future(line.shake_hands(authority.context)) for line in waiting]
+    other = await come(OTHER)
+    await other.shake_hands(authority.context)
+    assert not any(each.done() for each in hands)
+    await silent[0].shake_hands(authority.context)
+    await asyncio.gather(*hands)
+    await until(lambda: (server.door.handshakes, len(server.door.connections)) == (2, 7))
+    await waiting[-1].send(wire.said("GET", "/healthz"))
+    assert (await waiting[-1].answer()).status == 200
+
+
+async def test_who_waits_for_a_handshake_when_the_server_ends_is_let_go(secured, come, until):
+    server = await secured(max_handshakes_per_peer=1)
+    lines = [await come() for _ in range(5)]
+    await until(lambda: server.door.handshakes == 5)
+    await server.stop()
+    assert [await line.rest() for line in lines[1:]] == [b""] * 4
+    account, = server.gate.accounts.known.values()
+    assert account.connections <= 1
+
+
+@pytest.mark.parametrize("how", ["is silent", "says what is not TLS", "goes"])
+async def test_a_handshake_that_comes_to_nothing_leaves_nothing_behind(secured, come, until, how):
+    server = await secured(head_timeout=0.3)
+    lines = [await come() for _ in range(20)]
+    await until(lambda: server.door.handshakes == 20)
+    for line in lines:
+        if how == "goes":
+            line.reset()
+        elif how != "is silent":
+            await line.send(b"GET / HTTP/1.1\r\n\r\n")
+    await until(lambda: not server.door.handshakes)
+    account, = server.gate.accounts.known.values()
+    assert (account.connections, account.handshakes, len(server.door.connections)) == (0, 0, 0)
+
+
+async def test_connections_that_are_yet_to_be_count_among_all_that_there_may_be(secured, come):
+    server = await secured(max_connections=4, max_connections_per_peer=4)
+    for number in range(4):
+        await come(f"127.0.0.{number + 2}")
+    assert await (await come("127.0.0.9")).rest() == b""
+    assert +server.gate.limited == {("connections", "all"): 1}
+
+
+async def test_many_handshakes_at_once_are_all_made_and_who_is_there_is_served_meanwhile(secured, come, authority, until):
+    server = await secured(max_handshakes_per_peer=10)
+    friend = await come(OTHER)
+    await friend.shake_hands(authority.context)
+    crowd = [await come() for _ in range(100)]
+    hands = asyncio.gather(*(line.shake_hands(authority.context) for line in crowd))
+    served = 0
+    while not hands.done():
+        await friend.send(wire.said("POST", "/push/c", b"1"))
+        assert (await friend.answer()).status == 201
+        served += 1
+    await hands
+    assert served
+    await until(lambda: (len(server.door.connections), server.door.handshakes) == (101, 0))
+
+
+async def test_where_no_file_can_be_opened_they_wait_until_one_can(secured, come, authority, caplog, monkeypatch):
+    server = await secured()
+    monkeypatch.setattr("pere.listening.REST", 0.05)
+    listener, = server.listeners._open
+    taken = listener.sock
+
+    class Full:
+        """The socket of a process that has as many files open as it may have, for a moment."""
+
+        def __init__(self):
+            self.left = 2
+
+        def fileno(self):
+            return taken.fileno()
+
+        def accept(self):
+            self.left -= 1
+            if self.left >= 0:
+                raise OSError(24, "Too many open files")
+            listener.sock = taken
+            return taken.accept()
+
+    listener.sock = Full()
+    line = await come()
+    await line.shake_hands(authority.context)
+    assert [record.getMessage() for record in caplog.records if record.name == "pere.listening"] == ["no connection can be taken"] * 2
+    caplog.clear()
+
+
+async def test_certificates_are_checked_as_ever(secured, come):
+    await secured()
+    line = await come()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await line.shake_hands(ssl.create_default_context())
