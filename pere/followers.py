@@ -129,7 +129,10 @@ class Followers:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, grant)
-        self._channels.setdefault(channel, {})[follower] = None
+        if channel not in self._channels:
+            self._channels[channel] = {}
+            self._store.follow(channel)
+        self._channels[channel][follower] = None
         if grant.subject:
             self.subjects[grant.subject] += 1
         # Who is told of nothing costs nothing: the store looks once, and that is all.
@@ -223,6 +226,7 @@ class Followers:
         del followers[follower]
         if not followers:
             del self._channels[follower.channel]
+            self._store.unfollow(follower.channel)
         if not self._channels:
             self._store.on_receipts = None
         self.closes[reason] += 1

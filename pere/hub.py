@@ -104,6 +104,7 @@ class Hub:
     def _born(self, name: str, newest: int) -> Channel:
         """A channel that nobody listened to yet: those feeds join whose pattern means it, to read on after the ordinal `newest`."""
         channel = self.channels[name] = Channel(name, self._store.open(name), self._wheel.now)
+        self._store.follow(name)
         channel.flushed = newest
         for feed in self._wanting(name):
             member = self._store.register(name, feed.device.name) if feed.device is not None else None
@@ -257,7 +258,10 @@ class Hub:
                 told.append(feed.greeting)
                 feed.greeting = b""
         for pattern in patterns:
-            self._wildcards.setdefault(pattern, set()).add(feed)
+            if pattern not in self._wildcards:
+                self._wildcards[pattern] = set()
+                store.follow(pattern)
+            self._wildcards[pattern].add(feed)
         if patterns or len(feed.places) > 1:
             for place in feed.places:
                 place.channel.shared += 1
@@ -412,10 +416,12 @@ class Hub:
             place.channel.shared -= is_shared
             if not place.channel.feeds:
                 del self.channels[place.channel.name]
+                self._store.unfollow(place.channel.name)
         for pattern in feed.patterns:
             self._wildcards[pattern].discard(feed)
             if not self._wildcards[pattern]:
                 del self._wildcards[pattern]
+                self._store.unfollow(pattern)
         if feed.device is not None:
             feed.device.seen = now
             self._store.devices.close(feed.device, feed)

@@ -37,8 +37,9 @@ class AdminEvents(Handler):
     needs = ADMIN
     store: Store
 
-    def get(self, channel: str) -> None:
-        shelf = self.store.shelf(self.channel(channel))
+    async def get(self, channel: str) -> None:
+        await self.store.reach(0, self.channel(channel))
+        shelf = self.store.shelf(channel)
         self.answer([event.payload() for event in shelf.backlog] if shelf is not None else [])
 
 
@@ -48,8 +49,10 @@ class ChannelDevices(Handler):
     needs = ADMIN
     store: Store
 
-    def get(self, channel: str) -> None:
-        shelf = self.store.shelf(self.channel(channel))
+    async def get(self, channel: str) -> None:
+        self.channel(channel)
+        await self.store.reach(0)  # who is online on another node is told by and by, to nobody who follows a channel
+        shelf = self.store.shelf(channel)
         self.answer({member.device: self._told(member) for member in shelf.audience} if shelf is not None else {})
 
     def _told(self, member: Member) -> dict[str, object]:
@@ -68,7 +71,8 @@ class AllDevices(Handler):
     needs = ADMIN
     store: Store
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        await self.store.reach(0)
         after = self.query.one("after") or ""
         limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
         devices = list(self.store.devices.after(after, limit))
@@ -92,7 +96,9 @@ class OneDevice(ChannelDevices):
     revocations: Revocations | None
 
     async def delete(self, name: str) -> None:
-        device = self.store.devices.get(device_name(name))
+        device_name(name)
+        await self.store.reach(0)
+        device = self.store.devices.get(name)
         is_revoked = self._is_revoked()
         if device is None and not is_revoked:
             raise NotFound("unknown_device", f"no device {name} is registered")

@@ -25,11 +25,11 @@ class Events(Handler):
     store: Store
 
     async def get(self, channel: str) -> None:
-        self.channel(channel)
+        name = self.channel(channel)
         after = self.query.one("after")
         last = parse_id(after) if after else 0
         limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
-        await self.store.reach(last)
+        await self.store.reach(last, name)
         events, is_more = await self.store.history(channel, last, limit)
         self.answer({
             "events": [event.as_dict() for event in events],
@@ -51,7 +51,7 @@ class Status(Handler):
 
     async def get(self, channel: str, id: str) -> None:
         most = seconds(self.query.one("wait") or "0", "wait", self.config.max_wait)
-        await self.store.reach(parse_id(id))
+        await self.store.reach(parse_id(id), self.channel(channel))
         with self.waits.on(self.channel(channel), parse_id(id)) as self._wait:
             status = await self._status(channel, id)
             # Who says what it knows waits as long as that is so, and who says nothing waits for something new.
@@ -79,7 +79,7 @@ class Status(Handler):
 
     async def delete(self, channel: str, id: str) -> None:
         """Recall: whoever lacks the event will not get it, whoever has it is told to forget it."""
-        await self.store.reach(parse_id(id))
+        await self.store.reach(parse_id(id), self.channel(channel))
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.store.recall(self.channel(channel), parse_id(id), done.set_result, done.set_exception)
         self.answer({"id": id, "channel": channel, "cancelled": await done})
@@ -97,7 +97,7 @@ class StatusDevices(Handler):
             raise BadRequest("bad_state", f"state is one of {', '.join(sorted(STATES))}, not {shown(state)}")
         limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
         start = self._cursor(id)
-        await self.store.reach(parse_id(id))
+        await self.store.reach(parse_id(id), self.channel(channel))
         lines, following = await self.store.lines(self.channel(channel), parse_id(id), state or None, start, limit)
         self.answer({"devices": lines, "cursor": f"{id}.{following}" if following is not None else None})
 

@@ -1,17 +1,17 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pere import sse
 from pere.auth import FEED
 from pere.config import Config
 from pere.cors import Cors
 from pere.door import Ask
-from pere.errors import BadRequest, Refusal
+from pere.errors import BadRequest
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
 from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Handler, Query, channel_of, device_of, number, seconds, text
+from pere.handlers.reaching import Reaching
 from pere.hub import Hub
 from pere.limits import CHANNELS, CONNECTS, REGISTRATIONS
 from pere.names import channel_name, is_pattern, pattern, shown
@@ -50,7 +50,7 @@ class OpenFeed:
         self._store = store
         self._config = config
         self._opening = Opening(config.retry, cors)
-        self._reaching: set[asyncio.Task[None]] = set()  # the loop itself holds no task
+        self._reaching = Reaching(store)
 
     def one(self, ask: Ask) -> None:
         self._open(ask, Query(ask.query) if ask.query else NO_QUERY, [channel_of(ask.path)], (), RAW)
@@ -94,27 +94,23 @@ class OpenFeed:
             ask.charge(REGISTRATIONS, registrations)
             ask.charge(CHANNELS, born)
 
-        def begin() -> None:
+        def begin(named: Collection[str]) -> None:
             account = ask.account
             self._gate.check_feeds(account)
-            meant = self._hub.admit(device, search.found() if search is not None else channels, patterns, pay)
+            meant = self._hub.admit(device, named, patterns, pay)
             greeting, framing = self._opening.greet(ask)
             self._hub.open(ask.detach(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
 
-        def reach() -> None:
-            if cursor is not None and cursor > self._store.newest:
-                task = asyncio.ensure_future(self._reach(ask, cursor, begin))
-                self._reaching.add(task)
-                task.add_done_callback(self._reaching.discard)
+        def search_and_begin() -> None:
+            search = Search(self._store, channels, patterns) if patterns else None
+            if search is None:
+                begin(channels)
             else:
-                begin()
+                ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
+                self._look(ask, search, lambda: begin(search.found()))
 
-        search = Search(self._store, channels, patterns) if patterns else None
-        if search is None:
-            reach()
-        else:
-            ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
-            self._look(ask, search, reach)
+        # Another node may have sent it something a moment ago, or heard it: first that is to be at hand here too, or it would come twice.
+        self._reaching.first(ask, cursor or 0, (*channels, *patterns), search_and_begin)
 
     def _look(self, ask: Ask, search: Search, then: Callable[[], None]) -> None:
         """Look for what the patterns mean, and go on with it, unless the client has gone by then."""
@@ -129,17 +125,6 @@ class OpenFeed:
 
         if some(ask):
             ask.go_on(some)
-
-    async def _reach(self, ask: Ask, cursor: int, begin: Callable[[], None]) -> None:
-        """Another node may have sent it that a moment ago: first it is to be at hand here too, or it would come twice."""
-        gone: list[bool] = []
-        ask.on_gone(lambda: gone.append(True))
-        try:
-            await self._store.reach(cursor)
-            if not gone:
-                begin()
-        except Refusal as refusal:
-            ask.refuse(refusal)
 
 
 def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:

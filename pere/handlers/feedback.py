@@ -17,6 +17,7 @@ from pere.errors import BadRequest, Conflict, NotFound, Refusal, TooLarge, Wrong
 from pere.event import format_id, parse_id, parse_time
 from pere.guard import bearer_of
 from pere.handlers.base import DURATION, NO_QUERY, Query, channel_of, device_of, dumps, event_id, loads, media_type
+from pere.handlers.reaching import Reaching
 from pere.ledger import Receipt
 from pere.limits import RECEIPTS
 from pere.names import channel_name, device_name, shown
@@ -82,6 +83,7 @@ class Feedback:
         self.varying = VARYING if bearers is None else (*VARYING, b"authorization")
         self._bearers = bearers
         self.store = store
+        self._reaching = Reaching(store)
         self._redelivery = redelivery
         self._config = config
         # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
@@ -127,12 +129,16 @@ class Feedback:
             self.store.record(channel, device, id, PROCESSED if state is None else state, status, then, not_kept, self.at(at))
             return
         said.check()
-        try:
-            stands, outcome = self.go_on(channel, device, id, said)
-        except NotFound as refusal:
-            not_kept(refusal)
-        else:
-            ask.answer(200, ANSWERS[stands][outcome])
+
+        def go_on() -> None:
+            try:
+                stands, outcome = self.go_on(channel, device, id, said)
+            except NotFound as refusal:
+                not_kept(refusal)
+            else:
+                ask.answer(200, ANSWERS[stands][outcome])
+
+        self._reaching.first(ask, id, (channel,), go_on)
 
     def again(self, ask: Ask) -> Again | None:
         """For the requests that will differ from this one only in device, event and body: what is the same is looked up now."""
@@ -272,10 +278,17 @@ class Feedback:
                 f'{{"event_id":"{text}"{RESULTS[answer]}' if answer.__class__ is tuple else _spoilt(text, answer)  # type: ignore[arg-type]
                 for text, answer in zip(texts, answers, strict=True)
             ]
-            # How it goes counts after what was said beside it.
-            for place, text, said in apart:
-                results.insert(place, text if said is None else self._told(ask, device, text, said))
-            ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
+
+            def answer() -> None:
+                # How it goes counts after what was said beside it.
+                for place, text, said in apart:
+                    results.insert(place, text if said is None else self._told(ask, device, text, said))
+                ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
+
+            if any(said is not None for _, _, said in apart):
+                self._reaching.first(ask, 0, (), answer)
+            else:
+                answer()
 
         self.store.record_many(receipts, then)
 
@@ -318,14 +331,17 @@ class Feedback:
             raise BadRequest("bad_event_id", f"up_to is an event id, not {shown(last)}")
         channel, id = channel_name(channel), parse_id(last)
         ask.grant.check(FEED, channel)
-        if id > self.store.newest:
-            raise BadRequest("future_event_id", f"there is no event yet that is as new as {last}")
-        shelf = self.store.shelf(channel)
-        if shelf is None or (device not in shelf.audience.members and device not in shelf.waiting):
-            raise NotFound("unknown_channel", "there is no such channel, or this device is not registered on it")
-        most = self._config.max_batch
-        ids, is_more = self.store.pending(channel, device, id, most)
-        self._answer(ask, device, [{"event_id": format_id(id), "state": "delivered"} for id in ids], b',"more":true' if is_more else b',"more":false')
+
+        def look() -> None:
+            if id > self.store.newest:
+                raise BadRequest("future_event_id", f"there is no event yet that is as new as {last}")
+            shelf = self.store.shelf(channel)
+            if shelf is None or (device not in shelf.audience.members and device not in shelf.waiting):
+                raise NotFound("unknown_channel", "there is no such channel, or this device is not registered on it")
+            ids, is_more = self.store.pending(channel, device, id, self._config.max_batch)
+            self._answer(ask, device, [{"event_id": format_id(id), "state": "delivered"} for id in ids], b',"more":true' if is_more else b',"more":false')
+
+        self._reaching.first(ask, id, (channel,), look)
 
 
 class Receipts:

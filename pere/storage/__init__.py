@@ -173,8 +173,22 @@ class Store(ABC):
         return False
 
     @abstractmethod
-    async def reach(self, id: int) -> None:
-        """Done when every event up to this id is at hand that was accepted before, on whatever node. Raises Unavailable."""
+    def lags(self, id: int, *names: str) -> bool:
+        """Whether another node may have taken what is not at hand here: of what is up to this id, or of these channels and patterns; with no
+        name, of anything. Then `reach` comes first."""
+
+    @abstractmethod
+    async def reach(self, id: int, *names: str) -> None:
+        """Done when all of that is at hand which was taken before, on whatever node. Raises Unavailable."""
+
+    @abstractmethod
+    def follow(self, name: str) -> None:
+        """Somebody here waits for what happens on a channel, or on all that a pattern means: it is to be at hand as soon as it is kept, also where
+        another node takes it. Once for each time that it is followed it is to be unfollowed."""
+
+    @abstractmethod
+    def unfollow(self, name: str) -> None:
+        """One of those does not wait any more."""
 
     @abstractmethod
     def trouble(self) -> str | None:

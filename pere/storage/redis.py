@@ -27,20 +27,27 @@ from pere.devices import Device
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
 from pere.ledger import Entry, Receipt, unknown_receipt
-from pere.storage import Accepted, Shelf, keeping, scripts
+from pere.names import is_pattern
+from pere.storage import Accepted, Page, Shelf, keeping, scripts
 from pere.storage.committing import Together
 from pere.storage.keeper import Keeper
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
-from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
+from pere.storage.sharedlog import ALL, BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
 
 log = logging.getLogger("pere.store")
 
+WEBHOOK = "webhook"  # documents of this kind are endpoints
 VERSION = 1  # of what stands in Redis
 RETRY = 5  # seconds after which a client may ask again when Redis is away
 MAX_OPS = 100_000  # in one batch
 MAX_BYTES = 32 * 1024 * 1024  # of payloads in one batch, a fraction of what Redis takes
 MAX_DUE = 1_000  # events that expire in one sweep
+MAX_WOKEN = 1_000  # channels that one batch wakes; beyond, it wakes all nodes
+# What is said of a channel, and in which place it stands; of an event; and to all nodes. Of all else they hear at the next beat, or when they are asked.
+ABOUT = {"push": 1, "recall": 1, "expire": 1, "going": 2}
+BY_EVENT = ("said", "end", "resent")
+FOR_ALL = ("hello", "here", "remove", "document")
 ASKED = ("push", "said", "recall", "document")  # of what is said, that somebody waits for and is told; the rest is tried again
 
 
@@ -98,6 +105,7 @@ class RedisStore(Replica):
         super().__init__(config, clock, secrets.token_hex(6))
         self._loop = asyncio.get_running_loop()
         self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
+        self._is_alone = self._hears_all = False
         self.leads = False  # who keeps, sends webhooks too
         self._replicas = config.redis_wait
         self._log = SharedLog(url, self.node, self._take_entry, config.redis_wait)
@@ -256,16 +264,50 @@ class RedisStore(Replica):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def reach(self, id: int) -> None:
+    def lags(self, id: int, *names: str) -> bool:
+        if id > self._ids.last:
+            return True
+        if self._is_alone or self._trouble is not None:
+            return False
+        return not (all(map(self._hears, names)) if names else self._log.hears("*", is_pattern=True))
+
+    def _hears(self, name: str) -> bool:
+        return self._log.hears(*_topic(name))
+
+    async def reach(self, id: int, *names: str) -> None:
+        if not self.lags(id, *names):
+            return
         if id > self._ids.last:
             self._check_well()
-            try:
-                await self._log.catch_up()
-            except Lost as lost:
-                self._lost(str(lost))
-                self._check_well()
-            except Errors as error:
-                raise self._failed(error) from None
+        try:
+            await self._log.refresh()
+        except Lost as lost:
+            self._lost(str(lost))
+            self._check_well()
+        except Errors as error:
+            refusal = self._failed(error)
+            if id > self._ids.last:
+                raise refusal from None
+
+    def follow(self, name: str) -> None:
+        self._log.follow(*_topic(name))
+
+    def unfollow(self, name: str) -> None:
+        self._log.unfollow(*_topic(name))
+
+    def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
+        is_decided, stop = super().watch(channel, id, then)
+        self.follow(channel)
+
+        def end() -> None:
+            stop()
+            self.unfollow(channel)
+
+        return is_decided, end
+
+    async def records(self, channel: str | None, after: int, limit: int) -> Page:
+        await self.reach(0, *((channel,) if channel is not None else ()))
+        return await super().records(channel, after, limit)
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
         self.find(channel, id)
@@ -368,6 +410,20 @@ class RedisStore(Replica):
         if self._writing is None and self._trouble is None and self._ops:
             self._writing = asyncio.ensure_future(self._write())
 
+    def _concerned(self, ops: Sequence[Op]) -> set[str]:
+        """Who is to hear of this at once: the channels that it is about. What is only true of one node is of no such interest."""
+        concerned: set[str] = set()
+        for op in ops:
+            if op[0] in ABOUT:
+                place = ABOUT[op[0]]
+                concerned.add(op[place])
+            elif op[0] in BY_EVENT:
+                ids = {row[1] for row in op[1]} if op[0] == "said" else {op[1]}
+                concerned.update(entry.event.channel for id in ids if (entry := self.ledger.entries.get(id)) is not None)
+            elif op[0] in FOR_ALL:
+                return {ALL}
+        return concerned if len(concerned) <= MAX_WOKEN else {ALL}
+
     async def _write(self) -> None:
         try:
             while self._ops and self._trouble is None:
@@ -376,7 +432,7 @@ class RedisStore(Replica):
                 if self._replicas:
                     batch.hold()
                 try:
-                    replicas = await self._log.append(batch.number, batch.now, batch.ids, body, self._lives)
+                    replicas = await self._log.append(batch.number, batch.now, batch.ids, body, self._lives, self._concerned(batch.ops))
                     # It is applied by now, unless something is missing before it.
                     if not batch.done.done():
                         async with asyncio.timeout(TIMEOUT):
@@ -569,6 +625,20 @@ class RedisStore(Replica):
             except Exception:
                 log.exception("a beat was missed")
 
+    def _hear_all(self, is_wanted: bool) -> None:
+        """Whoever sends webhooks is to hear of everything at once."""
+        if is_wanted != self._hears_all:
+            self._hears_all = is_wanted
+            (self._log.follow if is_wanted else self._log.unfollow)("*", True)
+
+    def _apply_hello(self, asker: Asker | None, node: str) -> None:
+        self._is_alone = self._is_alone and node == self.node
+        super()._apply_hello(asker, node)
+
+    def _apply_document(self, asker: Asker | None, kind: str, name: str, document: bytes | None) -> None:
+        super()._apply_document(asker, kind, name, document)
+        self._hear_all(self.leads and bool(self._documents.get(WEBHOOK)))
+
     async def _beat_once(self) -> None:
         beat = await self._log.beat(self._lives)
         if beat.replicas < self._replicas:
@@ -580,6 +650,8 @@ class RedisStore(Replica):
             self.leads = beat.is_keeper
             log.info("this node is the keeper" if self.leads else "another node is the keeper", extra={"facts": {"node": self.node}})
             self.on_lead(self.leads)
+        self._is_alone = beat.nodes == 1 and self._nodes <= {self.node}
+        self._hear_all(self.leads and bool(self._documents.get(WEBHOOK)))
         self.changes.kept(beat.kept)
         for node in beat.gone if beat.is_keeper else ():
             self._say(("gone", node))
@@ -628,3 +700,8 @@ class RedisStore(Replica):
 
 def _refuse_all(count: int, then: Callable[[list[Any]], None], refusal: Refusal) -> None:
     then([refusal] * count)
+
+
+def _topic(name: str) -> tuple[str, bool]:
+    """A channel, or a pattern as Redis has them: there `*` is any run, dots included, which means a little more."""
+    return (name.replace("**", "*"), True) if is_pattern(name) else (name, False)

@@ -5,9 +5,9 @@ so what nobody uses goes away. Redis Cluster, which would spread the keys, is no
 
 | key | what |
 |---|---|
-| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; and by node `b:NODE`, its newest batch |
+| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; and by node `b:NODE`, its newest batch, and `t:NODE`, how far it had taken the log when it was last heard |
 | `log` | stream: entry `n-0` is the nth batch, `h` its header and `b` what it says (MessagePack); trimmed a minute behind what is kept |
-| `log` | channel of publish and subscribe, of the same name: every entry as it is appended, so each names its predecessor by its number |
+| `log:@`, `log:CHANNEL`, `log:` | channels of publish and subscribe: every entry as it is appended, on those for which it is of interest: that of all nodes, those of the channels it is about, or else the last, to which nobody listens who does not listen to all. If it is only one, with what the entry says |
 | `nodes` | sorted set: the nodes, by the second in which each was last heard (Redis' clock) |
 | `keeper` | string: the node that keeps what the log said, and sends webhooks; it expires if it is not renewed |
 | `loading` | string: there while a node is reading what is kept, which must stand still |
@@ -28,8 +28,8 @@ end
 return redis.call('HMGET', KEYS[1], 'deployment', 'born', 'n', 'version', 'limits')
 """
 
-# keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms).
-# Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or not at all: one that was
+# keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms); then
+# whom to wake. Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or not at all: one that was
 # given up, but waited in the socket of a Redis that stood still, must not come after the next.
 APPEND = """
 local head = redis.call('HMGET', KEYS[1], 'deployment', 'n', 'ms', 'seq', 'b:' .. ARGV[2])
@@ -46,12 +46,15 @@ redis.call('HSET', KEYS[1], 'n', n, 'ms', ms, 'seq', seq, 'b:' .. ARGV[2], ARGV[
 redis.call('XADD', KEYS[2], string.format('%.0f-0', n), 'h', header, 'b', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[7])
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
-redis.call('PUBLISH', KEYS[2], header .. '\\n' .. ARGV[6])
+local message = header
+if #ARGV == 8 then message = header .. '\\n' .. ARGV[6] end
+for place = 8, #ARGV do redis.call('PUBLISH', KEYS[2] .. ':' .. ARGV[place], message) end
 return header
 """
 
 # keys: head, nodes, keeper, kept, and then all that exist. arguments: node, for how long the keeper is (ms), after how many seconds of silence a
-# node is gone, time to live (ms). Answers with the deployment, how far the log is, how far it was kept, whether this node is the keeper, and who is gone.
+# node is gone, time to live (ms), how far this node has taken the log. Answers with the deployment, how far the log is, how far it was kept, whether this node is the keeper, who
+# is gone, and how many there are.
 BEAT = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
@@ -63,13 +66,14 @@ if not keeper or keeper == ARGV[1] then
     for key = 5, #KEYS do redis.call('PEXPIRE', KEYS[key], ARGV[4]) end
 end
 local head = redis.call('HMGET', KEYS[1], 'deployment', 'n')
-return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3])}
+if head[1] then redis.call('HSET', KEYS[1], 't:' .. ARGV[1], ARGV[5]) end
+return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3]), redis.call('ZCARD', KEYS[2])}
 """
 
 # keys: head, nodes, keeper. arguments: node, the node that is gone (maybe the same).
 FORGET = """
 redis.call('ZREM', KEYS[2], ARGV[2])
-redis.call('HDEL', KEYS[1], 'b:' .. ARGV[2])
+redis.call('HDEL', KEYS[1], 'b:' .. ARGV[2], 't:' .. ARGV[2])
 if redis.call('GET', KEYS[3]) == ARGV[2] then redis.call('DEL', KEYS[3]) end
 """
 

@@ -1,20 +1,20 @@
 """One log in Redis that all nodes append to and read, each batch exactly once and in the same order.
 
-Entries are numbered without holes. A batch is appended by one script, which publishes it too, so every node has it a moment later over
-its one subscription; what comes early waits for what is before it, and what does not come is fetched: after a reconnect, when a number
-is missing, and when Redis says at the next beat that there is more. Nothing is taken for granted because nobody complained.
+Entries are numbered without holes. A batch is appended by one script, which wakes those nodes that follow what it is about (`ear.py`); with what
+it says, if it is about one channel, and else with its number. What comes early waits for what is before it, and what is missing is read: by who is
+woken at once, by who is asked before it answers, and by all at the next beat. So an entry costs a node that does not wait for it no
+more than its part in a reading of many. Nothing is taken for granted because nobody complained.
 
 This file knows numbers and bytes, and not what they mean. What it cannot repair, because the log is another one or has been cut, it says.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.commands.core import AsyncScript
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -24,17 +24,17 @@ from redis.exceptions import NoScriptError, RedisError
 from pere.config import without_password
 from pere.errors import ConfigError
 from pere.storage import scripts
+from pere.storage.ear import TIMEOUT, Ear, Topic
 
 log = logging.getLogger("pere.store")
 
-TIMEOUT = 3.0  # seconds that Redis may take to answer; after that it counts as away
-AGAIN = 0.5  # seconds until it is tried again
 BEAT = 1.0  # seconds between two beats
 LEASE = 10_000  # milliseconds for which the keeper is the keeper
 SILENCE = 20  # seconds after which a node that has not been heard is gone: its devices are offline within 30
 WAIT = 1_000  # milliseconds that replicas may take to have something
 PIECE = 500  # entries that are fetched at once
 BITS = 20  # of the sequence in an id
+ALL, NOBODY = "@", ""  # whom an entry wakes, beside the followers of channels, which have other names
 
 
 class TooFew(Exception):
@@ -74,6 +74,7 @@ class Beat(NamedTuple):
     is_keeper: bool
     kept: int
     gone: list[str]
+    nodes: int
     replicas: int
 
 
@@ -112,14 +113,17 @@ class SharedLog:
         self.deployment = b""
         self.client: Any  # redis-py types its answers as whatever any command may answer
         self.client, self.prefix = connect(url, TIMEOUT)
-        self._ear, _ = connect(url, None)
         self.keys = {name: f"{self.prefix}:{name}" for name in scripts.KEYS}
         self._open, self._append, self._beat, self._forget = map(self.client.register_script, (scripts.OPEN, scripts.APPEND, scripts.BEAT, scripts.FORGET))
         self._early: dict[int, Entry] = {}
         self._last = b""  # the header of the newest entry that was taken: whether the log still has it tells whether it is the same
-        self._listening: asyncio.Task[None] | None = None
-        self._repairing: asyncio.Task[None] | None = None
-        self.is_listening = self._is_closed = False
+        self._heard_of = 0  # the newest entry of which we were told that it is there
+        self._waking: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self.ear = Ear(connect(url, None)[0], f"{self.keys['log']}:{ALL}", lambda message: self._heard(message), self.catch_up, self._hears_more)
+        self.ear.on_trouble = lambda error: self.on_trouble(error)
+        self.ear.on_lost = self._is_lost
         self.on_trouble: Callable[[BaseException], None] = lambda error: None
         self.on_lost: Callable[[str], None] = lambda why: None
 
@@ -129,11 +133,15 @@ class SharedLog:
         self.deployment, born, _, known, limits = await self._open(keys=keys, args=[int(now * 1000), deployment, version])
         return int(born), int(known), limits
 
-    async def append(self, batch: int, now: float, count: int, body: bytes, lives: int) -> int:
-        """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been. Returns how many
-        replicas have it, if any are waited for."""
+    @property
+    def is_listening(self) -> bool:
+        return self.ear.is_listening
+
+    async def append(self, batch: int, now: float, count: int, body: bytes, lives: int, whom: Collection[str]) -> int:
+        """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been. `whom` are the channels whose
+        followers are woken, or ALL. Returns how many replicas have it, if any are waited for."""
         header, replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
-                                           [self.deployment, self.node, batch, int(now * 1000), count, body, lives])
+                                           [self.deployment, self.node, batch, int(now * 1000), count, body, lives, *(whom or (NOBODY,))])
         self._offer(Entry.of(header, None))
         return replicas
 
@@ -160,12 +168,12 @@ class SharedLog:
         keys = [self.keys[name] for name in ("head", "nodes", "keeper", "kept", *scripts.KEYS) if name not in ("keeper", "loading")]
         keys[2:2] = [self.keys["keeper"]]
         taken = self.taken  # more may be taken while this is on its way
-        (deployment, n, kept, is_keeper, gone), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives])
+        (deployment, n, kept, is_keeper, gone, nodes), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives, taken])
         if deployment != self.deployment or int(n) < taken:
             raise Lost("the log is another one, or has lost its newest entries")
         if int(n) > self.taken and self.is_listening:
-            await self.catch_up()
-        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], replicas)
+            await self.refresh()
+        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], nodes, replicas)
 
     async def forget(self, node: str) -> None:
         """A node is gone."""
@@ -177,47 +185,33 @@ class SharedLog:
         """Go on behind this entry."""
         self.taken, self._last = taken, b""
         self._early.clear()
+        self._heard_of = 0
 
     def listen(self) -> None:
-        if self._listening is None or self._listening.done():
-            self._listening = asyncio.ensure_future(self._listen())
+        self.ear.listen()
 
-    async def _listen(self) -> None:
-        while not self._is_closed:
-            try:
-                async with self._ear.pubsub() as subscription:
-                    await subscription.subscribe(self.keys["log"])
-                    async with asyncio.timeout(TIMEOUT):
-                        await subscription.parse_response()
-                    # From here on nothing is missed, so what there is now and we have not is all that has to be fetched.
-                    await self.catch_up()
-                    self.is_listening = True
-                    await self._hear(subscription)
-            except Lost as lost:
-                self._lose(str(lost))
-                return
-            except Errors as error:
-                if self.is_listening and not self._is_closed:
-                    self.is_listening = False
-                    log.info("the subscription was cut off", extra={"facts": {"error": str(error)}})
-                    continue  # that is no trouble yet: what is missed meanwhile is fetched
-                self.on_trouble(error)
-            except Exception as error:
-                log.exception("the log could not be read")
-                self.on_trouble(error)
-            finally:
-                self.is_listening = False
-            await asyncio.sleep(AGAIN)
+    def follow(self, name: str, is_pattern: bool = False) -> None:
+        """What is appended for the channel of this name (or all that a pattern of Redis means) is taken at once, and not when it is asked for."""
+        self.ear.follow(self._topic(name, is_pattern))
 
-    async def _hear(self, subscription: PubSub) -> None:
-        while True:
-            message = await subscription.parse_response()
-            if message is not None and message[0] == b"message":
-                self._heard(message[2])
+    def unfollow(self, name: str, is_pattern: bool = False) -> None:
+        self.ear.unfollow(self._topic(name, is_pattern))
+
+    def hears(self, name: str, is_pattern: bool = False) -> bool:
+        """Whether what is appended for it is taken by now."""
+        return self.ear.hears(self._topic(name, is_pattern)) or self.ear.hears(self._topic("*", True))
+
+    def _topic(self, name: str, is_pattern: bool) -> Topic:
+        return is_pattern, f"{self.keys['log']}:{name}"
 
     def _heard(self, message: bytes) -> None:
-        header, _, body = message.partition(b"\n")
-        self._offer(Entry.of(header, body))
+        header, mark, body = message.partition(b"\n")
+        entry = Entry.of(header, body if mark else None)
+        if mark:
+            self._offer(entry)
+        elif entry.n > self.taken and entry.node != self.node:
+            self._heard_of = max(self._heard_of, entry.n)
+            self._wake()
 
     def _offer(self, entry: Entry) -> None:
         """An entry, maybe for the second time, maybe before its time."""
@@ -225,7 +219,7 @@ class SharedLog:
             return
         if entry.n != self.taken + 1:
             self._early[entry.n] = entry
-            self._repair()
+            self._wake()
             return
         following: Entry | None = entry
         while following is not None:
@@ -233,48 +227,66 @@ class SharedLog:
             self.take(following)
             following = self._early.pop(self.taken + 1, None)
 
-    def _repair(self) -> None:
-        if self._repairing is None or self._repairing.done():
-            self._repairing = asyncio.ensure_future(self._mend())
+    def _wake(self) -> None:
+        """There is more than was taken."""
+        if self._waking is None or self._waking.done():
+            self._waking = asyncio.ensure_future(self._read_on())
 
-    async def _mend(self) -> None:
-        """What is missing may be on its way over the other connection: a moment later it is fetched."""
-        await asyncio.sleep(0.005)
+    async def _read_on(self) -> None:
+        # What is missing may be here in this turn of the loop, over the other connection.
+        await asyncio.sleep(0)
         try:
-            if self._early:
-                await self.catch_up()
+            while self._early or self._heard_of > self.taken:
+                await self.refresh()
         except Lost as lost:
-            self._lose(str(lost))
+            self.on_lost(str(lost))
         except Errors as error:
             self.on_trouble(error)
 
+    def _hears_more(self) -> None:
+        self._heard_of = max(self._heard_of, self.taken + 1)
+        self._wake()
+
+    async def refresh(self) -> None:
+        """Take all that the log has now. Who asks while it is read shares the next reading with all who do. Raises Lost."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._after(self._reading))
+        await asyncio.shield(self._next)
+
+    async def _after(self, before: "asyncio.Future[None] | None") -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        self._reading, self._next = self._next, None
+        await self.catch_up()
+
     async def catch_up(self) -> None:
-        """Take all that the log has now. Raises Lost."""
-        taken, last = self.taken, self._last
-        if last:
-            same = await self.client.xrange(self.keys["log"], f"{taken}-0", f"{taken}-0")
-            if same and same[0][1][b"h"] != last:
-                raise Lost("the log has other entries than it had")
+        """Take all that the log has now, in this very reading. Raises Lost."""
         while True:
-            entries = await self.client.xrange(self.keys["log"], f"{self.taken + 1}-0", "+", count=PIECE)
+            # With the one that was taken last, which tells whether it is the same log.
+            taken, last = self.taken, self._last
+            entries = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
             for name, fields in entries:
                 n = int(name.partition(b"-")[0])
+                if n == taken and fields[b"h"] != last:
+                    raise Lost("the log has other entries than it had")
                 if n > self.taken + 1:
                     raise Lost("the log does not reach back to where we are")
                 self._offer(Entry.of(fields[b"h"], fields[b"b"]))
             if len(entries) < PIECE:
                 return
 
-    def _lose(self, why: str) -> None:
-        self.on_lost(why)
+    def _is_lost(self, error: BaseException) -> bool:
+        if isinstance(error, Lost):
+            self.on_lost(str(error))
+        return isinstance(error, Lost)
 
     async def close(self) -> None:
-        self._is_closed = True
-        for task in (self._listening, self._repairing):
+        await self.ear.close()
+        for task in (self._waking, self._next, self._reading):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        for client in (self._ear, self.client):
+        for client in (self.ear.client, self.client):
             sentinels = getattr(client.connection_pool, "sentinel_manager", None)
             for each in (client, *(sentinels.sentinels if sentinels is not None else ())):
                 await each.aclose()

@@ -68,8 +68,17 @@ class WorkingSet(Store):
     async def begin(self) -> None:
         """What is kept is at hand, or is brought when it is asked for."""
 
-    async def reach(self, id: int) -> None:
+    def lags(self, id: int, *names: str) -> bool:
+        return False
+
+    async def reach(self, id: int, *names: str) -> None:
         """There is no other node."""
+
+    def follow(self, name: str) -> None:
+        """All that happens, happens here."""
+
+    def unfollow(self, name: str) -> None:
+        """All that happens, happens here."""
 
     def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
         """There is no other node."""

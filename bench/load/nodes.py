@@ -1,0 +1,259 @@
+"""What do further nodes cost, how far is one from another, and is anything lost between them?
+
+    python -m bench.load.nodes --pushes 300 --devices 2000
+
+Real nodes on this machine, and a Redis of their own that appends to its file once a second. Three questions:
+
+    idle     one node has a feed and takes the pushes, up to three have nobody: processor time of all of them and Redis for a push, where pushes come one
+             by one (20 ms apart) and where a thousand come in a second
+    apart    a push on one node until it is on a feed of the same, and of another
+    both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
+             not. At the end the states of every event are asked for on both
+
+A run fails if anything is refused, lost, or counted twice. On two processors four nodes, Redis and the load are in each other's way: read the processor times, not the rates.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from statistics import median, quantiles
+
+import click
+import orjson
+import uvloop
+
+from bench.rounds import free_port
+
+BODY = b"x" * 150
+LINES = 64  # connections that carry receipts to a node
+PATIENCE = 60.0
+ID = re.compile(rb"id: (\d+-\d+)\n")
+
+
+def processor(process: "subprocess.Popen[bytes]") -> float:
+    """Seconds of processor time that it has used: clock_getcpuclockid(3)."""
+    return time.clock_gettime(~process.pid << 3 | 2)
+
+
+@contextlib.contextmanager
+def deployment(count: int) -> Iterator[tuple["subprocess.Popen[bytes]", list[tuple[int, "subprocess.Popen[bytes]"]]]]:
+    """Redis, and so many nodes with their ports."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        raise click.ClickException("redis-server is not installed")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as all:
+        def start(*command: str) -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            all.callback(process.wait)
+            all.callback(process.terminate)
+            return process
+
+        port = free_port()
+        redis = start(program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
+        time.sleep(0.3)
+        nodes = []
+        for _ in range(count):
+            own = free_port()
+            nodes.append((own, start(sys.executable, "-m", "pere", "serve", "--port", str(own), "--store", f"redis://127.0.0.1:{port}/0", "--log-level", "error",
+                                     "--backlog-events", "100000", "--subject-pushes", "0")))
+        for own, _ in nodes:
+            listens(own)
+        yield redis, nodes
+
+
+def listens(port: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise click.ClickException("a node did not start") from None
+            time.sleep(0.02)
+
+
+def said(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: bench", "Content-Type: text/plain", *fields, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+class Line:
+    """A connection on which one asks after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._reader = reader
+        self._writer = writer
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, port: int) -> "Line":
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        async with self._turn:
+            self._writer.write(request)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            return int(head[9:12]), await self._reader.readexactly(int(length[1])) if length else b""
+
+    async def push(self, channel: str) -> str:
+        status, body = await self.ask(said("POST", f"/push/{channel}", body=BODY))
+        if status != 201:
+            raise click.ClickException(f"a push was answered {status}: {body.decode()}")
+        return str(orjson.loads(body)["id"])
+
+
+class Feed(asyncio.Protocol):
+    """One device. `on_event` is told every id that comes, and when."""
+
+    def __init__(self, device: str, channel: str, on_event: Callable[[str, str, float], None]) -> None:
+        self._request = said("GET", f"/feed/{channel}", f"Device: {device}")
+        self._on_event = on_event
+        self._device = device
+        self._rest = b""
+        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.write(self._request)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        if not self.greeted.done() and b"pere.hello" in data:
+            self.greeted.set_result(None)
+        whole, mark, self._rest = (self._rest + data).rpartition(b"\n\n")
+        for id in ID.findall(whole + mark):
+            self._on_event(self._device, id.decode(), now)
+
+    @classmethod
+    async def open(cls, port: int, device: str, channel: str, on_event: Callable[[str, str, float], None]) -> None:
+        _, feed = await asyncio.get_running_loop().create_connection(lambda: cls(device, channel, on_event), "127.0.0.1", port)
+        await feed.greeted
+
+
+# The questions
+
+
+async def idle(count: int, pushes: int) -> list[float]:
+    """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one idle node."""
+    figures = []
+    with deployment(count) as (redis, nodes):
+        await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
+        lines = [await Line.open(nodes[0][0]) for _ in range(8)]
+        for rate, number in ((50, pushes), (1000, 10 * pushes)):
+            await asyncio.sleep(2.5)  # what was said at the start is kept by now
+            everybody = [redis, *(process for _, process in nodes)]
+            # What it costs to do nothing for as long.
+            await asyncio.sleep(0)
+            quiet = [processor(each) for each in everybody]
+            await asyncio.sleep(3)
+            quiet = [(processor(each) - before) / 3 for each, before in zip(everybody, quiet, strict=True)]
+            before, started = [processor(each) for each in everybody], time.perf_counter()
+            under_way: set[asyncio.Task[str]] = set()
+            for turn in range(number):
+                await asyncio.sleep(max(0.0, started + turn / rate - time.perf_counter()))
+                task = asyncio.ensure_future(lines[turn % len(lines)].push("c"))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
+            await asyncio.gather(*under_way)
+            await asyncio.sleep(1.2)  # what dozes has looked by now
+            took = time.perf_counter() - started
+            each = [1e6 * (processor(one) - start - idle * took) / number for one, start, idle in zip(everybody, before, quiet, strict=True)]
+            figures += [sum(each), each[0], each[1], median(each[2:]) if count > 1 else 0.0]
+    return figures
+
+
+async def apart(pushes: int) -> list[float]:
+    """Milliseconds from a push to the feed: on the same node, on the other; medians and 99th percentiles."""
+    came: dict[str, dict[str, float]] = {"here": {}, "there": {}}
+    with deployment(2) as (_, nodes):
+        for (port, _), device in zip(nodes, came, strict=True):
+            await Feed.open(port, device, "c", lambda device, id, now: came[device].__setitem__(id, now))
+        line = await Line.open(nodes[0][0])
+        pushed = {}
+        for _ in range(pushes):
+            started = time.perf_counter()
+            pushed[await line.push("c")] = started
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE):
+            while any(len(each) < pushes for each in came.values()):
+                await asyncio.sleep(0.01)
+    took = [[1000 * (each[id] - started) for id, started in pushed.items()] for each in came.values()]
+    return [figure for each in took for figure in (median(each), quantiles(each, n=100)[98])]
+
+
+async def both(devices: int, events: int) -> list[float]:
+    """Acknowledged deliveries a second, and microseconds of processor time for each: of both nodes, of Redis."""
+    with deployment(2) as (redis, nodes):
+        ports = [port for port, _ in nodes]
+        lines = [[await Line.open(port) for _ in range(LINES)] for port in ports]
+        answered, refused = 0, 0
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def answer(device: str, id: str) -> None:
+            nonlocal answered, refused
+            number = int(device[1:])
+            status, body = await lines[1 - number % 2][number // 2 % LINES].ask(said("POST", "/feedback/c", f"Device: {device}", f"Last-Event-ID: {id}"))
+            answered += status == 200 and orjson.loads(body) == {"state": "processed", "duplicate": False}
+            refused += status != 200
+
+        def came(device: str, id: str, _: float) -> None:
+            task = asyncio.ensure_future(answer(device, id))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        for start in range(0, devices, 100):
+            await asyncio.gather(*(Feed.open(ports[number % 2], f"d{number}", "c", came) for number in range(start, start + 100)))
+        await asyncio.sleep(1)
+        before, started = [processor(each) for each in (redis, *(process for _, process in nodes))], time.perf_counter()
+        ids = []
+        async with asyncio.timeout(PATIENCE):
+            for turn in range(events):
+                ids.append(await lines[turn % 2][0].push("c"))
+                while answered + refused < (turn + 1) * devices:
+                    await asyncio.sleep(0.002)
+        took = time.perf_counter() - started
+        spent = [processor(each) - start for each, start in zip((redis, *(process for _, process in nodes)), before, strict=True)]
+        if refused or answered != devices * events:
+            raise click.ClickException(f"{refused} receipts were refused, {answered} of {devices * events} were news")
+        for line, id in ((each[0], id) for each in lines for id in ids):
+            status, body = await line.ask(said("GET", f"/events/c/{id}"))
+            counts = orjson.loads(body)["counts"]
+            if status != 200 or counts["processed"] != devices or sum(counts.values()) != devices:
+                raise click.ClickException(f"{id} has {counts} for {devices} devices")
+        each = 1e6 / (devices * events)
+        return [devices * events / took, sum(spent[1:]) * each, spent[0] * each]
+
+
+@click.command
+@click.option("--pushes", default=300)
+@click.option("--devices", default=4000, help="of both nodes together; 2,000 on each")
+@click.option("--events", default=10)
+@click.option("--nodes", "most", default=4)
+@click.option("--only", type=click.Choice(["idle", "apart", "both"]))
+def main(pushes: int, devices: int, events: int, most: int, only: str | None) -> None:
+    if only in (None, "idle"):
+        print("microseconds of processor for a push          50 a second                              1,000 a second")
+        print("nodes     all   Redis  its node  an idle node       all   Redis  its node  an idle node")
+        for count in range(1, most + 1):
+            found = uvloop.run(idle(count, pushes))
+            print(f"{count:5} " + "     ".join(f"{part[0]:7.0f} {part[1]:7.0f} {part[2]:9.0f} {part[3]:13.0f}" for part in (found[:4], found[4:])), flush=True)
+    if only in (None, "apart"):
+        here, here_99, there, there_99 = uvloop.run(apart(pushes))
+        print(f"from a push to a feed of the same node {here:.2f} ms (p99 {here_99:.2f}), of another {there:.2f} ms (p99 {there_99:.2f})")
+    if only in (None, "both"):
+        rate, nodes, redis = uvloop.run(both(devices, events))
+        print(f"{devices * events:,} deliveries to devices of two nodes, each acknowledged on the other: {rate:,.0f} a second, {nodes:.1f} us of the nodes and {redis:.1f} us of Redis each; "
+              "nothing lost, nothing counted twice")
+
+
+if __name__ == "__main__":
+    os.environ["NO_PROXY"] = "*"
+    main()

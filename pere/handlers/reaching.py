@@ -1,0 +1,36 @@
+"""Requests that must not be answered before what another node has taken is at hand here too."""
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from pere.door import Ask
+from pere.errors import Refusal
+from pere.storage import Store
+
+
+class Reaching:
+    """All that wait for it. With one process nobody ever does."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds no task
+
+    def first(self, ask: Ask, id: int, names: Collection[str], then: Callable[[], None]) -> None:
+        """Call `then` once there is everything up to this id, and all of these channels and patterns: at once, if there is. It may raise a
+        Refusal. Nobody is called where the client has gone meanwhile."""
+        if not self._store.lags(id, *names):
+            then()
+            return
+        task = asyncio.ensure_future(self._reach(ask, id, names, then))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reach(self, ask: Ask, id: int, names: Collection[str], then: Callable[[], None]) -> None:
+        gone: list[bool] = []
+        ask.on_gone(lambda: gone.append(True))
+        try:
+            await self._store.reach(id, *names)
+            if not gone:
+                then()
+        except Refusal as refusal:
+            ask.refuse(refusal)
