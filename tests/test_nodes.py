@@ -95,6 +95,80 @@ async def test_whoever_is_asked_at_once_knows_what_another_node_has_just_taken(n
     assert (await feed.event()).id == later
 
 
+@pytest.fixture
+def asleep(monkeypatch):
+    """No node looks by itself what there is."""
+    monkeypatch.setattr(storage, "BEAT", 3600)
+
+
+async def test_a_node_is_woken_only_for_what_somebody_there_waits_for(asleep, node, at):
+    here, there = await node(), await node()
+    feed = await at(there, "e", "orders.*")
+    ids = [await push(there, "e"), await push(here, "e")]
+    assert [(await feed.event()).id for _ in ids] == ids
+    taken = there.store._log.taken
+    heard: list[bytes] = []
+    take, there.store._log._heard = there.store._log._heard, heard.append
+    for _ in range(10):
+        await push(here)
+    assert (heard, there.store._log.taken) == ([], taken)
+    there.store._log._heard = take
+    # What comes then is told in its order, with all that was before it.
+    other = await at(there, "c", from_="all")
+    assert len(await other.events(10)) == 10
+    for channel, whose in (("c", other), ("orders.eu", feed), ("e", feed)):
+        id = await push(here, channel)
+        assert (await whose.event()).id == id
+    # Of what nobody waits for any more it hears no more.
+    feed.close()
+    other.close()
+    while there.hub.feeds or there.store._log.ear._live != {(False, f"{there.store._log.keys['log']}:@")}:
+        await asyncio.sleep(0.005)
+    taken = there.store._log.taken
+    await push(here)
+    assert there.store._log.taken == taken
+
+
+async def test_whatever_is_asked_of_a_node_that_was_not_woken_it_is_as_fresh_as_the_others(asleep, node, at):
+    here, there = await node(), await node()
+    feed = await at(here, "c", device="d")
+    ids = [await push(here, data=number) for number in range(3)]
+    await feed.events(3)
+    assert (await get(there, "/events/c"))["events"][-1]["id"] == ids[-1]
+    assert (await say(here, "d", ids[0])).status == 200
+    assert await states(there, ids[0]) == {"processed": 1}
+    assert (await say(here, "d", ids[1], state="failed")).status == 200
+    assert (await get(there, f"/events/c/{ids[1]}/devices"))["devices"][0]["state"] == "failed"
+    ids.append(await push(here, data=3))
+    assert await get(there, "/admin/events/c") == [0, 1, 2, 3]
+    ids.append(await push(here, data=4))
+    assert (await say(there, "d", ids[4], state="working")).json["state"] == "pending"
+    ids.append(await push(here, data=5))
+    answer = await wire.request(there.port, "POST", "/feedback", {"up_to": ids[5], "channel": "c"}, Device="d")
+    assert [told["event_id"] for told in answer.json["results"]] == ids[2:]
+    ids.append(await push(here, data=6))
+    answer = await wire.request(there.port, "POST", "/feedback", {"receipts": [{"event_id": ids[6], "state": "retry"}]}, Device="d")
+    assert answer.json["results"] == [{"event_id": ids[6], "state": "pending", "duplicate": False}]
+    assert (await feed.events(4)) == ["3", "4", "5", "6"]
+    # What the device has answered elsewhere a moment ago does not come again.
+    for id in ids[2:6]:
+        assert (await say(here, "d", id)).status == 200
+    moved = await at(there, "c", device="d")
+    assert (await moved.event()).id == ids[6]
+    assert (await say(here, "d", ids[6])).status == 200
+    receipts = await wire.Feed.open(there.port)
+    await receipts.start("/receipts/c?from=all", {})
+    await receipts.control("pere.hello")
+    assert len([await receipts.event() for _ in range(11)]) == 11
+    receipts.close()
+    await at(here, "e", device="new")
+    assert (await wire.request(there.port, "DELETE", "/admin/devices/new")).status == 204
+    await at(here, "f", device="newer")
+    assert "newer" in await get(there, "/admin/devices/f")
+    await at(here, "f", device="newest")
+    assert "newest" in [told["device"] for told in (await get(there, "/admin/devices"))["devices"]]
+
+
 async def test_a_device_goes_on_on_another_node_where_it_was(node, at):
     here, there = await node(), await node()
     feed = await at(here, "c", device="d")

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 log = logging.getLogger("pere.store")
 
-TIMEOUT = 3.0  # seconds that Redis may take to answer; after that it counts as away
+TIMEOUT = 3.0  # seconds that Redis may take to say that it is listened to
 AGAIN = 0.5  # seconds until it is tried again
 
 # A channel of Redis, or a pattern of them, as Redis has them.

@@ -24,10 +24,11 @@ from redis.exceptions import NoScriptError, RedisError
 from pere.config import without_password
 from pere.errors import ConfigError
 from pere.storage import scripts
-from pere.storage.ear import TIMEOUT, Ear, Topic
+from pere.storage.ear import Ear, Topic
 
 log = logging.getLogger("pere.store")
 
+TIMEOUT = 3.0  # seconds that Redis may take to answer; after that it counts as away
 BEAT = 1.0  # seconds between two beats
 LEASE = 10_000  # milliseconds for which the keeper is the keeper
 SILENCE = 20  # seconds after which a node that has not been heard is gone: its devices are offline within 30
