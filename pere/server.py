@@ -43,6 +43,7 @@ from pere.handlers.console import File, Home
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback
+from pere.handlers.overview import Overview
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
@@ -161,6 +162,7 @@ class Server:
             (PUBLIC, "/events/{channel}", Events, store),
             (PUBLIC, "/events/{channel}/{id}", Status, store | {"waits": self.waits, "config": self.config}),
             (PUBLIC, "/events/{channel}/{id}/devices", StatusDevices, store),
+            (ADMIN, "/admin/overview", Overview, store | hub | webhooks | {"followers": self.followers, "gate": self.gate}),
             (ADMIN, "/admin/connections", Connections, hub),
             (ADMIN, "/admin/events/{channel}", AdminEvents, store),
             (ADMIN, "/admin/devices", AllDevices, store),
@@ -175,6 +177,7 @@ class Server:
             (PUBLIC, "/healthz", Health, {"watchdog": self.watchdog}),
             (PUBLIC, "/readyz", Ready, store),
             (PUBLIC, "/", Home, {}),
+            (PUBLIC, "/console/{name}", File, {"folder": "console", "name": ""}),
             (PUBLIC, "/pere.js", File, {"folder": "browser", "name": "pere.js"}),
             (PUBLIC, "/pere.d.ts", File, {"folder": "browser", "name": "pere.d.ts"}),
         ]

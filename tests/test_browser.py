@@ -32,9 +32,13 @@ async def reason(page, word):
     await page.wait_for_function("word => states.some((each) => each.type === 'error' && each.reason === word)", arg=word)
 
 
-async def device(context, port, channels="c", **options):
-    """A page that is a device, once it has a state of its own."""
+DENIED = 'Object.defineProperty(window, "localStorage", { get() { throw new DOMException("denied", "SecurityError"); } })'
+
+
+async def device(context, port, channels="c", script="", **options):
+    """A page that is a device, once its feed is open; `script` runs before all others."""
     page = await context.new_page()
+    await page.add_init_script(script)
     await open_app(page, port)
     await page.evaluate(DEVICE, [channels, options])
     await page.wait_for_function("pere.state === 'open'")
@@ -63,7 +67,7 @@ async def test_two_devices_are_sent_events_and_their_receipts_say_what_became_of
     port = (await start()).port
 
     async def story(context):
-        kitchen, bar = await device(context, port, device="kitchen"), await device(context, port, device="bar")
+        kitchen, bar = await device(context, port, device="kitchen"), await device(context, port, device="bar", script=DENIED)
         await kitchen.evaluate("void (window.answer = async (data) => ({ printed: data.n }))")
         await bar.evaluate("void (window.answer = () => { throw new Error('out of paper'); })")
         id = (await wire.push(port, "c", {"n": 1}, type="order")).json["id"]
@@ -212,7 +216,7 @@ async def test_a_token_is_renewed_in_mid_stream_and_one_that_cannot_be_is_the_en
 
 
 async def test_what_stands_in_the_way_has_a_name_and_nothing_is_lost(start, chromium, until):
-    server = await start(heartbeat=3600, retry=0.1)
+    server = await start(retry=0.1)
     port = server.port
 
     async def story(context):

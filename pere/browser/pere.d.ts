@@ -20,7 +20,8 @@
  * not a secure context there are no locks, and each tab has a feed.) Name the `device` where tabs of one origin may be different ones.
  *
  * A receipt is kept in localStorage until it is answered: sent at once, again until there is an answer, once more when the page goes
- * away, and by the next page that is the same device. That page does not run the handlers for it again.
+ * away, and by the next page that is the same device. That page does not run the handlers for it again. (Where a page is denied its localStorage,
+ * they live as long as it does.)
  */
 export class Pere {
 	/**
@@ -61,7 +62,7 @@ export interface PereOptions {
 	device?: string;
 	/** A token, or what gives one: it is asked before each request, so it can renew one that expires. A string that has expired is the end. */
 	token?: string | (() => string | Promise<string>);
-	/** Seconds without even a heartbeat until the feed counts as lost; 60, which is three heartbeats unless the server has another. */
+	/** Seconds without even a heartbeat until the feed counts as lost; three heartbeats, if it is not said. */
 	silence?: number;
 	/** Of fetch(): whether cookies go with it, which is so on the same origin; `include` is for one that the server has on another, `omit` for none beside a token. */
 	credentials?: RequestCredentials;

@@ -1,19 +1,17 @@
 // PERE in a browser: a device's events, and a receipt for each. What may be said and heard, and why it is so, is in pere.d.ts.
 
-const FIRST = 10, LONGEST = 30; // seconds: for the first frame of a feed to come; between two attempts
-const KNOWN = 9999, BATCH = 50; // events that are remembered; receipts in a request: a browser lets 64 KiB outlive their page
-
-export function Pere(url, { channels, device, token, silence = 60, credentials, ...more }) {
+export function Pere(url, { channels, device, token, silence, credentials, ...more }) {
 	const query = new URLSearchParams({ format: "envelope", ...(device && { device }), ...more });
 	for (const channel of [channels].flat()) query.append("channel", channel);
 	const name = `pere ${url} ${query}`, tabs = new BroadcastChannel(name), end = new AbortController(), { signal } = end;
 	const handlers = new Set();
 	const known = new Map(); // what becomes of an event in this tab, by its id; null if that was before this page
-	let prefix, feed, jitter, isSending, tries = 0;
+	let kept = {}, prefix, feed, hello, sending, tries = 0;
+	try { kept = localStorage; } catch {} // a page may be denied it
 
 	const say = (type, detail) => {
 		if (/^(connecting|open|closed)$/.test(type)) this.state = type;
-		for (const [wanted, handler] of handlers) if (wanted === `pere.${type}`) handler(detail);
+		for (const [wanted, handler] of handlers) if (wanted === `pere.${type}`) queueMicrotask(() => handler(detail));
 	};
 	const tell = (type, detail) => {
 		tabs.postMessage({ type, detail });
@@ -23,7 +21,7 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 		setTimeout(go, 1000 * seconds);
 		addEventListener("online", go, { once: true, signal });
 	});
-	const delay = ({ retry }) => retry ?? Math.random() * Math.min(LONGEST, 2 ** tries++);
+	const delay = ({ retry }) => retry ?? Math.random() * Math.min(30, 2 ** tries++); // seconds
 	const ask = async (path, type, options) => {
 		const shown = typeof token === "function" ? await token() : token;
 		const response = await fetch(url + path, { ...options, credentials, headers: shown && { Authorization: `Bearer ${shown}` } });
@@ -32,7 +30,7 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 		const { error, message } = await response.json().catch(() => ({}));
 		// Of a captive portal no status is believed.
 		const isFinal = status === 204 || (error && status < 500 && status !== 429 && (status !== 401 || shown === token));
-		throw { reason: error ?? (isFinal ? "removed" : "foreign"), status, message, isFinal, retry: headers.get("Retry-After") };
+		throw { reason: error ?? (isFinal ? "removed" : "foreign"), status, message, isFinal, retry: +headers.get("Retry-After") || undefined };
 	};
 
 	// Events
@@ -50,33 +48,34 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 	const take = (event, id) => {
 		if (id) query.set("last_event_id", id);
 		if (!known.has(event.id)) known.set(event.id, run(event));
-		if (known.size > KNOWN) known.delete(known.keys().next().value);
+		if (known.size > 9999) known.delete(known.keys().next().value);
 		if (this.holds && this.device) known.get(event.id)?.then((outcome) => owe(event.id, outcome));
 	};
 
 	// Receipts, which are kept until they are answered
 
 	const owe = (id, outcome) => {
-		localStorage[prefix + id] = JSON.stringify({ event_id: id, ...outcome });
+		kept[prefix + id] = JSON.stringify({ event_id: id, ...outcome });
 		send();
 	};
-	const owed = () => Object.keys(localStorage).filter((key) => key.startsWith(prefix));
+	const owed = () => Object.keys(kept).filter((key) => key.startsWith(prefix));
 	const post = async () => {
-		const receipts = owed().slice(0, BATCH).map((key) => localStorage[key]);
+		// A browser lets 64 KiB outlive their page.
+		const receipts = owed().slice(0, 50).map((key) => kept[key]);
 		const body = new Blob([`{"device":"${this.device}","receipts":[${receipts}]}`], { type: "application/json" });
 		const answer = await ask("/feedback", "application/json", { method: "POST", keepalive: true, body });
 		for (const { event_id: id, error, status, message } of (await answer.json()).results) {
 			if (status === 429 || status > 499) throw { reason: error, status, message };
 			// 404 is what one says who is asked for no receipt.
 			if (error && status !== 404) tell("error", { reason: error, status, message, id });
-			delete localStorage[prefix + id];
+			delete kept[prefix + id];
 		}
 		tries = 0;
 	};
 	const send = async () => {
-		if (isSending) return;
-		isSending = true;
-		await sleep(Math.random() * jitter);
+		if (sending) return;
+		sending = true;
+		await sleep(Math.random() * hello.receipt_jitter);
 		while (owed().length && !signal.aborted) {
 			try {
 				await post();
@@ -85,7 +84,7 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 				await sleep(delay(why));
 			}
 		}
-		isSending = false;
+		sending = false;
 	};
 
 	// The feed
@@ -94,7 +93,7 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 		let heard = Date.now(), looked = heard, stage = "unreachable", rest = "", bye;
 		feed = new AbortController();
 		const watch = setInterval(() => {
-			const now = Date.now(), most = 1000 * (stage === "silent" ? silence : FIRST);
+			const now = Date.now(), most = 1000 * (stage === "silent" ? silence ?? 3 * hello.heartbeat : 10); // `pere.hello` comes at once
 			if (now - heard > most) feed.abort({ reason: now - looked > most ? "slept" : stage });
 			looked = now;
 		}, 1000);
@@ -119,13 +118,13 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 					if (type === "bye") bye = said;
 					if (type === "hello") {
 						stage = "silent";
-						tries = 0;
-						jitter = said.receipt_jitter;
+						hello = said;
 						this.device = said.device;
 						prefix = `pere ${url} ${said.device} `;
 						query.set("last_event_id", said.position);
 						query.delete("from");
 						for (const key of owed()) known.set(key.slice(prefix.length), null);
+						tries = 0;
 						send();
 					}
 					tell(type === "hello" ? "open" : type, said);
@@ -169,7 +168,7 @@ export function Pere(url, { channels, device, token, silence = 60, credentials, 
 		else if (this.holds) tabs.postMessage({ type: this.state, detail: {} });
 	};
 	tabs.postMessage({}); // who holds the feed says how it is
-	addEventListener("pagehide", () => prefix && owed().length && post().catch(() => {}), { signal });
+	addEventListener("pagehide", () => owed().length && post().catch(() => {}), { signal });
 	// A page that is not secure has no locks: there each tab holds a feed.
 	(navigator.locks?.request(name, { signal }, hold) ?? hold()).catch(() => say("closed", { retry: null }));
 }

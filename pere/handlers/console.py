@@ -1,4 +1,4 @@
-"""`/`, and `/pere.js`.
+"""`/`: the console for a browser, for others that PERE is running; the files that it is made of; and `/pere.js`.
 
 Nothing builds these files: they are read once, and served as they were written. Only of `pere.js`, which strangers' pages load, the
 comments and the indentation stay here, a fifth of it.
@@ -11,13 +11,13 @@ from pathlib import Path
 import pere
 from pere.auth import ANYBODY
 from pere.errors import NotFound
-from pere.handlers.base import Handler
+from pere.handlers.base import Handler, Page
 from pere.names import shown
 
 HOUSE = Path(pere.__file__).parent
 TYPES = {
     ".css": "text/css; charset=utf-8", ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
-    ".ts": "text/plain; charset=utf-8",
+    ".ts": "text/plain; charset=utf-8", ".woff2": "font/woff2",
 }
 
 MODULE = "pere.js"
@@ -32,7 +32,7 @@ def files(folder: str) -> dict[str, bytes]:
 
 
 class File(Handler):
-    """`GET /pere.js`, `/pere.d.ts`."""
+    """`GET /pere.js`, `/pere.d.ts`, `/console/{name}`."""
 
     needs = ANYBODY
 
@@ -49,10 +49,16 @@ class File(Handler):
         self.finish(content)
 
 
-class Home(Handler):
-    """`GET /`: that it is running, in the words of 2014."""
+class Home(Page):
+    """`GET /`: the console for who takes HTML, and for others, in the words of 2014, that it is running."""
 
     needs = ANYBODY
 
     def get(self) -> None:
-        self.answer({"message": "PERE server up and running", "version": pere.__version__})
+        self.add_header("Vary", "Accept")
+        if "text/html" in self.request.headers.get("Accept", ""):
+            self.set_header("Cache-Control", "no-cache")
+            self.show(files("console")["index.html"])
+        else:
+            self.set_header("Content-Security-Policy", Handler.policy)
+            self.answer({"message": "PERE server up and running", "version": pere.__version__})

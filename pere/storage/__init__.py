@@ -255,6 +255,10 @@ class Store(ABC):
     async def history(self, channel: str, after: int, limit: int) -> tuple[list[Event], bool]:
         """At most `limit` kept events of a channel above this id, oldest first, as many as are `within` a page; and whether there are more."""
 
+    @abstractmethod
+    def recent(self, limit: int) -> list[Event]:
+        """At most `limit` events, of all channels, the newest first, of those that are at hand."""
+
     @property
     @abstractmethod
     def newest_record(self) -> int:

@@ -9,6 +9,9 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
+from heapq import nlargest
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -226,6 +229,11 @@ class WorkingSet(Store):
         shelf = self.shelf(channel)
         events = within(shelf.backlog.after(after, limit)) if shelf is not None else []
         return events, bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last
+
+    def recent(self, limit: int) -> list[Event]:
+        backlogs = [shelf.backlog for shelf in islice(reversed(self._pushed.values()), limit)]
+        newest = (backlog.at(ordinal) for backlog in backlogs for ordinal in range(max(backlog.first, backlog.last - limit + 1), backlog.last + 1))
+        return nlargest(limit, filter(None, newest), key=attrgetter("id"))
 
     # Receipts
 
