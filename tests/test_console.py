@@ -98,6 +98,19 @@ async def test_an_overview_tells_how_it_stands(start, listen, push, feedback, ge
     assert (told["recent"][2]["type"], told["recent"][2]["publisher"], told["recent"][2]["counts"]["failed"]) == ("order", "shop", 1)
 
 
+async def test_an_overview_tells_of_events_from_before_a_restart_what_the_file_says(hooked, listen, push, feedback, get):
+    server = await hooked("sqlite")
+    feeds = [await listen("c", device=name) for name in ("a", "b")]
+    id = await push("c")
+    await feedback("c", "a", id)
+    for feed in feeds:
+        feed.close()
+    await server.stop()
+    await hooked("sqlite")
+    await listen("c", device="b")
+    assert [(event["id"], event["audience"], event["outstanding"], event["counts"]["processed"]) for event in (await get("/admin/overview"))["recent"]] == [(id, 2, 1, 1)]
+
+
 async def test_an_overview_is_short_however_much_there_is(start, get, push):
     server = await start()
     for n in range(300):
@@ -187,6 +200,13 @@ async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium,
         await page.get_by_text("100 %", exact=True).wait_for()
         await event.click()
         await page.get_by_text("1 processed, 1 failed of 2.").first.wait_for()
+        # Nothing moves under the hand of whoever chooses.
+        await wire.request(port, "POST", "/push/later", 1, **bearer("p", push=["**"]))
+        await page.get_by_text("held while you choose").wait_for()
+        assert not await page.get_by_role("button", name="later").count()
+        await page.mouse.move(0, 0)
+        await page.evaluate("document.activeElement.blur()")
+        await page.get_by_role("button", name="later").wait_for()
 
         await goes_to(page, "Devices")
         await page.get_by_text("1 online of 2 registered").wait_for()

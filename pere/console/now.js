@@ -17,6 +17,7 @@ export function now(view) {
 	const trips = histogram(), words = make("p", { class: "soft small num" }, "No receipts yet.");
 	const channels = make("tbody"), known = make("p", { class: "soft small" }), detail = eventCard("What became of it");
 	detail.element.hidden = true;
+	const held = make("span", { class: "soft small", hidden: true }, "held while you choose");
 	const rows = new Map();
 	let before, chosen;
 	const history = { events: [], deliveries: [], receipts: [] };
@@ -27,7 +28,7 @@ export function now(view) {
 			make("section", { class: "card hero", "aria-label": "At a glance" },
 				gauge.picture, make("div", {}, share, caption),
 				make("dl", { class: "figures" }, Object.values(figures).map(({ words, number, note }) => make("div", {}, make("dt", {}, words), number, note)))),
-			make("section", { class: "card", "aria-labelledby": "recent-title" }, make("h2", { id: "recent-title" }, "Newest events"), nothing, list),
+			make("section", { class: "card", "aria-labelledby": "recent-title" }, make("div", { class: "row titled" }, make("h2", { id: "recent-title" }, "Newest events"), held), nothing, list),
 			make("div", { class: "stack" }, detail.element,
 				make("section", { class: "card", "aria-labelledby": "trips-title" }, make("h2", { id: "trips-title" }, "Round trips"), words, trips.picture),
 				make("section", { class: "card", "aria-labelledby": "channels-title" }, make("h2", { id: "channels-title" }, "Channels"), known,
@@ -67,6 +68,13 @@ export function now(view) {
 	}
 
 	function events(recent) {
+		// Whoever is about to choose one is not to have another one pushed under their hand.
+		const isHeld = rows.size > 0 && list.matches(":hover, :focus-within");
+		held.hidden = !isHeld;
+		if (isHeld) {
+			for (const event of recent) rows.get(event.id)?.show(event);
+			return;
+		}
 		const shown = new Set(recent.map((event) => event.id));
 		for (const [id, row] of rows) if (!shown.has(id)) { row.element.remove(); rows.delete(id); }
 		nothing.hidden = recent.length > 0;

@@ -7,16 +7,19 @@ from typing import Any
 
 import pere
 from pere.auth import ADMIN
+from pere.errors import Unavailable
 from pere.event import Event, format_id, timestamp
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.handlers.base import Handler
 from pere.hub import Hub
+from pere.ledger import Entry
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
 from pere.webhooks import Webhooks
 
 EVENTS, CHANNELS = 20, 20  # of each so many are told
+NOBODY_ASKED: dict[str, Any] = {"audience": 0, "need": 0, "satisfied": True, "complete": True, "outstanding": 0, "counts": dict.fromkeys(NAMES, 0), "latency": {}}
 LOOKED_AT = 1_000  # channels, of which the busiest are told: some tenths of a millisecond, however many there are
 
 
@@ -58,7 +61,7 @@ class Overview(Handler):
                 "busiest": [{"channel": channel.name, "feeds": channel.feeds, "devices": len(channel.shelf.audience)}
                             for channel in nlargest(CHANNELS, islice(hub.channels.values(), LOOKED_AT), key=attrgetter("feeds"))],
             },
-            "recent": [self._told(event) for event in store.recent(EVENTS)],
+            "recent": self._recent(),
         })
 
     def _webhooks(self) -> dict[str, int]:
@@ -66,9 +69,14 @@ class Overview(Handler):
         return {"endpoints": len(self.webhooks.all()), "failing": sum(bool(each.failures) for each in outboxes),
                 "queued": sum(each.waiting for each in outboxes), "dead": sum(each.dead_count for each in outboxes)}
 
-    def _told(self, event: Event) -> dict[str, Any]:
+    def _recent(self) -> list[dict[str, Any]]:
+        try:
+            return [self._told(event, entry) for event, entry in self.store.recent(EVENTS)]
+        except Unavailable:
+            return []  # `trouble` says why, and the rest is still worth to be told
+
+    def _told(self, event: Event, entry: Entry | None) -> dict[str, Any]:
         """An event and how it stands. Who was written to is not told apart from who was not: that is found only by looking at each."""
-        entry = self.store.ledger.entries.get(event.id)
-        told = entry.summary() if entry is not None else {"audience": 0, "outstanding": 0, "satisfied": True, "complete": True, "counts": dict.fromkeys(NAMES, 0)}
+        told = entry.summary() if entry is not None else NOBODY_ASKED
         return {"id": format_id(event.id), "channel": event.channel, "type": event.type or "message", "time": timestamp(event.time),
                 "publisher": event.publisher or None, "recalled": event.recalled, "bytes": len(event.data)} | told

@@ -17,7 +17,7 @@ from pere.backlog import Backlog
 from pere.devices import Device, Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id, timestamp
-from pere.ledger import Ledger, Receipt
+from pere.ledger import Entry, Ledger, Receipt
 from pere.receipt import NAMES
 
 
@@ -256,8 +256,9 @@ class Store(ABC):
         """At most `limit` kept events of a channel above this id, oldest first, as many as are `within` a page; and whether there are more."""
 
     @abstractmethod
-    def recent(self, limit: int) -> list[Event]:
-        """At most `limit` events, of all channels, the newest first, of those that are at hand."""
+    def recent(self, limit: int) -> list[tuple[Event, Entry | None]]:
+        """At most `limit` events, of all channels, the newest first, of those that are at hand; each with its entry in the ledger, None if it asks
+        for no receipts. Raises Unavailable."""
 
     @property
     @abstractmethod

@@ -230,10 +230,10 @@ class WorkingSet(Store):
         events = within(shelf.backlog.after(after, limit)) if shelf is not None else []
         return events, bool(events) and shelf is not None and events[-1].ordinal < shelf.backlog.last
 
-    def recent(self, limit: int) -> list[Event]:
+    def recent(self, limit: int) -> list[tuple[Event, Entry | None]]:
         backlogs = [shelf.backlog for shelf in islice(reversed(self._pushed.values()), limit)]
         newest = (backlog.at(ordinal) for backlog in backlogs for ordinal in range(max(backlog.first, backlog.last - limit + 1), backlog.last + 1))
-        return nlargest(limit, filter(None, newest), key=attrgetter("id"))
+        return [(event, self._entry(event)) for event in nlargest(limit, filter(None, newest), key=attrgetter("id"))]
 
     # Receipts
 

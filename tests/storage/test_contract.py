@@ -321,6 +321,20 @@ async def test_the_channel_that_was_quiet_longest_makes_way_first(open_desk):
     assert [list(counts.values()) for counts in found] == [[0, 1, 3, 0], [0, 0, 3, 1], [0, 0, 2, 2], [0, 0, 1, 3], [0, 0, 1, 3]]
 
 
+async def test_the_newest_events_of_all_channels_are_told_with_how_they_stand(open_desk):
+    desk = await open_desk()
+    assert desk.store.recent(3) == []
+    desk.store.register("a", "d")
+    ids = [await desk.push(channel) for channel in "abacbaca"]
+    quiet = await desk.push("c", receipt="none")
+    await desk.receipt("d", ids[-1], channel="a")
+    await desk.hears(9)
+    newest = desk.store.recent(4)
+    assert [event.id for event, _ in newest] == [quiet, *reversed(ids[-3:])]
+    assert [entry and (entry.size, entry.owed) for _, entry in newest] == [None, (1, 0), (0, 0), (1, 1)]
+    assert len(desk.store.recent(100)) == 9
+
+
 async def test_an_event_that_was_never_there_is_not_found(open_desk):
     desk = await open_desk()
     id = await desk.push("c")
