@@ -59,6 +59,9 @@ async def test_what_the_steps_of_the_dockerfile_make_serves_as_nobody_is_healthy
     assert (await wire.request(port, "POST", "/feedback/orders", {"event_id": pushed.json["id"]}, **till)).status == 200
     feed.close()
 
+    # What is no Python is in the wheel too.
+    assert (await wire.request(port, "GET", "/pere.js")).status == 200
+
     # It keeps what it is told where a volume may be, and can change nothing of what it is.
     assert container.inside("ls", "/var/lib/pere").stdout.split()[0] == "pere.db"
     assert container.inside("find", "/opt/pere", "-writable", "-not", "-type", "l").stdout == ""
