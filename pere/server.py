@@ -38,6 +38,7 @@ from pere.followers import Followers
 from pere.gate import Gate
 from pere.guard import Guard
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Metrics, OneDevice, Ready
+from pere.handlers.behind import Behind
 from pere.handlers.base import Elsewhere, NotThere, channel_of
 from pere.handlers.console import File, Home
 from pere.handlers.events import Events, Status, StatusDevices
@@ -164,6 +165,7 @@ class Server:
             (PUBLIC, "/events/{channel}/{id}/devices", StatusDevices, store),
             (ADMIN, "/admin/overview", Overview, store | hub | webhooks | {"followers": self.followers, "gate": self.gate}),
             (ADMIN, "/admin/connections", Connections, hub),
+            (ADMIN, "/admin/behind", Behind, hub),
             (ADMIN, "/admin/events/{channel}", AdminEvents, store),
             (ADMIN, "/admin/devices", AllDevices, store),
             (ADMIN, "/admin/devices/{name}", OneDevice, store | hub | {"followers": self.followers, "revocations": self.revocations}),

@@ -16,6 +16,7 @@ VERBS = {
     "push": "Publish events to a channel.",
     "listen": "Follow channels as a device does, and send receipts.",
     "status": "Ask what became of an event: who has it, who does not.",
+    "top": "Show live what a server does.",
     "recall": "Take an event back.",
     "token": "Mint tokens, and explain them.",  # nosec B105: a verb
     "bench": "Put a load on a server, and measure it.",
