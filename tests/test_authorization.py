@@ -32,6 +32,7 @@ ADDRESSES = [
     ("GET", f"/events/c/{ID}/devices", "push", b""),
     ("GET", "/admin/overview", "admin", b""),
     ("GET", "/admin/connections", "admin", b""),
+    ("GET", "/admin/behind", "admin", b""),
     ("GET", "/admin/events/c", "admin", b""),
     ("GET", "/admin/devices", "admin", b""),
     ("GET", "/admin/devices/c", "admin", b""),

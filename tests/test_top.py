@@ -1,5 +1,6 @@
 """`pere top`: a real server and a real terminal, and what a person sees there."""
 
+import io
 import json
 import signal
 import threading
@@ -167,7 +168,7 @@ def test_a_screen_holds_the_longest_numbers():
     one = {"url": "http://127.0.0.1:4567", **told(None, look_of("", {"c" * 128: 100_000}, [{"device": "d" * 128, "channel": "c", "events": 10_000_000, "stuck": 59.9}]))}
     one |= {"feeds": 100_000, "online": 100_000, "registered": 1_000_000, "channels": 1_000_000, "pushes": 50_000.0, "deliveries": 9_999_999.0, "receipts": 999_999.0,
             "outstanding": 99_999_999, "oldest": 86_400 * 9, "memory": 9e9, "busy": 0.999, "round_trip": {"p50": 0.999, "p99": 1800.0}, "webhooks_queued": 100_000, "webhooks_dead": 10_000, "webhooks_failing": 3}
-    console = Console(width=80, record=True, file=open("/dev/null", "w"), markup=False)
+    console = Console(width=80, record=True, file=io.StringIO(), markup=False)
     console.print(screen({"time": 0.0, "nodes": [one, one], "total": together([one, one])}))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80

@@ -139,7 +139,7 @@ def screen(seen: dict[str, Any], width: int = WIDTH, hint: str = "") -> Group:
     parts: list[Any] = [head]
     parts += [Text(printable(f"{node['url']} is away: {node['away']}"), "bold red") for node in nodes if "away" in node]
     if total is not None:
-        parts += [Text(), figures(total), Text(), beside(total, width)]
+        parts += [Text(), figures(total), webhooks(total), Text(), beside(total, width)]
         if len(nodes) > 1:
             parts += [Text(), by_node([node for node in nodes if "away" not in node])]
     return Group(*parts)
@@ -151,10 +151,9 @@ def figures(total: dict[str, Any]) -> Table:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(justify="right", min_width=11, no_wrap=True)
     owed, behind = total["outstanding"], total["behind"]
-    hooks = [f"{total[f'webhooks_{word}']:,.0f} {word}" for word in ("queued", "failing", "dead") if total[f"webhooks_{word}"]]
     rows: list[tuple[str, str | Text]] = [
         ("pushes/s", rate(total["pushes"])), ("deliveries/s", rate(total["deliveries"])), ("receipts/s", rate(total["receipts"])),
-        ("feeds", f"{total['feeds']:,.0f}"), ("devices", f"{total['online']:,.0f} of {total['registered']:,.0f}"), ("channels", f"{total['channels']:,.0f}"),
+        ("feeds", f"{total['feeds']:,.0f}"), ("online", f"{total['online']:,.0f}"), ("registered", f"{total['registered']:,.0f}"),
         ("owed", Text(f"{owed:,.0f}", "yellow" if owed else "")), ("oldest", duration(total["oldest"]) if total["oldest"] else "none"), ("behind", Text(f"{behind:,.0f}", "yellow" if behind else "")),
         ("round trip", times(total["round_trip"])), ("fan-out", times(total["fanout"])), ("commit", times(total["commit"])),
         ("loop lag", times(total["lag"])), ("busy", "" if total["busy"] is None else f"{100 * total['busy']:.0f} %"), ("memory", f"{total['memory'] / 1e6:,.0f} MB"),
@@ -162,8 +161,13 @@ def figures(total: dict[str, Any]) -> Table:
     ]
     for start in range(0, len(rows), 3):
         table.add_row(*(cell for row in rows[start : start + 3] for cell in row))
-    table.add_row("webhooks", Text(", ".join(hooks) or "quiet", "yellow" if total["webhooks_failing"] or total["webhooks_dead"] else ""))
     return table
+
+
+def webhooks(total: dict[str, Any]) -> Text:
+    """Those who look at webhooks look for what does not get through."""
+    hooks = [f"{total[f'webhooks_{word}']:,.0f} {word}" for word in ("queued", "failing", "dead") if total[f"webhooks_{word}"]]
+    return Text.assemble((f"channels {total['channels']:,.0f}, webhooks ", "dim"), (", ".join(hooks) or "quiet", "yellow" if total["webhooks_failing"] or total["webhooks_dead"] else ""))
 
 
 def beside(total: dict[str, Any], width: int) -> Table:
