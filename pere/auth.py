@@ -122,6 +122,7 @@ class Verifier:
     def __init__(self, keys: Iterable[Key], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable[Key] | None = None):
         self._keys = tuple(keys)
         self._fetched = tuple(fetched) if fetched is not None else None
+        self._taken = {key.algorithm for key in self._keys}.union(FETCHED if self._fetched is not None else ())
         self._audience = audience or None
         self._leeway = leeway
         self._max_age = max_age
@@ -191,9 +192,8 @@ class Verifier:
     def _candidates(self, algorithm: Any, id: Any) -> list[Key]:
         """The keys that may have signed it. Only a fetched key is known by its id; who names none may have meant any. Raises Unauthorized
         for an algorithm that no key here is for."""
-        taken = {key.algorithm for key in self._keys}.union(FETCHED if self._fetched is not None else ())
-        if not isinstance(algorithm, str) or algorithm not in taken:
-            raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(taken))}")
+        if not isinstance(algorithm, str) or algorithm not in self._taken:
+            raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(self._taken))}")
         fetched = [key for key in self._fetched or () if id is None or key.id is None or key.id == id]
         return [key for key in (*self._keys, *fetched) if key.algorithm == algorithm]
 

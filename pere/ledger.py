@@ -318,9 +318,9 @@ class Ledger:
                 if latencies is None:
                     latencies = entry.latencies = bytearray(len(states))
             old = states[slot]
-            byte, outcome, closed = rules[new][old]
+            byte, outcome, closed, answer = rules[new][old]
             receipts[new][outcome] += 1
-            answers.append((byte & STATE, outcome))
+            answers.append(answer)
             if member is not None:
                 member.answered = now
                 member.last_id = id

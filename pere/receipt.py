@@ -75,17 +75,18 @@ def ending(end: int, level: int) -> bytes:
     )
 
 
-def _rules(level: int) -> tuple[tuple[tuple[int, int, bool], ...], ...]:
-    def rule(old: int, new: int) -> tuple[int, int, bool]:
+def _rules(level: int) -> tuple[tuple[tuple[int, int, bool, tuple[int, int]], ...], ...]:
+    def rule(old: int, new: int) -> tuple[int, int, bool, tuple[int, int]]:
         byte, outcome = transition(old, new, level)
         # Expired and cancelled were closed before, so a late receipt closes nothing more.
         closed = old & STATE <= DELIVERED and closes(byte & STATE, level) and not closes(old & STATE, level)
-        return byte, outcome, closed
+        return byte, outcome, closed, (byte & STATE, outcome)
 
     return tuple(tuple(rule(old, new) for old in range(256)) for new in range(len(NAMES)))
 
 
-# All of the above, looked up: RULES[level][new][old] is the byte after, the outcome, and whether that closed the event on the device.
+# All of the above, looked up: RULES[level][new][old] is the byte after, the outcome, whether that closed the event on the device, and
+# what is answered: the state that stands and the outcome.
 RULES = {level: _rules(level) for level in (DELIVERED, PROCESSED)}
 
 # Latency buckets: 0 is "none yet", 1 to 255 are equal steps of the logarithm from 0.1 ms to 30 days, so a bucket is

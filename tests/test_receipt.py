@@ -93,7 +93,7 @@ def test_what_becomes_of_a_receipt(level, state, receipt, becomes, outcome, flag
     byte, what = transition(old, new, WORDS[level])
     assert (NAMES[byte & STATE], OUTCOMES[what]) == (becomes, outcome)
     assert byte & LATE == (LATE if flagged == "late" else 0)
-    assert RULES[WORDS[level]][new][old] == (byte, what, does_close == "closes")
+    assert RULES[WORDS[level]][new][old] == (byte, what, does_close == "closes", (byte & STATE, what))
 
 
 def test_the_table_says_of_each_state_what_each_receipt_does_at_each_level():
@@ -131,7 +131,7 @@ def test_the_same_receipt_again_is_a_duplicate_or_the_same_conflict(old, word, l
 def test_who_is_not_in_the_audience_stays_so_whatever_it_says():
     for level in LEVELS:
         for new in WORD_CODES:
-            byte, _, closed = RULES[level][new][ABSENT]
+            byte, _, closed, _ = RULES[level][new][ABSENT]
             assert (byte, closed) == (ABSENT, False)
 
 

@@ -51,14 +51,16 @@ class Recent:
 
     def add_many(self, rows: list[Entered], answers: list[tuple[int, int]]) -> set[str]:
         """The receipts that were entered, by what was answered: those that changed a state. Returns their channels."""
-        number, all, channels, current = self.newest, self._all, set(), None
+        number, all, channels, current, channel = self.newest, self._all, set(), None, ""
         for (entry, _, slot, _, status, at), (stands, outcome) in zip(rows, answers, strict=True):
             if outcome == FIRST or outcome == LATE_FIRST:
                 if entry is not current:
                     current, event, states, names = entry, entry.event, entry.states, entry.names
-                    id, channel, accepted = event.id, event.channel, event.time
-                    log = self._log(channel)
-                    channels.add(channel)
+                    id, accepted = event.id, event.time
+                    if event.channel != channel:
+                        channel = event.channel
+                        log = self._log(channel)
+                        channels.add(channel)
                 number += 1
                 # Only what closes an event can be late, so this is so of all that follows too.
                 row = (number, id, channel, accepted, names[slot], stands | states[slot] & LATE, status, at)
