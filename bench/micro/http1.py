@@ -19,7 +19,7 @@ from pere.load.target import Target
 from pere.server import Server
 
 SECRET = "only for measuring, and at least 32 bytes"
-DEVICES, TURN = 4_000, 64
+DEVICES, TURN = 4_096, 64
 
 
 def operations() -> dict[str, tuple[Callable[[], object], int]]:
@@ -43,11 +43,13 @@ def _with(label: str, secret: str) -> dict[str, tuple[Callable[[], object], int]
 
     server, connections = loop.run_until_complete(build())
     target = Target("127.0.0.1", 4567, secret=secret)
-    ids: list[str] = []
     names = [f"device-{number}" for number in range(DEVICES)]
     for name in names:
         server.store.register("bench", name)
-    asks: list[bytes] = []
+    # Whose turn it is, and what is said then of the newest event, whose id stands where there is an @.
+    turns = itertools.cycle([[target.receipt("bench", name, "@") for name in names[start : start + TURN]] for start in range(0, DEVICES, TURN)])
+    ids: list[bytes] = []
+    numbers = itertools.count()
 
     def said(requests: list[bytes]) -> None:
         server.wheel.advance(loop.time())
@@ -59,16 +61,14 @@ def _with(label: str, secret: str) -> dict[str, tuple[Callable[[], object], int]
                 raise SystemExit("a request was refused")
 
     def receipts() -> None:
-        if len(asks) < TURN:
-            ids.clear()
-            server.store.append(Draft(channel="bench", data=b"1", ttl=10_000), lambda accepted: ids.append(format_id(accepted.id)))  # type: ignore[union-attr]
-            asks.extend(target.receipt("bench", name, ids[0]) for name in names)
-        said([asks.pop() for _ in range(TURN)])
+        if next(numbers) % (DEVICES // TURN) == 0:
+            server.store.append(Draft(channel="bench", data=b"1", ttl=10_000), lambda accepted: ids.append(format_id(accepted.id).encode()))  # type: ignore[union-attr]
+        said([request.replace(b"@", ids[-1]) for request in next(turns)])
 
     # Every device's token is verified once, and known from then on.
     for _ in range(2 * DEVICES // TURN):
         receipts()
-    made, numbers = target.pushing("nobody"), itertools.count()
+    made = target.pushing("nobody")
 
     def pushes() -> None:
         said([target.pushed(made, target.event(next(numbers), 150)) for _ in range(TURN)])
