@@ -139,6 +139,7 @@ class Server:
         self._cors = cors
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
+        self._forget_receipts = feedback.forget
         self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
         self._renew_bodies(config)()
         self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered, self.watchdog)
@@ -234,6 +235,7 @@ class Server:
         def renewed() -> None:
             for name, bytes in most.items():
                 self.door.routes[name].max_body = bytes
+            self._forget_receipts()
 
         return renewed
 
@@ -271,7 +273,7 @@ class Server:
             await asyncio.sleep(config.drain_delay)
         await self.listeners.close()
         feeds = self._feeds()
-        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, self.store.has_others)
+        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, await self.store.has_others())
         await drain.let_go()
         self.door.drain()
         self.waits.drain()

@@ -8,10 +8,14 @@ import socket
 import threading
 
 import pytest
+import uvloop
 import wire
-from managing import Managed, Notices, listening
+from managing import Managed, Notices
 from processes import Process, Served, pere
+from redises import needed
 
+from bench.handing import listening
+from bench.load import restart
 from pere import systemd
 from pere.config import Config
 from pere.drain import Drain
@@ -100,7 +104,8 @@ async def test_while_it_only_says_that_it_ends_all_goes_on(start, listen, connec
 class Shared(MemoryStore):
     """A store of which another node serves the same."""
 
-    has_others = True
+    async def has_others(self) -> bool:
+        return True
 
 
 async def test_pushes_and_receipts_are_answered_while_feeds_are_let_go(start, connect, until):
@@ -312,3 +317,17 @@ def test_the_manager_is_told_that_it_serves_and_that_it_ends(tmp_path, abstract)
 def test_a_manager_that_does_not_listen_is_no_reason_to_fail(tmp_path):
     with Served(NOTIFY_SOCKET=str(tmp_path / "nobody")) as server:
         assert server.end(signal.SIGTERM) == 0
+
+
+# Under load
+
+
+@pytest.mark.parametrize("way", ["sqlite", "overlap", "redis"])
+def test_under_load_nothing_is_refused_and_nothing_is_lost(way):
+    """The short form of `python -m bench.load.restart`."""
+    if way == "redis":
+        needed()
+    found = uvloop.run(restart.measure(way, devices=200, restarts=2 if way == "overlap" else 1, per_second=40, usual=0.3, flags=("--retry", "0.2", "--drain-seconds", "1")))
+    assert found["pushes"] and found["deliveries"] == 20 * found["pushes"]
+    assert {name: found[name] for name in ("refused", "other answers", "lost events", "lost receipts")} == {
+        "refused": 0, "other answers": 0, "lost events": 0, "lost receipts": 0}

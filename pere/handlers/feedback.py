@@ -90,6 +90,11 @@ class Feedback:
         self.remembered = lru_cache(maxsize=MAX_REMEMBERED)(self._read)
         self._alike = lru_cache(maxsize=MAX_REMEMBERED)(self._receipts)
 
+    def forget(self) -> None:
+        """What is remembered of how receipts are read was made under other settings."""
+        self.remembered.cache_clear()
+        self._alike.cache_clear()
+
     def one(self, ask: Ask) -> None:
         channel = channel_of(ask.path)
         headers, body = ask.headers, ask.body

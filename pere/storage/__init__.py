@@ -167,8 +167,7 @@ class Store(ABC):
         """For how many seconds the thread that writes has been at the commit that is under way; 0 where none is, or there is no such thread."""
         return 0.0
 
-    @property
-    def has_others(self) -> bool:
+    async def has_others(self) -> bool:
         """Whether other nodes serve the same, so that a device may go there."""
         return False
 

@@ -184,6 +184,13 @@ class RedisStore(Replica):
                 f"--{name.replace('_', '-')} {theirs.get(name)}, not {mine[name]}" for name in LIMITS if theirs.get(name) != mine[name]))
         await client.hset(keys["head"], "limits", orjson.dumps(mine))
 
+    async def has_others(self) -> bool:
+        # One that has just come may not have been heard of here yet.
+        try:
+            return int(await self._log.client.zcard(self._log.keys["nodes"])) > 1
+        except Errors:
+            return bool(self._nodes - {self.node})
+
     # What is said is queued
 
     def _say(self, op: Op, asker: Asker | None = None) -> None:

@@ -348,10 +348,6 @@ class Replica(MemoryStore):
         if users:
             self._users[channel] = users
 
-    @property
-    def has_others(self) -> bool:
-        return bool(self._nodes - {self.node})
-
     def _apply_hello(self, asker: Asker | None, node: str) -> None:
         """A node has come; it is told who else is there, and what is true of each."""
         self._nodes.add(node)

@@ -1,0 +1,39 @@
+"""A process that is handed sockets, as a service manager hands them (sd_listen_fds(3)); who calls this holds them while one process follows another."""
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+FIRST = 3
+
+# LISTEN_PID is known only once the process is there: it says it itself, and then becomes what it is to be.
+BECOME = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "pere", *sys.argv[1:]])
+"""
+
+
+def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> socket.socket:
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(address)
+    made.listen(4096)
+    return made
+
+
+def handed(sockets: Sequence[socket.socket], arguments: Sequence[str], env: dict[str, str], names: str = "", **more: Any) -> "subprocess.Popen[bytes]":
+    """`pere` with these arguments, and these sockets as its descriptors 3, 4 and so on."""
+    env = env | {"LISTEN_FDS": str(len(sockets))} | ({"LISTEN_FDNAMES": names} if names else {})
+    # Where they are to stand something else stands here, so they are moved by a shell between us and the other.
+    moved = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD, 100) for each in sockets]
+    places = " ".join(f"{FIRST + n}<&{fd} {fd}<&-" for n, fd in enumerate(moved))
+    try:
+        return subprocess.Popen(["bash", "-c", f'exec "$@" {places}', "bash", sys.executable, "-c", BECOME, *arguments], env=env, pass_fds=moved, **more)
+    finally:
+        for fd in moved:
+            os.close(fd)

@@ -1,0 +1,396 @@
+"""What do devices and publishers notice of a server that is started anew while they go on?
+
+    python -m bench.load.restart                              all ways, 5,000 devices, 3 restarts each: four minutes
+    python -m bench.load.restart --way sqlite --devices 500 --restarts 1
+
+Devices with feeds on many channels, each of which answers every event; a publisher that pushes all the time. Meanwhile the server ends and another begins: *sqlite*, where one
+process follows another on a socket that is handed in, as systemd does it; *overlap*, where the next one is there before and waits for the file of the last one; *redis*, where both
+serve for a while, on a port that they share by SO_REUSEPORT.
+
+A latency counts from the time for which a push was scheduled, to its arrival at a device. *During* is from the signal (the start of the next process, where that is earlier) until all feeds are
+back and a second longer. *Refused* is a connection that was, *cut* a request whose connection ended before its answer came (it is said again, a push with the same Idempotency-Key),
+*lost* is an event that a device of its audience never got, or a receipt that was answered 200 and is not in the delivery status; *doubled* an event that a device was sent twice.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import uvloop
+
+from bench.handing import handed, listening
+
+WAYS = ("sqlite", "overlap", "redis")
+LINES = 16  # connections that carry the receipts
+RETRY = 3.0  # seconds after which a feed that ended without a word comes back
+KNOCK = 0.05  # and who was refused or cut
+
+
+class Line(asyncio.Protocol):
+    """A connection that asks one thing at a time. What is cut is asked again, on a new one."""
+
+    def __init__(self, load: "Load"):
+        self._load = load
+        self._waiting: deque[tuple[bytes, Callable[[int, bytes], None]]] = deque()
+        self._transport: Any = None
+        self._is_asking = self._is_connecting = False
+        self._came = b""
+
+    def ask(self, request: bytes, then: Callable[[int, bytes], None]) -> None:
+        self._waiting.append((request, then))
+        self._go_on()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting
+
+    def _go_on(self) -> None:
+        if self._is_asking or not self._waiting or self._is_connecting:
+            return
+        if self._transport is None:
+            self._is_connecting = True
+            self._load.spawn(self._connect())
+            return
+        self._is_asking = True
+        self._transport.write(self._waiting[0][0])
+
+    async def _connect(self) -> None:
+        await self._load.connect(lambda: self)
+        self._is_connecting = False
+        self._go_on()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport, self._came = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        self._came += data
+        head, found, body = self._came.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\nContent-Length: (\d+)", head)
+        if not found or (length and len(body) < int(length[1])):
+            return
+        self._came, self._is_asking = b"", False
+        status, closes = int(head[9:12]), b"Connection: close" in head
+        if status < 300 or status == 409:
+            _, then = self._waiting.popleft()
+            then(status, body)
+        else:
+            self._load.counts[f"answered {status}"] += 1
+            closes = True  # and again, a moment later
+        if closes:
+            self._transport.close()
+            self._transport = None
+            asyncio.get_running_loop().call_later(KNOCK if status >= 300 else 0, self._go_on)
+        else:
+            self._go_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._is_asking:
+            self._load.counts["cut"] += 1
+        self._is_asking = False
+        if self._transport is not None and self._transport.is_closing():
+            self._transport = None
+            asyncio.get_running_loop().call_later(KNOCK, self._go_on)
+
+
+class Device(asyncio.Protocol):
+    """One device on one channel. It answers what it gets, and comes back when it was told to."""
+
+    def __init__(self, load: "Load", number: int):
+        self.channel = f"c{number % load.channels}"
+        self.got: Counter[bytes] = Counter()
+        self.is_open = False
+        self._load = load
+        self._name = b"d%d" % number
+        self._target = f"GET /feed/{self.channel} HTTP/1.1\r\nHost: x\r\nDevice: d{number}\r\n\r\n".encode()
+        self._answer = b"POST /feedback/%b HTTP/1.1\r\nHost: x\r\nDevice: %b\r\nLast-Event-ID: %%b\r\nContent-Length: 0\r\n\r\n" % (self.channel.encode(), self._name)
+
+    def come(self) -> None:
+        self._load.spawn(self._load.connect(lambda: self))
+
+    def connection_made(self, transport: Any) -> None:
+        self._came, self._retry, self._last = b"", RETRY, transport
+        transport.write(self._target)
+
+    def data_received(self, data: bytes) -> None:
+        *frames, self._came = (self._came + data).split(b"\n\n")
+        for frame in frames:
+            if b"event: pere.hello" in frame:
+                self.is_open = True
+                self._load.opened()
+            if (retry := re.search(rb"^retry: (\d+)", frame, re.M)) is not None:
+                self._retry = int(retry[1]) / 1000
+            if (event := re.search(rb"^id: (\S+)\ndata: ([\d.]+)$", frame, re.M)) is not None:
+                self._take(event[1], float(event[2]))
+
+    def _take(self, id: bytes, due: float) -> None:
+        self.got[id] += 1
+        if self.got[id] == 1:
+            self._load.latencies.append((due, time.monotonic() - due))
+            self._load.receipt(self._answer % id)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.is_open:
+            self._load.counts["cut"] += 1
+            self._retry = KNOCK
+        self.is_open = False
+        self._load.is_over or asyncio.get_running_loop().call_later(self._retry, self.come)
+
+
+class Load:
+    """Devices, a publisher, and all that became of them."""
+
+    def __init__(self, port: int, devices: int, per_second: float):
+        self.port = port
+        self.channels = max(1, devices // 20)
+        self.counts: Counter[str] = Counter()
+        self.latencies: list[tuple[float, float]] = []
+        self.pushed: dict[bytes, str] = {}  # the channel of each event
+        self.receipts = 0  # that were answered 200
+        self.is_over = False
+        self.devices = [Device(self, number) for number in range(devices)]
+        self._lines = [Line(self) for _ in range(LINES)]
+        self._publishers = [Line(self) for _ in range(4)]
+        self._pause = 1 / per_second
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._turn = 0
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def connect(self, who: Callable[[], asyncio.Protocol]) -> None:
+        while not self.is_over:
+            try:
+                await asyncio.get_running_loop().create_connection(who, "127.0.0.1", self.port)
+                return
+            except OSError:
+                self.counts["refused"] += 1
+                await asyncio.sleep(KNOCK)
+
+    def opened(self) -> None:
+        self.counts["feeds opened"] += 1
+
+    def receipt(self, request: bytes) -> None:
+        self._turn += 1
+        self._lines[self._turn % LINES].ask(request, self._kept)
+
+    def _kept(self, status: int, body: bytes) -> None:
+        self.receipts += status == 200 and b'"duplicate":false' in body
+
+    @property
+    def away(self) -> int:
+        return sum(not device.is_open for device in self.devices)
+
+    async def begin(self) -> None:
+        for start in range(0, len(self.devices), 200):
+            for device in self.devices[start : start + 200]:
+                device.come()
+            await asyncio.sleep(0.02)
+        await self.all_back()
+
+    async def all_back(self) -> None:
+        while self.away:
+            await asyncio.sleep(0.02)
+
+    async def push(self) -> None:
+        """One event after the other, each at its time."""
+        number, due = 0, time.monotonic()
+        while not self.is_over:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            channel, number = f"c{random.randrange(self.channels)}", number + 1
+            body = b"%.6f" % due
+
+            def then(status: int, answer: bytes, channel: str = channel) -> None:
+                self.pushed[orjson.loads(answer)["id"].encode()] = channel
+
+            # The time for which it was scheduled is its payload.
+            self._publishers[number % len(self._publishers)].ask(
+                f"POST /push/{channel} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k{number}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body, then)
+            due += self._pause
+
+    async def settle(self) -> None:
+        """Until all that was pushed has arrived and is answered, or nothing more comes."""
+        self.is_over = True
+        for _ in range(500):
+            if all(line.is_idle for line in (*self._lines, *self._publishers)) and not self.missing():
+                break
+            await asyncio.sleep(0.02)
+
+    def missing(self) -> int:
+        """Events that did not arrive, over all devices."""
+        by_channel: dict[str, list[bytes]] = {}
+        for id, channel in self.pushed.items():
+            by_channel.setdefault(channel, []).append(id)
+        return sum(not device.got[id] for device in self.devices for id in by_channel.get(device.channel, ()))
+
+    def doubled(self) -> int:
+        return sum(count - 1 for device in self.devices for count in device.got.values() if count > 1)
+
+    async def unkept(self) -> int:
+        """Receipts that were answered 200 and are not in the delivery status."""
+        counted, line = 0, Line(self)
+        self.is_over = False
+        for id, channel in self.pushed.items():
+            done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            line.ask(f"GET /events/{channel}/{id.decode()} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), lambda status, body, done=done: done.set_result(body))  # type: ignore[misc]
+            counted += orjson.loads(await done)["counts"]["processed"]
+        self.is_over = True
+        return self.receipts - counted
+
+
+class Servers:
+    """One process after the other, on one port."""
+
+    def __init__(self, way: str, folder: str, flags: list[str]):
+        self._way = way
+        self._log = open(os.path.join(folder, "servers.log"), "w+b")
+        self._socket = listening()
+        self.port = self._socket.getsockname()[1]
+        if way == "redis":
+            self._redis_port = listening()
+            port = self._redis_port.getsockname()[1]
+            self._redis_port.close()
+            self._redis = subprocess.Popen(["redis-server", "--port", str(port), "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--dir", folder],
+                                           stdout=subprocess.DEVNULL)
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    time.sleep(0.02)
+            self._socket.close()
+        store = f"redis://127.0.0.1:{port}/0" if way == "redis" else f"sqlite:{folder}/pere.db"
+        self._arguments = ["serve", "--store", store, "--log-level", "info", *flags]
+        self.current: subprocess.Popen[bytes] | None = None
+
+    async def start(self, word: str = "listening url=") -> "subprocess.Popen[bytes]":
+        """A further process, which has said this when this returns."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PERE_")}
+        lines = self._said().count(word)
+        if self._way == "redis":
+            made = subprocess.Popen([sys.executable, "-m", "pere", *self._arguments, "--reuse-port", "--port", str(self.port)], env=env, stderr=self._log)
+        else:
+            made = handed([self._socket], self._arguments, env, stderr=self._log)
+        while self._said().count(word) == lines:
+            if made.poll() is not None:
+                raise SystemExit(f"a server did not start: {self._said()}")
+            await asyncio.sleep(0.01)
+        return made
+
+    def _said(self) -> str:
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode()
+
+    async def ended(self, process: "subprocess.Popen[bytes]") -> None:
+        process.send_signal(signal.SIGTERM)
+        while process.poll() is None:
+            await asyncio.sleep(0.01)
+        if process.returncode:
+            raise SystemExit(f"a server ended with {process.returncode}: {self._said()}")
+
+    async def restart(self) -> None:
+        before = self.current
+        assert before is not None
+        if self._way == "redis":
+            self.current = await self.start()
+            await self.ended(before)
+        elif self._way == "overlap":
+            self.current, lines = await self.start("waiting for the store"), self._said().count("listening url=")
+            await self.ended(before)
+            while self._said().count("listening url=") == lines:
+                await asyncio.sleep(0.01)
+        else:
+            await self.ended(before)
+            self.current = await self.start()
+
+    def close(self) -> None:
+        for process in (self.current, getattr(self, "_redis", None)):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self._socket.close()
+        self._log.close()
+
+
+async def measure(way: str, devices: int = 5000, restarts: int = 3, per_second: float = 50.0, usual: float = 10.0, flags: tuple[str, ...] = ()) -> dict[str, float]:
+    """What one way of restarting costs those who are there; `usual` are seconds in which nothing happens, before and between."""
+    with tempfile.TemporaryDirectory() as folder:
+        servers = Servers(way, folder, list(flags))
+        try:
+            return await _measure(servers, Load(servers.port, devices, per_second), restarts, usual)
+        finally:
+            servers.close()
+
+
+async def _measure(servers: Servers, load: Load, restarts: int, usual: float) -> dict[str, float]:
+    servers.current = await servers.start()
+    await load.begin()
+    pushing = asyncio.ensure_future(load.push())
+    windows: list[tuple[float, float]] = []
+    took: list[float] = []
+    await asyncio.sleep(usual)
+    for _ in range(restarts):
+        began = time.monotonic()
+        await servers.restart()
+        took.append(time.monotonic() - began)
+        await load.all_back()
+        await asyncio.sleep(1.0)
+        windows.append((began, time.monotonic()))
+        await asyncio.sleep(usual)
+    load.is_over = True
+    await pushing
+    load.is_over = False
+    await asyncio.sleep(0.1)
+    await load.settle()
+    during = [latency for due, latency in load.latencies if any(begin <= due <= end for begin, end in windows)]
+    before = [latency for due, latency in load.latencies if not any(begin <= due <= end for begin, end in windows)]
+    lost, doubled = load.missing(), load.doubled()
+    return {
+        "devices": len(load.devices), "restarts": restarts, "pushes": len(load.pushed), "deliveries": len(load.latencies), "receipts": load.receipts,
+        "refused": load.counts["refused"], "cut": load.counts["cut"], "other answers": sum(count for what, count in load.counts.items() if what.startswith("answered")),
+        "lost events": lost, "lost receipts": await load.unkept(), "doubled": doubled,
+        "p50 usual, ms": _quantile(before, 0.5), "p99 usual, ms": _quantile(before, 0.99),
+        "p50 during, ms": _quantile(during, 0.5), "p99 during, ms": _quantile(during, 0.99), "worst during, ms": 1000 * max(during, default=0.0),
+        "restart took, s": statistics.mean(took) if took else 0.0, "until all were back, s": statistics.mean(end - begin - 1 for begin, end in windows) if windows else 0.0,
+    }
+
+
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--devices", type=int, default=5000)
+    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--per-second", type=float, default=50.0)
+    parser.add_argument("--usual", type=float, default=10.0)
+    parser.add_argument("flags", nargs="*", help="flags of pere serve, behind --")
+    said = parser.parse_args()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    ways = [said.way] if said.way else WAYS
+    results = [uvloop.run(measure(way, said.devices, said.restarts, said.per_second, said.usual, tuple(said.flags))) for way in ways]
+    print(f"{'':24}" + "".join(f"{way:>14}" for way in ways))
+    for name in results[0]:
+        print(f"{name:24}" + "".join(f"{result[name]:>14,.1f}" if isinstance(result[name], float) else f"{result[name]:>14,}" for result in results))
+
+
+if __name__ == "__main__":
+    main()
