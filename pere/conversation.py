@@ -29,7 +29,7 @@ class Conversation(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
     __slots__ = ("_closing", "_door", "_ended", "_in_line", "_queued", "_rest", "_stuck", "_took_at", "_unsent", "_waiters",
-                 "account", "address", "app", "busy", "is_expected", "pending", "served", "since", "transport", "turn")
+                 "account", "address", "app", "busy", "is_expected", "is_fresh", "pending", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
         self._door = door
@@ -41,6 +41,7 @@ class Conversation(asyncio.Protocol):
         self._rest = b""  # what is not parsed before its turn comes; both count in `Door.held`
         self._in_line = False
         self._closing = False  # nothing that comes from now on is read
+        self.is_fresh = True  # it has asked nothing yet
         self._ended = False  # the client says no more, and is still owed answers
         self.served = 0  # in the newest turn
         self.turn = 0.0
@@ -170,6 +171,7 @@ class Conversation(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _begin(self, ask: Ask) -> None:
+        self.is_fresh = False
         self.busy = ask
         if ask.refusal is not None:
             ask.refuse(ask.refusal)

@@ -5,6 +5,7 @@ This file knows no channel, no device and no event; and of a connection only tha
 
 import asyncio
 import logging
+import select
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
@@ -134,8 +135,14 @@ class Door:
     def drain(self) -> None:
         """Take no further request; each connection closes once what it asked is answered."""
         self.draining = True
-        for connection in list(self.connections):
-            connection.close_if_idle()
+        # What has been said and nobody has read yet is to be answered too.
+        poll, by_fd = select.poll(), {connection.transport.get_extra_info("socket").fileno(): connection for connection in self.connections}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        unread = {fd for fd, _ in poll.poll(0)}
+        for fd, connection in by_fd.items():
+            if fd not in unread:
+                connection.close_if_idle()
 
     def under_way(self) -> int:
         """Connections on which something is asked, or an answer may not have been read yet."""

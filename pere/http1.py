@@ -22,6 +22,8 @@ from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupporte
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import SLICE
 
+GRACE = 0.5  # seconds in which who has just come is let say what it came for, though we are about to end
+
 log = logging.getLogger("pere.http")
 
 LINGER = 2.0  # seconds in which a client that was refused may go on sending before the connection is cut under it
@@ -365,7 +367,9 @@ class Connection(Conversation):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was asked that is not answered."""
+        """Whether nothing was asked that is not answered; what one has to say who has just come is on its way."""
+        if self.is_fresh and self._door.wheel.now - self.since < GRACE:
+            return False
         return self.busy is None and not self._in_head and not self._in_body and not self._in_line and not self._closing
 
 

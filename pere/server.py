@@ -281,6 +281,7 @@ class Server:
         drain.deadline = max(drain.deadline, loop.time() + min(1.0, config.drain_seconds))
         while (cut := self.door.under_way()) and drain.seconds_left:
             await asyncio.sleep(0.02)
+            self.door.drain()
         for connection in list(self.door.connections):
             connection.transport.abort()
         self.watchdog.stop()

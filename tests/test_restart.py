@@ -148,6 +148,31 @@ async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start, 
         await wire.Wire.open(server.port)
 
 
+async def test_who_has_just_come_and_not_spoken_yet_is_heard(start, connect, until):
+    server = await start()
+    fresh, known = await connect(), await connect()
+    await known.send(wire.said("GET", "/healthz"))
+    await known.answer()
+    await until(lambda: len(server.door.connections) == 2)
+    stopping = asyncio.ensure_future(server.stop())
+    assert await known.rest() == b""
+    await fresh.send(wire.said("POST", "/push/c", b"1"))
+    answer = await fresh.answer()
+    assert (answer.status, answer.headers["connection"], await fresh.rest()) == (201, "close", b"")
+    fresh.close()
+    await stopping
+
+
+async def test_what_was_said_and_not_read_yet_is_answered(start, connect):
+    server = await start()
+    line = await connect()
+    await line.send(wire.said("GET", "/healthz"))
+    await line.answer()
+    line.sock.send(wire.said("POST", "/push/c", b"1"))
+    server.door.drain()  # in the same turn of the loop
+    assert ((await line.answer()).status, await line.rest()) == (201, b"")
+
+
 async def test_webhooks_under_way_are_waited_for(hooked, receiver, add, in_state, push, until):
     server = await hooked(drain_seconds=10)
     there = receiver()
