@@ -60,10 +60,10 @@ class Between:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._pairs.add(writer)
-        if self.answer is not None:
+        if (answer := self.answer) is not None:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 self.asked.append(await reader.readuntil(b"\r\n\r\n"))
-                writer.write(self.answer)
+                writer.write(answer)
                 await writer.drain()
             writer.close()
             return

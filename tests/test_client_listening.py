@@ -46,6 +46,17 @@ async def test_an_event_says_what_it_is(url, push):
     assert one.time.timestamp() * 1000 == pytest.approx(int(first.partition("-")[0]), abs=1)
 
 
+async def test_a_number_arrives_as_it_was_written_however_long_it_is(url, push):
+    async with Device(await url()) as device:
+        await device.opened()
+        await push("c", b'{"n":123456789012345678901234567890}')
+        await push("c", b"[0." + b"9" * 5000 + b"]")
+        await push("c", b"[" * 500 + b"1234567890123456789" + b"]" * 500)
+        await device.until(lambda: len(device.events) == 3)
+        assert device.data[0] == {"n": 123456789012345678901234567890}
+        assert device.data[1] == [1.0]
+
+
 async def test_who_asks_for_the_next_event_has_processed_the_one_before(url, push, counts):
     async with Device(await url()) as device:
         await device.opened()

@@ -15,7 +15,7 @@ from processes import Served
 from test_client import DONE, PAGE, answer, feed, refused, scripted
 
 from pere import Client, Event, Refusal
-from pere.client import sleep
+from pere.client import backoff, sleep
 from pere.client.news import Bye, Duplicate, Lost, Opened, Removed, Unreceipted, Unsent
 
 from pere.errors import Stranger
@@ -128,6 +128,17 @@ def test_how_long_this_machine_slept_is_no_matter_of_the_wall_clock(monkeypatch)
     assert slept() - before == pytest.approx(0, abs=0.01)
 
 
+async def test_a_proxy_that_the_environment_names_is_gone_through(behind, push, monkeypatch):
+    async with await behind() as between:
+        monkeypatch.setenv("HTTP_PROXY", between.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        # Nobody listens there; the proxy passes all on to the server.
+        async with Device("http://localhost:1") as device:
+            await device.opened()
+            await device.client.push("c", 1)
+            await device.has(1)
+
+
 # Somebody else answers
 
 
@@ -189,6 +200,25 @@ async def test_receipts_are_repeated_until_pere_itself_has_answered(count, last)
     assert len({asked.body for asked in server.asked}) == 1
     assert len(server.asked) == len(troubles) + 1
     assert [(type(each), each.waiting) for each in news] == [(Unsent, count)] * len(troubles)
+
+
+async def test_receipts_do_not_wait_out_their_time_where_the_feed_is_open_again(behind, push, get, monkeypatch):
+    async with await behind(heartbeat=0.1) as between, Device(between.url, answer=None) as device:
+        await device.opened()
+        id = await push("c", 1)
+        await device.until(lambda: device.events)
+        # The feed comes back soon; its receipts would be tried again in an hour or two.
+        monkeypatch.setattr(backoff, "FIRST_WAIT", 1e4)
+        monkeypatch.setattr(backoff, "LONGEST_WAIT", 1e4)
+        monkeypatch.setattr("random.uniform", lambda low, high: min(high, 0.05) if device.told(Unsent) else high)
+        between.answer = PORTAL
+        device.events[0].processed()
+        await device.until(lambda: device.told(Unsent))
+        between.answer = None
+        between.cut()
+        await device.client.flush()
+        assert device.told(Unsent)[0].wait == 1e4
+        assert (await get(f"/events/c/{id}"))["complete"] is True
 
 
 @pytest.mark.parametrize("status", [404, 409, 410])

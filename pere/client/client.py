@@ -124,6 +124,7 @@ class Client(Administrator):
                 if not isinstance(event, Event):
                     if isinstance(event, Opened) and receipts is not None:
                         receipts.jitter = min(number(event.hello, "receipt_jitter"), LONGEST_JITTER)
+                        receipts.hurry()
                     if isinstance(event, Cancelled) and (cancelled := at_hand.get(event.id)) is not None:
                         cancelled.is_cancelled = True
                     if event is not None:

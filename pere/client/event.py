@@ -1,6 +1,9 @@
 """An event as it is handed to whoever listens, and what can be said of it."""
 
+import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +14,7 @@ from pere.sse import Message
 
 # An exception's text, as the word that goes with `failed`: the server keeps 1 KiB as JSON (`--max-status-bytes`).
 LONGEST_WORD = 300
+LONG = re.compile(r"\d{19}")
 
 
 class Retry(Exception):
@@ -40,7 +44,7 @@ class Event:
     __slots__ = ("__weakref__", "_say", "_time", "answer", "attempt", "channel", "data", "id", "is_cancelled", "traceparent", "type")
 
     def __init__(self, message: Message, say: Callable[[Receipt], None] | None):
-        told = orjson.loads(message.data)
+        told = _read(message.data)
         self.id: str = told["id"]
         self.channel: str = told["channel"]
         self.type: str = told.get("type") or "message"
@@ -98,6 +102,14 @@ class Event:
 
     def __repr__(self) -> str:
         return f"<Event {self.id} on {self.channel}: {self.data!r}>"
+
+
+def _read(text: str) -> Any:
+    # The server passes numbers on as they were written, and orjson makes a float of what has no room in 64 bits.
+    if LONG.search(text):
+        with suppress(ValueError, RecursionError):  # which it raises for thousands of digits, or of brackets
+            return json.loads(text)
+    return orjson.loads(text)
 
 
 def word(trouble: BaseException) -> str:

@@ -8,6 +8,7 @@ when PERE itself gives one; a proxy's or a captive portal's is none.
 import asyncio
 import random
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ import orjson
 from pere.client.backoff import Backoff
 from pere.client.http import Http, is_final, part
 from pere.client.news import OnNews, Unreceipted, Unsent
-from pere.errors import Refusal
+from pere.errors import Refusal, Stranger
 
 # Receipts in one request, where the server does not take fewer (`--max-batch`).
 MOST = 1_000
@@ -51,6 +52,7 @@ class Receipts:
         self._task: asyncio.Task[None] | None = None
         self._is_stopped = False
         self._changed = asyncio.Event()
+        self._there = asyncio.Event()
 
     def __len__(self) -> int:
         """How many are not answered yet."""
@@ -90,6 +92,10 @@ class Receipts:
         self._say(self._answered.pop(id))
         return True
 
+    def hurry(self) -> None:
+        """The server is there again, as its feed shows: try now what was waiting for that."""
+        self._there.set()
+
     async def room(self) -> None:
         """Wait until there is room for one more."""
         while len(self) >= ROOM:
@@ -119,16 +125,22 @@ class Receipts:
                 self._sending, self._waiting = self._waiting, {}
             else:
                 self._sending = {id: self._waiting.pop(id) for id in list(self._waiting)[:self._most]}
+            self._there.clear()
             try:
                 results = await self._send(list(self._sending.values()))
             except Exception as error:  # what a giver of tokens raises may be anything
                 wait = self._unsent(error, backoff)
-                if wait:
-                    await asyncio.sleep(wait)
+                # Who said "not now" is taken at his word, whatever the feed shows.
+                await self._until_there(wait) if isinstance(error, (ConnectionError, Stranger)) else await asyncio.sleep(wait)
             else:
                 backoff.reset()
                 self._answer(results)
             self._changed.set()
+
+    async def _until_there(self, most: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most):
+                await self._there.wait()
 
     async def _send(self, receipts: list[Receipt]) -> list[Refusal | None]:
         """Send these; the refusal of each that was refused. Raises where there is no answer for all."""
