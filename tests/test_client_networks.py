@@ -111,7 +111,7 @@ async def test_who_works_for_long_does_not_take_that_for_silence(behind, push):
 async def test_a_machine_that_slept_opens_its_feeds_anew(behind, push, monkeypatch):
     slept = 0.0
     monkeypatch.setattr(sleep, "clock", lambda: lambda: slept)
-    async with await behind(heartbeat=0.5) as between, Device(between.url) as device:
+    async with await behind(heartbeat=2) as between, Device(between.url) as device:
         await device.opened()
         between.forget()
         slept = 3600.0
@@ -203,7 +203,7 @@ async def test_receipts_are_repeated_until_pere_itself_has_answered(count, last)
 
 
 async def test_receipts_do_not_wait_out_their_time_where_the_feed_is_open_again(behind, push, get, monkeypatch):
-    async with await behind(heartbeat=0.1) as between, Device(between.url, answer=None) as device:
+    async with await behind() as between, Device(between.url, answer=None) as device:
         await device.opened()
         id = await push("c", 1)
         await device.until(lambda: device.events)
@@ -279,7 +279,7 @@ async def test_a_token_that_expires_in_mid_stream_is_replaced_by_a_new_one(behin
         given.append(token("d", feed=["c"], push=["c"], expires=1.0 if not given else 3600))
         return given[-1]
 
-    async with await behind(jwt_secret=SECRET, heartbeat=0.1, jwt_leeway=0.0) as between, Device(between.url, token=give) as device:
+    async with await behind(jwt_secret=SECRET, heartbeat=0.1, jwt_leeway=0.0) as between, Device(between.url, token=give, silence=20) as device:
         await device.opened()
         await device.client.push("c", 1)
         await device.has(1)
@@ -371,7 +371,7 @@ async def test_a_name_that_nobody_knows_is_told_and_tried_again():
 
 
 async def test_a_server_that_is_killed_and_comes_back_has_lost_and_doubled_nothing(tmp_path, monkeypatch):
-    flags = ("--store", f"sqlite:{tmp_path}/p.db", "--retry", "0.1", "--heartbeat", "0.1")
+    flags = ("--store", f"sqlite:{tmp_path}/p.db", "--retry", "0.1")
     served = Served(*flags)
     port = served.port
     try:
