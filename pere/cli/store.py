@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import chain
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 import orjson
@@ -15,12 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pere.config import SHARED, without_password
 from pere.errors import BadRequest, ConfigError
 from pere.event import parse_id
 from pere.names import channel_name, is_pattern, pattern
 from pere.storage.archive import INTERRUPTED, Archive
 from pere.storage.archive import compact as compacted
 from pere.storage.packing import Malformed
+
+if TYPE_CHECKING:
+    from pere.storage.onlooker import Onlooker
 
 MOST_FAULTS = 100  # that are printed of one kind; the rest is counted
 MOVING = ("backup", "restore", "copy")
@@ -44,7 +48,7 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs)
 def command() -> None:
-    """Look after the file of a store, such as pere.db of `pere serve --store sqlite:pere.db`.
+    """Look after the file of a store, such as pere.db of `pere serve --store sqlite:pere.db`; or after a store in Redis, by its URL.
 
     \b
     Examples:
@@ -63,13 +67,15 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON value, for programs")
 def stats(path: str, as_json: bool) -> None:
     """Show what is in the file PATH: how many events, devices and receipts, and what takes how much space. A server may be using it.
+    Of Redis, whose URL stands for the PATH, it shows which nodes there are too, and how far behind.
 
     \b
     Examples:
       pere store stats pere.db
       pere store stats pere.db --json | jq .outstanding
+      pere store stats redis://127.0.0.1:6379/0
     """
-    with spoken(path), Archive(path) as archive, progress() as bar:
+    with spoken(path), opened(path) as archive, progress() as bar:
         bar.add_task("counting", total=None)
         found = archive.stats()
     if as_json:
@@ -81,7 +87,7 @@ def stats(path: str, as_json: bool) -> None:
 @command.command
 @path_argument
 def check(path: str) -> None:
-    """Check that the file PATH is sound: its pages, and that what PERE keeps in it agrees with itself. Nothing is changed, and a
+    """Check that the file PATH is sound: its pages, and that what PERE keeps in it (or in Redis, by its URL) agrees with itself. Nothing is changed, and a
     server may be using it. The exit code is 1 if anything is wrong.
 
     \b
@@ -91,7 +97,7 @@ def check(path: str) -> None:
     """
     faults: list[str] = []
     count = 0
-    with spoken(path), Archive(path) as archive, progress() as bar:
+    with spoken(path), opened(path) as archive, progress() as bar:
         for name, total, rows in archive.checks():
             found = 0
             for fault in followed(bar, name, total, rows):
@@ -105,9 +111,9 @@ def check(path: str) -> None:
     for fault in faults:
         click.echo(fault)
     if count:
-        click.echo(f"{path} is not sound: {count:,} fault{'s' if count > 1 else ''} found")
+        click.echo(f"{without_password(path)} is not sound: {count:,} fault{'s' if count > 1 else ''} found")
         sys.exit(1)
-    click.echo(f"{path} is sound")
+    click.echo(f"{without_password(path)} is sound")
 
 
 @command.command
@@ -120,6 +126,8 @@ def compact(path: str) -> None:
     Examples:
       pere store compact pere.db
     """
+    if path.startswith(SHARED):
+        raise click.UsageError("Redis gives space back by itself")
     with spoken(path), progress() as bar:
         bar.add_task("compacting", total=None)
         before, after = compacted(path)
@@ -154,7 +162,7 @@ def export(path: str, output: str | None, channels: tuple[str, ...], only_events
     both = only_events == only_receipts
     # Between the lines on a terminal a bar would only be in the way.
     is_shown = output is not None or not sys.stdout.isatty()
-    with spoken(path), Archive(path) as archive, progress(is_shown) as bar, written(output) as file:
+    with spoken(path), opened(path) as archive, progress(is_shown) as bar, written(output) as file:
         events, receipts = archive.count(channels, last) if not bar.disable else (None, None)
         lines: list[Iterable[bytes]] = []
         if both or only_events:
@@ -163,6 +171,17 @@ def export(path: str, output: str | None, channels: tuple[str, ...], only_events
             lines.append(followed(bar, "receipts", receipts, (line("receipt", receipt) for receipt in archive.receipts(channels, last))))
         for each in chain(*lines):
             file.write(each)
+
+
+def opened(path: str) -> "Archive | Onlooker":
+    """A file, or Redis by its URL."""
+    if not path.startswith(SHARED):
+        return Archive(path)
+    try:
+        from pere.storage.onlooker import Onlooker
+    except ImportError as error:
+        raise ConfigError(f"{without_password(path)}: needs what `pip install pere[redis]` installs ({error})") from None
+    return Onlooker(path)
 
 
 def line(kind: str, what: dict[str, Any]) -> bytes:
@@ -235,11 +254,26 @@ def table_of(found: dict[str, Any]) -> Table:
     for name in ("oldest", "newest"):
         event = found[name]
         table.add_row(f"{name} event", f"{event['time']}  {event['id']}" if event is not None else "none")
+    if "nodes" in found:
+        return with_nodes(table, found)
     table.add_row("file", space(found["file_bytes"]))
     table.add_row("  free in it", space(found["free_pages"] * found["page_bytes"]))
     for name, size in (found["tables"] or {}).items():
         table.add_row(f"  {name}", space(size))
     table.add_row("write-ahead log", space(found["log_bytes"]))
+    table.add_row("version", str(found["version"]))
+    return table
+
+
+def with_nodes(table: Table, found: dict[str, Any]) -> Table:
+    """The same of Redis: its keys, the log, and who is there."""
+    table.add_row("in Redis, about", space(found["bytes"]))
+    for name, key in sorted(found["keys"].items(), key=lambda item: -item[1]["bytes"]):
+        table.add_row(f"  {found['prefix']}:{name}", f"{key['items']:,} items  {space(key['bytes'])}")
+    table.add_row("log", f"entry {found['log']['newest']:,}, {found['log']['not_kept']:,} not yet kept beside it")
+    table.add_row("nodes", f"{len(found['nodes']):,}")
+    for node in found["nodes"]:
+        table.add_row(f"  {node['node']}{' (keeper)' if node['is_keeper'] else ''}", f"heard {node['heard_ago']} s ago, {node['behind']:,} entries behind")
     table.add_row("version", str(found["version"]))
     return table
 

@@ -7,27 +7,15 @@ is kept by then, and goes on from there. So nothing is written twice, and nothin
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from pere.storage import keeping, scripts
+from pere.storage.loading import Kept, look
 from pere.storage.replica import Replica
 from pere.storage.sharedlog import SharedLog
 
 KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
 KEEP_ANYWAY = 20.0  # and after so long also where something is being said
 CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
-
-
-class Kept(NamedTuple):
-    """After which entry of the log everything was kept, with the numbers of the newest record and the newest event by then."""
-
-    n: int
-    number: int
-    newest: int
-
-    @classmethod
-    def of(cls, answer: list[bytes | None]) -> "Kept":
-        return cls(*[int(value or 0) for value in answer])
 
 
 class Keeper:
@@ -43,9 +31,9 @@ class Keeper:
         self._cuts: list[tuple[float, int]] = []  # when was kept up to which entry
         self._script = log.client.register_script(scripts.KEEP)
 
-    async def look(self) -> Kept:
-        self.kept = Kept.of(await self._log.client.hmget(self._log.keys["kept"], *Kept._fields))
-        return self.kept
+    async def look(self) -> None:
+        """Learn what another node has kept."""
+        self.kept = await look(self._log)
 
     async def keep(self, is_busy: bool, is_last: bool = False) -> None:
         """Write what has changed, as it stands now, if it is time for that; not while something `is_busy` being said."""

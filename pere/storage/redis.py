@@ -28,9 +28,10 @@ from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
 from pere.ledger import Entry, Receipt, unknown_receipt
 from pere.names import is_pattern
-from pere.storage import Accepted, Page, Shelf, keeping, scripts
+from pere.storage import Accepted, Page, Shelf
 from pere.storage.committing import Together
 from pere.storage.keeper import Keeper
+from pere.storage.loading import load
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
 from pere.storage.sharedlog import ALL, BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
@@ -155,24 +156,11 @@ class RedisStore(Replica):
 
     async def _read_all(self) -> None:
         """What is kept, and the log from there. Raises Lost if it is cut meanwhile."""
-        client, keys = self._log.client, self._log.keys
         born, version, limits = await self._log.open(self._system(), secrets.token_hex(8), VERSION)
         if version != VERSION:
             raise ConfigError(f"--store: what is in {self._where()} is of version {version}, and this server reads {VERSION}")
         await self._agree(limits)
-        await client.set(keys["loading"], self.node, ex=30)
-        try:
-            base = await self._keeper.look()
-            kept = {kind: {name.decode(): value async for name, value in client.hscan_iter(keys[kind], count=1000)} for kind in scripts.KINDS}
-            rows = [row for _, fields in await client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
-            if base != await self._keeper.look():
-                raise Lost("it was kept anew while it was read")
-            self._n = base.n
-            self._restore(born, base.newest, base.number, kept, rows)
-            self._log.begin(base.n)
-            await self._log.catch_up()
-        finally:
-            await client.delete(keys["loading"])
+        self._keeper.kept = await load(self._log, self, born)
 
     async def _agree(self, known: bytes | None) -> None:
         """All nodes move alike only if they have the same limits; who is alone may change them."""
@@ -474,9 +462,7 @@ class RedisStore(Replica):
     def _take_entry(self, entry: Written) -> None:
         batch = self._flying
         if batch is None or entry.node != self.node or entry.batch != batch.number:
-            assert entry.body is not None, "only what is under way is known without being read"
-            now, ops = msgpack.unpackb(entry.body)
-            self._apply(entry.n, entry.first, entry.ids, now, ops, None)
+            self.enter(entry)
             return
         self._flying = None
         self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.told)

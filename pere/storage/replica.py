@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
+
 from pere.audience import Member
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
@@ -24,6 +26,7 @@ from pere.storage import Shelf, keeping
 from pere.storage.keeping import Changes, joined
 from pere.storage.memory import MemoryStore
 from pere.storage.recent import Recent, Row
+from pere.storage.sharedlog import Entry as Written
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
@@ -72,6 +75,12 @@ class Replica(MemoryStore):
         return self._moment if self._moment is not None else self._system()
 
     # An entry of the log
+
+    def enter(self, entry: Written) -> None:
+        """What was said to another node."""
+        assert entry.body is not None, "only what is under way is known without being read"
+        now, ops = msgpack.unpackb(entry.body)
+        self._apply(entry.n, entry.first, entry.ids, now, ops, None)
 
     def _apply(self, n: int, first: int, count: int, now: float, ops: Sequence[Op], askers: Sequence[Any] | None) -> None:
         """Enter what was said. `askers` are None where it was said to another node: then it is not counted here either."""
@@ -383,6 +392,15 @@ class Replica(MemoryStore):
             self.heed(device, channel, id, word, delay)
 
     # What is kept
+
+    def shelves(self) -> list[Shelf]:
+        """Those of channels that all nodes know of."""
+        return [self._shelves[name] for name in self._begun]
+
+    def begin_at(self, n: int, born: int, newest: int, number: int, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
+        """Everything as it was kept after the nth entry of the log; it was empty before."""
+        self._n = n
+        self._restore(born, newest, number, kept, rows)
 
     def changed(self) -> list[tuple[str, str, Any]]:
         """What is to be kept: kind, name and present state of everything that changed."""

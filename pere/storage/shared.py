@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
 import orjson
 from redis.exceptions import WatchError
 
@@ -19,10 +18,10 @@ from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS, SEQUENCE_MASK
 from pere.storage import keeping, scripts
 from pere.storage.contents import FOREVER, Contents, Watched
-from pere.storage.keeper import Kept
+from pere.storage.loading import look
 from pere.storage.redis import VERSION
 from pere.storage.replica import LIMITS, Replica
-from pere.storage.sharedlog import SILENCE, Entry, Lost, SharedLog
+from pere.storage.sharedlog import SILENCE, Lost, SharedLog
 
 HOUR = 3_600_000  # milliseconds after which what was not finished is gone
 FIELDS = 500  # written at once
@@ -35,14 +34,6 @@ UNLIMITED: dict[str, Any] = {each.name: min(FOREVER, each.metadata["high"] or FO
 
 class Reading(Replica):
     """A copy that is moved as those of all nodes are, by the same limits, and then left."""
-
-    def read(self, born: int, base: Kept, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
-        self._n = base.n
-        self._restore(born, base.newest, base.number, kept, rows)
-
-    def take(self, entry: Entry) -> None:
-        now, ops = msgpack.unpackb(entry.body)
-        self._apply(entry.n, entry.first, entry.ids, now, ops, None)
 
     def contents(self, born: int) -> Contents:
         found = Contents(born, self.newest, self.newest_record, rows=self.records_after(0))
@@ -97,12 +88,12 @@ class Shared:
         before = await self._client.hgetall(self._keys["head"])
         if int(before[b"version"]) != VERSION:
             raise ConfigError(f"what is in {self.name} is of version {int(before[b'version'])}, and this PERE reads {VERSION}")
-        base = Kept.of(await self._client.hmget(self._keys["kept"], *Kept._fields))
+        base = await look(self._log)
         kept, rows = await self._read(self._keys, watched)
         known = orjson.loads(before.get(b"limits", b"{}"))
         copy = Reading(Config(**UNLIMITED | {name: known[name] for name in LIMITS if name in known}), time.time, self._log.node)
-        copy.read(int(before[b"born"]), base, kept, rows)
-        self._log.take = copy.take
+        copy.begin_at(base.n, int(before[b"born"]), base.newest, base.number, kept, rows)
+        self._log.take = copy.enter
         self._log.deployment = before[b"deployment"]
         self._log.begin(base.n)
         try:

@@ -1,0 +1,45 @@
+"""How a node comes to have everything: what was kept is read, and the log from there on."""
+
+from typing import NamedTuple
+
+from pere.storage import keeping, scripts
+from pere.storage.replica import Replica
+from pere.storage.sharedlog import Lost, SharedLog
+
+PATIENCE = 30  # seconds for which what is kept stands still while somebody reads it, at most
+
+
+class Kept(NamedTuple):
+    """After which entry of the log everything was kept, with the numbers of the newest record and the newest event by then."""
+
+    n: int
+    number: int
+    newest: int
+
+    @classmethod
+    def of(cls, answer: list[bytes | None]) -> "Kept":
+        return cls(*[int(value or 0) for value in answer])
+
+
+async def look(log: SharedLog) -> Kept:
+    """How far everything is kept now."""
+    return Kept.of(await log.client.hmget(log.keys["kept"], *Kept._fields))
+
+
+async def load(log: SharedLog, copy: Replica, born: int) -> Kept:
+    """Fill a copy that is empty; what the log has beyond what was kept is taken as it comes. `born` is in milliseconds. Returns how far it was
+    kept. Raises Lost if it is cut meanwhile."""
+    client, keys = log.client, log.keys
+    await client.set(keys["loading"], log.node, ex=PATIENCE)
+    try:
+        base = await look(log)
+        kept = {kind: {name.decode(): value async for name, value in client.hscan_iter(keys[kind], count=1000)} for kind in scripts.KINDS}
+        rows = [row for _, fields in await client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
+        if base != await look(log):
+            raise Lost("it was kept anew while it was read")
+        copy.begin_at(base.n, born, base.newest, base.number, kept, rows)
+        log.begin(base.n)
+        await log.catch_up()
+    finally:
+        await client.delete(keys["loading"])
+    return base
