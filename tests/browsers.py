@@ -15,7 +15,8 @@ import pytest
 from playwright.async_api import BrowserContext, async_playwright
 
 Told = TypeVar("Told")
-PATIENCE = 25_000  # ms for whatever a test waits for
+PATIENCE = 100  # seconds for whatever a test waits for: a browser takes its time where the machine is busy
+patiently = pytest.mark.timeout(seconds=PATIENCE + 20)  # for the tests
 
 
 class Chromium:
@@ -41,7 +42,7 @@ class Chromium:
     async def __call__(self, story: Callable[[BrowserContext], Awaitable[Told]], **wanted: object) -> Told:
         async def told() -> Told:
             context = await self._browser.new_context(**wanted)
-            context.set_default_timeout(PATIENCE)
+            context.set_default_timeout(1000 * PATIENCE)
             try:
                 return await story(context)
             finally:

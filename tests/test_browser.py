@@ -4,8 +4,11 @@ import asyncio
 import signal
 
 import wire
+from browsers import patiently
 from minting import SECRET, bearer, token
 from processes import Served
+
+pytestmark = patiently
 
 # A page that is a device: it notes what it is told, in order, and answers as it is asked to.
 DEVICE = """
@@ -188,11 +191,11 @@ async def test_a_receipt_outlives_its_page_and_is_not_earned_twice(start, chromi
 async def test_a_token_is_renewed_in_mid_stream_and_one_that_cannot_be_is_the_end(start, chromium):
     server = await start(jwt_secret=SECRET, jwt_leeway=0.0, retry=0.1)
     port = server.port
-    tokens = [token("d", feed=["c"], expires=expires) for expires in (2, -1, 3600)]
+    lives = [1.2, -1, 3600]
 
     async def story(context):
         page = await context.new_page()
-        await page.expose_function("fresh", lambda: tokens.pop(0) if len(tokens) > 1 else tokens[0])
+        await page.expose_function("fresh", lambda: token("d", feed=["c"], expires=lives.pop(0) if len(lives) > 1 else lives[0]))
         await open_app(page, port)
         await page.evaluate(DEVICE.replace("...options", "...options, token: () => fresh()"), ["c", {}])
         await page.wait_for_function("states.some((each) => each.type === 'bye' && each.reason === 'expired')")

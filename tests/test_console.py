@@ -6,6 +6,7 @@ from pathlib import Path
 import axe_playwright_python
 import pytest
 import wire
+from browsers import patiently
 from hooks import LOCAL
 from minting import SECRET, bearer, token
 
@@ -141,6 +142,7 @@ def listening(page, troubles):
     page.on("console", lambda message: troubles.append(message.text) if message.type == "error" and "401" not in message.text and "403" not in message.text else None)
 
 
+@patiently
 async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium, caplog):
     server = await start(jwt_secret=SECRET, **LOCAL)
     port, there, troubles = server.port, receiver(204, 204, 410, 204), []
@@ -244,6 +246,7 @@ async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium,
     caplog.clear()
 
 
+@patiently
 async def test_it_looks_only_while_somebody_sees_it_and_says_when_nobody_answers(start, chromium):
     server = await start()
     port = server.port
@@ -276,6 +279,7 @@ async def test_it_looks_only_while_somebody_sees_it_and_says_when_nobody_answers
     await chromium(story)
 
 
+@patiently
 async def test_where_administration_is_elsewhere_it_says_so(start, chromium):
     port = (await start(admin_port=0)).port
 
@@ -290,6 +294,7 @@ async def test_where_administration_is_elsewhere_it_says_so(start, chromium):
     await chromium(story)
 
 
+@patiently
 @pytest.mark.parametrize("width, scheme", [(1440, "light"), (390, "dark")])
 async def test_everybody_can_use_it(start, receiver, chromium, width, scheme):
     """What axe finds (WCAG 2 A and AA, best practices), with something of everything on every page."""
@@ -338,6 +343,7 @@ async def test_everybody_can_use_it(start, receiver, chromium, width, scheme):
     assert troubles == []
 
 
+@patiently
 async def test_a_keyboard_is_enough(start, chromium):
     port = (await start()).port
 
