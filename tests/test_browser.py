@@ -370,3 +370,41 @@ async def test_the_browsers_own_eventsource_comes_back_by_itself_and_goes_on_whe
         await chromium(story)
     finally:
         first.__exit__()
+
+
+async def test_a_page_of_another_origin_is_a_device_with_a_token_or_with_a_cookie(start, chromium):
+    """Its own server is elsewhere; it imports the module from PERE, which has named its origin."""
+
+    async def page_of(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<!doctype html><title>shop</title>")
+        writer.close()
+
+    shop = await asyncio.start_server(page_of, "127.0.0.1", 0)
+    origin = f"http://127.0.0.1:{shop.sockets[0].getsockname()[1]}"
+    port = (await start(jwt_secret=SECRET, cors_origins=origin)).port
+    publisher = bearer("p", push=["c"])
+
+    async def story(context):
+        await context.add_cookies([{"name": "pere_token", "value": token("baked", feed=["c"]), "url": f"http://127.0.0.1:{port}", "httpOnly": True}])
+        asked = []
+        context.on("request", lambda request: asked.append(request.url))
+        script = DEVICE.replace('"/pere.js"', f'"http://127.0.0.1:{port}/pere.js"').replace('Pere("",', f'Pere("http://127.0.0.1:{port}",')
+        pages = []
+        for options in ({"token": token("told", feed=["c"]), "credentials": "omit"}, {"device": "baked", "credentials": "include"}):
+            pages.append(await context.new_page())
+            await pages[-1].goto(origin)
+            await pages[-1].evaluate(script, ["c", options])
+            await pages[-1].wait_for_function("pere.state === 'open'")
+        assert [await page.evaluate("pere.device") for page in pages] == ["told", "baked"]
+        id = (await wire.request(port, "POST", "/push/c", 1, **publisher)).json["id"]
+        for page in pages:
+            assert await told(page, 1) == [1]
+        assert await answered(port, id, **publisher) == {"processed": 2}
+        # Nobody finds a token in a history, or in the log of a proxy.
+        assert any("/feed?" in each for each in asked) and not [each for each in asked if "token" in each]
+
+    try:
+        await chromium(story)
+    finally:
+        shop.close()
