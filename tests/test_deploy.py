@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes_validate import validate
+from kubernetes_validate import latest_version, validate
 from test_house import section
 
 from pere.config import Config, flag, from_environment, variable
@@ -18,7 +18,7 @@ FILES = sorted(path.relative_to(DEPLOY.parent).as_posix() for path in DEPLOY.rgl
 TEXTS = {name: (DEPLOY.parent / name).read_text() for name in FILES}
 
 # Flags of other programs that are said there.
-FOREIGN = {"--from", "--mount", "--no-deps", "--wheel-dir", "--without-pip", "--python", "--system", "--uid", "--user-group", "--no-log-init", "--home-dir", "--create-home", "--shell",
+FOREIGN = {"--from", "--mount", "--no-deps", "--wheel-dir", "--without-pip", "--python", "--system", "--gid", "--uid", "--no-log-init", "--home-dir", "--create-home", "--skel", "--shell",
            "--interval", "--timeout", "--start-period", "--build", "--detach", "--appendonly", "--appendfsync", "--save", "--maxmemory", "--maxmemory-policy",
            "--config.file", "--storage.tsdb.path", "--storage.tsdb.retention.time", "--admin"}
 
@@ -73,14 +73,14 @@ CONTAINER = POD["spec"]["containers"][0]
 def test_kubernetes_takes_every_resource():
     for name, each in resources().items():
         if name != "ServiceMonitor/pere":  # which is the Prometheus Operator's
-            validate(each, "1.35", strict=True)
+            validate(each, latest_version(), strict=True)
 
 
 def test_what_kubernetes_does_not_know_would_be_found():
     wrong = resources()["Deployment/pere"]
     wrong["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
     with pytest.raises(Exception, match="readyProbe"):
-        validate(wrong, "1.35", strict=True)
+        validate(wrong, latest_version(), strict=True)
 
 
 def test_the_pods_are_those_that_everything_else_means():

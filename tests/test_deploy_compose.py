@@ -81,7 +81,7 @@ async def test_together_they_serve_and_when_a_node_is_taken_away_its_devices_go_
         here = ("--store", redis.url, "--admin-host", "127.0.0.1", "--admin-port")
         first_admin, second_admin, tls, plain = (free_port() for _ in range(4))
         with Served(*here, str(first_admin), **settings("pere-1")) as first, Served(*here, str(second_admin), **settings("pere-2")) as second:
-            text = adapted(tmp_path, authority.sign("localhost"), first.port, tls, plain, "1h", second.port)
+            text = adapted(tmp_path, authority.sign("localhost"), (f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"), tls, plain)
             with Nginx(tmp_path, text, tls, plain):
                 await story(wire.Secure(tls, authority.context), [first_admin, second_admin], second)
 

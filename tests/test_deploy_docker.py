@@ -63,7 +63,7 @@ async def test_what_the_steps_of_the_dockerfile_make_serves_as_nobody_is_healthy
     assert (await wire.request(port, "GET", "/pere.js")).status == 200
 
     # It keeps what it is told where a volume may be, and can change nothing of what it is.
-    assert container.inside("ls", "/var/lib/pere").stdout.split()[0] == "pere.db"
+    assert container.inside("stat", "-c", "%A %U %G", "/var/lib/pere", "/var/lib/pere/pere.db").stdout.splitlines() == ["drwx------ pere pere", "-rw-r--r-- pere pere"]
     assert container.inside("find", "/opt/pere", "-writable", "-not", "-type", "l").stdout == ""
     assert container.inside("python", "-c", "import pip").returncode == 1
     assert container.inside("pere", "--version").stdout == pere("--version").stdout != ""

@@ -19,11 +19,11 @@ from pere.sse import Decoder
 CONFIG = (Path(__file__).parent.parent / "deploy" / "nginx.conf").read_text()
 
 
-def adapted(folder: Path, certificate: tuple[str, str], pere: int, tls: int, plain: int, read_timeout: str, other: int = 0) -> str:
-    """The configuration for this machine. One of its two nodes is the server, and unless there is another one, the other is away."""
+def adapted(folder: Path, certificate: tuple[str, str], nodes: tuple[str, str], tls: int, plain: int, read_timeout: str = "1h") -> str:
+    """The configuration for this machine, with these two nodes."""
     text = re.sub(r"^ *listen \[::\].*\n", "", CONFIG, flags=re.M)
     put = {"user www-data;": "user root;", "/var/log/nginx/access.log": f"{folder}/access.log", "/var/log/nginx/error.log": "stderr",
-           "pere-1:4567": f"127.0.0.1:{pere}", "pere-2:4567": f"127.0.0.1:{other or free_port()}", "listen 443 ": f"listen 127.0.0.1:{tls} ", "listen 80;": f"listen 127.0.0.1:{plain};",
+           "pere-1:4567": nodes[0], "pere-2:4567": nodes[1], "listen 443 ": f"listen 127.0.0.1:{tls} ", "listen 80;": f"listen 127.0.0.1:{plain};",
            "/etc/pere/tls/cert.pem": certificate[0], "/etc/pere/tls/key.pem": certificate[1], "proxy_read_timeout 1h;": f"proxy_read_timeout {read_timeout};"}
     for old, new in put.items():
         assert text.count(old) == 1, old
@@ -53,13 +53,14 @@ def browser(url: str, authority: str) -> httpx.AsyncClient:
 
 @pytest.fixture
 def nginx(tmp_path, start, authority):
-    """`before = await nginx(heartbeat=0.2)`: nginx, and behind it a server with these settings."""
+    """`before = await nginx(heartbeat=0.2)`: nginx, and behind it a server with these settings, by its Unix socket if it has one. The other node is away."""
     running: list[Nginx] = []
 
     async def nginx(read_timeout: str = "1h", **config) -> Before:
         server = await start(**{"trusted_proxies": "127.0.0.1/32"} | config)
-        tls, plain = free_port(), free_port()
-        text = adapted(tmp_path, authority.sign("localhost"), server.port, tls, plain, read_timeout)
+        tls, plain, nobody = free_port(), free_port(), free_port()
+        nodes = (f"unix:{config['unix']}",) * 2 if "unix" in config else (f"127.0.0.1:{server.port}", f"127.0.0.1:{nobody}")
+        text = adapted(tmp_path, authority.sign("localhost"), nodes, tls, plain, read_timeout)
         running.append(Nginx(tmp_path, text, tls, plain))
         await asyncio.to_thread(running[-1].start)
         return Before(tmp_path, authority, tls, plain)
@@ -168,8 +169,10 @@ async def pushed_from(before: Before, source: str, **headers: str) -> int:
         line.close()
 
 
-async def test_limits_are_those_of_who_is_behind_nginx_whatever_he_calls_himself(nginx):
-    before = await nginx(peer_pushes="0.001/2", max_batch=1, limits_exempt="127.0.0.1/32")
+@pytest.mark.parametrize("way", ["tcp", "unix"])
+async def test_limits_are_those_of_who_is_behind_nginx_whatever_he_calls_himself(nginx, tmp_path, way):
+    by = {"tcp": {}, "unix": {"tcp": False, "unix": str(tmp_path / "pere.sock"), "trusted_proxies": "unix"}}[way]
+    before = await nginx(peer_pushes="0.001/2", max_batch=1, limits_exempt="127.0.0.1/32,unix", **by)
     assert [await pushed_from(before, "127.0.0.2") for _ in range(3)] == [201, 201, 429]
     assert await pushed_from(before, "127.0.0.3") == 201
     assert await pushed_from(before, "127.0.0.2", X_Forwarded_For="192.0.2.7") == 429

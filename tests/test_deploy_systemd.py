@@ -14,6 +14,8 @@ from minting import SECRET, bearer
 from processes import ENVIRONMENT, Process
 from redises import free_port
 
+from pere.config import Config
+
 DEPLOY = Path(__file__).parent.parent / "deploy"
 SERVICE = (DEPLOY / "pere.service").read_text()
 SOCKETS = [(DEPLOY / name).read_text() for name in ("pere.socket", "pere-admin.socket")]
@@ -64,8 +66,7 @@ def test_who_gets_in_can_do_little(units):
 
 def test_the_manager_gives_it_time_to_end_and_does_not_try_again_what_cannot_be():
     assert said(SERVICE, "Type") == ["notify"] and said(SERVICE, "RestartPreventExitStatus") == ["2"]
-    # --drain-delay (0 unless told) and --drain-seconds (5), and five more.
-    assert int(said(SERVICE, "TimeoutStopSec")[0]) >= 10
+    assert int(said(SERVICE, "TimeoutStopSec")[0]) >= Config().drain_delay + Config().drain_seconds + 5
     assert [said(unit, "FileDescriptorName") for unit in SOCKETS] == [["pere"], ["admin"]]
     assert all(said(unit, "Service") == ["pere.service"] for unit in SOCKETS)
 
