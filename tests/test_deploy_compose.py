@@ -29,6 +29,12 @@ def settings(node: str) -> dict[str, str]:
     return {name: SECRET if str(value).startswith("${") else str(value) for name, value in SERVICES[node]["environment"].items()}
 
 
+def mounts(service: str) -> dict[str, str]:
+    """What is mounted where, by its place in the container."""
+    told = SERVICES[service].get("volumes", [])
+    return {each["target"]: each["source"] for each in told if isinstance(each, dict)} | {each.split(":")[1]: each.split(":")[0] for each in told if isinstance(each, str)}
+
+
 def test_compose_takes_it():
     assert sorted(PyCompose.from_yaml(TEXT).service_names()) == sorted(SERVICES)
 
@@ -40,7 +46,7 @@ def test_what_compose_does_not_know_would_be_found(wrong):
 
 
 def test_all_that_is_mounted_is_there_or_is_to_be_made_as_the_first_lines_say():
-    mounted = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    mounted = {source for service in SERVICES for source in mounts(service).values()}
     assert {name for name in mounted if not name.startswith("./")} == COMPOSE["volumes"].keys()
     missing = {name for name in mounted if name.startswith("./") and not (DEPLOY / name).exists()}
     assert missing == {"./tls", "./secrets/metrics-token"}
@@ -60,18 +66,17 @@ def test_each_part_is_named_as_the_others_name_it():
     assert re.findall(r"reverse_proxy (.*) {", (DEPLOY / "Caddyfile").read_text()) == [" ".join(f"{node}:{config.port}" for node in NODES)]
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == [f"{node}:{config.admin_port}" for node in NODES]
-    in_prometheus = {Path(volume.split(":")[1]).name for volume in SERVICES["prometheus"]["volumes"]}
+    in_prometheus = {Path(target).name for target in mounts("prometheus")}
     assert {*prometheus["rule_files"], prometheus["scrape_configs"][0]["authorization"]["credentials_file"]} <= in_prometheus
     for path in ("/etc/nginx/nginx.conf", *{str(Path(found).parent) for found in re.findall(r"ssl_certificate(?:_key)? (\S+);", CONFIG)}):
-        assert any(volume.split(":")[1] == path for volume in SERVICES["nginx"]["volumes"]), path
+        assert path in mounts("nginx")
 
 
 def test_grafana_is_told_of_the_source_and_finds_the_dashboard():
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     folder = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/pere.yml").read_text())["providers"][0]["options"]["path"]
     assert source["url"] == "http://prometheus:9090" and "prometheus" in SERVICES
-    assert f"./grafana/dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
-    assert "./grafana/provisioning:/etc/grafana/provisioning:ro" in SERVICES["grafana"]["volumes"]
+    assert {folder: "./grafana/dashboards", "/etc/grafana/provisioning": "./grafana/provisioning"}.items() <= mounts("grafana").items()
 
 
 async def test_together_they_serve_and_when_a_node_is_taken_away_its_devices_go_on_at_the_other(tmp_path, authority):
