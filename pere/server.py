@@ -38,9 +38,10 @@ from pere.followers import Followers
 from pere.gate import Gate
 from pere.guard import Guard
 from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Metrics, OneDevice, Ready
+from pere.handlers.base import Elsewhere, Handler, NotThere, channel_of
 from pere.handlers.behind import Behind
-from pere.handlers.base import Elsewhere, NotThere, channel_of
 from pere.handlers.console import File, Home
+from pere.handlers.description import Description
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback
@@ -56,6 +57,8 @@ from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.listening import Listeners, bound
 from pere.log import change, set_up
 from pere.metrics import Collector, Measures, Scrape, registry
+from pere.openapi.asyncapi import asyncapi
+from pere.openapi.document import openapi
 from pere.outside import Outside
 from pere.reloading import Reloading
 from pere.reporter import Reporter
@@ -148,7 +151,7 @@ class Server:
         self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets)
         self._reloading = Reloading(config, layers, [self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._renew_bodies, self._renew_keys, _renew_log])
 
-    def _handlers(self) -> list[tuple[str, str, type[RequestHandler], dict[str, Any]]]:
+    def _handlers(self) -> list[tuple[str, str, type[Handler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
         self.registry = registry()
         store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
@@ -179,11 +182,19 @@ class Server:
             (ADMIN, "/metrics", Metrics, {"scrape": Scrape(self.registry)}),
             (PUBLIC, "/healthz", Health, {"watchdog": self.watchdog}),
             (PUBLIC, "/readyz", Ready, store),
+            (PUBLIC, "/openapi.json", Description, {"describe": lambda: openapi(self.config, self._addresses())}),
+            (PUBLIC, "/asyncapi.json", Description, {"describe": lambda: asyncapi(self.config)}),
             (PUBLIC, "/", Home, {}),
             (PUBLIC, "/console/{name}", File, {"folder": "console", "name": ""}),
             (PUBLIC, "/pere.js", File, {"folder": "browser", "name": "pere.js"}),
             (PUBLIC, "/pere.d.ts", File, {"folder": "browser", "name": "pere.d.ts"}),
         ]
+
+    def _addresses(self) -> set[tuple[str, str]]:
+        """Every method of every address, but for HEAD and OPTIONS, which all have, and for files."""
+        hot = {(key.decode().partition(" ")[0], route.name) for key, route in self.door.routes.items()}
+        return hot | {(method, path) for _, path, handler, _ in self._table if not issubclass(handler, Elsewhere | FeedHead | File)
+                      for method in handler.methods.split(", ") if method not in ("HEAD", "OPTIONS")}
 
     def _app(self, *kinds: str) -> Application:
         """What is there for those who may ask for addresses of these kinds."""

@@ -195,9 +195,9 @@ class Webhooks:
         """Change what an endpoint hears of, where it is, or whether it is heard: `state` may be `paused`, or `active`, which one that has
         never been verified, or was given up, is only when it answers."""
         said = asked(fields, self._outside.target, frozenset(("state",)))
+        if said.get("state", ACTIVE) not in (ACTIVE, PAUSED):
+            raise BadRequest("bad_webhook_state", f"a webhook is set to {ACTIVE} or {PAUSED}, not {shown(said['state'])}")
         state = said.pop("state", None)
-        if state not in (None, ACTIVE, PAUSED):
-            raise BadRequest("bad_webhook_state", f"a webhook is set to {ACTIVE} or {PAUSED}, not {shown(state)}")
         async with self._lock:
             changed = Endpoint.of(self.find(id).document())
             changed.is_verified = changed.is_verified and said.get("url", changed.url) == changed.url

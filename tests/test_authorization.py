@@ -53,6 +53,8 @@ ADDRESSES = [
     ("GET", "/pere.d.ts", "nothing", b""),
     ("GET", "/healthz", "nothing", b""),
     ("GET", "/readyz", "nothing", b""),
+    ("GET", "/openapi.json", "nothing", b""),
+    ("GET", "/asyncapi.json", "nothing", b""),
     ("GET", "/nowhere", "nothing", b""),
 ]
 IDS = [f"{method} {target}" for method, target, _, _ in ADDRESSES]

@@ -74,7 +74,7 @@ class AllDevices(Handler):
     async def get(self) -> None:
         await self.store.reach(0)
         after = self.query.one("after") or ""
-        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        limit = number(self.query.one("limit", str(PAGE)), "limit", 1, MAX_PAGE)
         devices = list(self.store.devices.after(after, limit))
         self.answer({
             "devices": [

@@ -7,7 +7,7 @@ import logging
 import re
 from functools import lru_cache
 from http.client import responses
-from typing import Any
+from typing import Any, overload
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
@@ -22,7 +22,7 @@ from pere.names import channel_name, device_name, shown
 
 log = logging.getLogger("pere.http")
 
-DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
+DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 MAX_QUERY_FIELDS = 1_200  # `to` may stand a thousand times
 
 
@@ -53,6 +53,12 @@ class Query:
             self._fields = parse_qsl(text(raw, what), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS, errors="strict")
         except ValueError as error:
             raise BadRequest("bad_query", f"{what} cannot be read: {error}") from None
+
+    @overload
+    def one(self, name: str) -> str | None: ...
+
+    @overload
+    def one(self, name: str, default: str) -> str: ...
 
     def one(self, name: str, default: str | None = None) -> str | None:
         for field, value in reversed(self._fields):

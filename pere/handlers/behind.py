@@ -16,7 +16,7 @@ class Behind(Handler):
     hub: Hub
 
     def get(self) -> None:
-        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        limit = number(self.query.one("limit", str(PAGE)), "limit", 1, MAX_PAGE)
         now = asyncio.get_running_loop().time()
         found = []
         for feed in self.hub.feeds.values():

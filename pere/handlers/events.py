@@ -28,7 +28,7 @@ class Events(Handler):
         name = self.channel(channel)
         after = self.query.one("after")
         last = parse_id(after) if after else 0
-        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        limit = number(self.query.one("limit", str(PAGE)), "limit", 1, MAX_PAGE)
         await self.store.reach(last, name)
         events, is_more = await self.store.history(channel, last, limit)
         self.answer({
@@ -95,7 +95,7 @@ class StatusDevices(Handler):
         state = self.query.one("state")
         if state and state not in STATES:
             raise BadRequest("bad_state", f"state is one of {', '.join(sorted(STATES))}, not {shown(state)}")
-        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        limit = number(self.query.one("limit", str(PAGE)), "limit", 1, MAX_PAGE)
         start = self._cursor(id)
         await self.store.reach(parse_id(id), self.channel(channel))
         lines, following = await self.store.lines(self.channel(channel), parse_id(id), state or None, start, limit)

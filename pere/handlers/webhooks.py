@@ -99,7 +99,7 @@ class DeadLetters(Webhook):
     def get(self, id: str) -> None:
         since, until = moment(self.query.one("since"), "since", 0.0), moment(self.query.one("until"), "until", math.inf)
         after = self.query.one("after")
-        limit = number(self.query.one("limit") or str(PAGE), "limit", 1, MAX_PAGE)
+        limit = number(self.query.one("limit", str(PAGE)), "limit", 1, MAX_PAGE)
         letters, last = self.webhooks.letters(id, since, until, parse_id(after) if after else 0, limit)
         self.answer({"dead": letters, "after": last})
 

@@ -1,0 +1,181 @@
+"""What the server says of itself to programs is true: nothing is missing, nothing is invented, and whatever is said to it is answered as
+it is written there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from pere.config import Config
+from pere.openapi.codes import TABLE
+from pere.openapi.document import openapi
+from pere.openapi.operations import EVERYWHERE, operations
+from pere.sse import Decoder
+from tests import wire
+from tests.minting import SECRET, token
+from tests.processes import ENVIRONMENT, Served
+
+HOUSE = Path(__file__).parent.parent
+STATUS = {code: {row.status for row in TABLE if code in row.codes} for row in TABLE for code in row.codes}
+KINDS = {"BadRequest": 400, "Unauthorized": 401, "Forbidden": 403, "NotFound": 404, "WrongMethod": 405, "Timeout": 408, "Conflict": 409, "Gone": 410, "TooLarge": 413, "WrongType": 415,
+         "TooMany": 429, "Unsupported": 501, "Unavailable": 503}
+# What no server answers with, but says to who uses PERE from Python.
+VISITORS = ("pere/client/", "pere/cli/", "pere/load/", "pere/signing.py", "pere/webhooks.py")
+
+MANY = 12  # examples of each kind for each operation
+STREAMS = ("feed", "feedMany", "followReceipts")  # which do not end
+
+
+# The codes
+
+
+def test_every_error_that_is_raised_is_in_the_table_with_its_status():
+    missing = []
+    for path in sorted((HOUSE / "pere").rglob("*.py")):
+        name = path.relative_to(HOUSE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS and node.args and isinstance(node.args[0], ast.Constant):
+                own = {keyword.value.value for keyword in node.keywords if keyword.arg == "status" and isinstance(keyword.value, ast.Constant)}
+                if (own or {KINDS[node.func.id]}) - STATUS.get(str(node.args[0].value), set()) and not name.startswith(VISITORS):
+                    missing.append(f"{name}: {node.args[0].value} {own or KINDS[node.func.id]}")
+    assert missing == []
+
+
+def test_the_readme_has_the_table():
+    told = re.search(r"^\| status \| code \| \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", (HOUSE / "README.md").read_text("utf-8"), re.M)[1]
+    rows = [f"| {', '.join(f'`{code}`' for code in row.codes)} | {row.meaning} |" for row in TABLE]
+    assert [re.sub(r"^\| \d* ?(?=\|)", "", line) for line in told.splitlines()] == rows
+    statuses = [int(line.split("|")[1].strip() or 0) for line in told.splitlines()]
+    assert [status or None for status in statuses] == [None if place and TABLE[place - 1].status == row.status else row.status for place, row in enumerate(TABLE)]
+
+
+def test_every_code_belongs_to_an_operation_or_to_all():
+    told = set(EVERYWHERE).union(*(operation.all_codes() for operation in operations(Config()).values()))
+    assert told == STATUS.keys()
+
+
+# The documents
+
+
+async def test_every_address_is_described_and_nothing_else(start, ask):
+    server = await start()
+    answer = await ask("GET", "/openapi.json")
+    validate(answer.json)
+    there = server._addresses()
+    assert {(method.upper(), path) for path, item in answer.json["paths"].items() for method in item} == there
+    with pytest.raises(LookupError, match=r"/forgotten.*\[\]"):
+        openapi(server.config, there | {("GET", "/forgotten")})
+    with pytest.raises(LookupError, match="healthz"):
+        openapi(server.config, there - {("GET", "/healthz")})
+
+
+def test_the_limits_are_those_of_the_settings():
+    config = Config(max_batch=7, max_to=3, jwt_secret="s" * 32)
+    document = openapi(config, operations(config).keys())
+    assert document["paths"]["/push"]["post"]["requestBody"]["content"]["application/json"]["schema"]["maxItems"] == 7
+    assert document["components"]["schemas"]["Push"]["properties"]["to"]["anyOf"][1]["maxItems"] == 3
+    assert [*document["paths"]["/push"]["post"]["security"][0]] == ["bearer"] and document["paths"]["/healthz"]["get"]["security"] == []
+
+
+def test_every_example_is_what_it_is_an_example_of():
+    document = openapi(Config(), operations(Config()).keys())
+    schemas = document["components"]["schemas"]
+    examples = [(name, example) for name, schema in schemas.items() for example in schema.get("examples", ())]
+    assert len(examples) > 10
+    for name, example in examples:
+        assert is_valid(document, schemas[name], example), (name, example)
+
+
+def is_valid(document, schema, value) -> bool:
+    return not list(Draft202012Validator({"components": document["components"], **schema}).iter_errors(value))
+
+
+def closed(schema):
+    """The same, in which an object has no more fields than are named: what is not described is found."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: closed(each) for name, each in schema.items()}
+    return made | {"additionalProperties": False} if "properties" in made and schema.get("type") == "object" and schema["properties"] and "additionalProperties" not in made else made
+
+
+async def test_what_is_on_feeds_and_in_webhooks_is_described(hooked, receiver, listen, push, feedback, ask, until):
+    there = receiver(200)
+    server = await hooked(max_feeds_per_device=1)
+    told = closed((await ask("GET", "/asyncapi.json")).json)
+    messages, seen = told["components"]["messages"], set()
+
+    def check(message: str, value: object) -> None:
+        errors = [error.message for error in Draft202012Validator({"components": told["components"], **messages[message]["payload"]}).iter_errors(value)]
+        assert errors == [], (message, value)
+        seen.add(message)
+
+    assert (await ask("POST", "/webhooks", {"url": there.url, "types": ["pere.receipt.batch", "pere.event.completed", "pere.event.satisfied", "pere.device.connected"]})).status == 201
+    feed, follower = await listen("a", "b", device="d"), await wire.Feed.open(server.port)
+    await follower.start("/receipts/a", {})
+    await follower.control("pere.hello")
+    id = await push("a", {"x": 1})
+    assert (await feedback("a", "d", id, state="processed")).status == 200
+    assert (await ask("DELETE", f"/events/b/{await push('b', 2)}")).status == 200
+    await listen("a", device="d")
+    while await feed.next() is not None:
+        pass  # until it is replaced
+    await follower.event()
+    follower.close()
+    for frames, names in ((feed, {"message": "envelope", "pere.hello": "hello", "pere.cancel": "cancel", "pere.bye": "bye"}), (follower, {"pere.hello": "following", "receipt": "receipt"})):
+        for frame in Decoder().feed(frames.text):
+            check(names[frame.event], orjson.loads(frame.data))
+    wanted = {"pere.receipt.batch", "pere.event.completed", "pere.event.satisfied", "pere.device.connected"}
+    await until(lambda: wanted <= {notice["type"] for notice in there.notices()})
+    for notice in [*there.notices(), *there.notices("pere.webhook.verify")]:
+        check(notice["type"].removeprefix("pere.").replace(".", "_"), notice)
+    assert seen >= {"envelope", "hello", "cancel", "bye", "following", "receipt", "receipt_batch", "event_completed", "event_satisfied", "device_connected", "webhook_verify"}
+
+
+# What is said to it
+
+
+def schemathesis(folder: Path, url: str, *arguments: str) -> None:
+    """Say all that its description allows, and much that it does not: whatever it answers is described."""
+    command = [str(Path(sys.executable).with_name("st")), "--config-file", str(HOUSE / "tests/schemathesis.toml"), "run", f"{url}/openapi.json", "--no-color", "--generation-database", "none",
+               "--request-timeout", "20", *arguments, *(part for id in STREAMS for part in ("--exclude-operation-id", id))]
+    ran = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr
+
+
+NO_LIMITS = [word for name in ("connects", "pushes", "receipts", "requests") for whose in ("peer", "subject") for word in (f"--{whose}-{name}", "0")]
+
+
+def test_whatever_is_said_to_it_is_answered_as_its_description_has_it(tmp_path):
+    # A test of an endpoint would knock at addresses of strangers.
+    with Served(*NO_LIMITS, "--max-wait", "1") as server:
+        schemathesis(tmp_path, server.url, "--max-examples", str(MANY), "--exclude-operation-id", "testWebhook", "--exclude-checks", "ignored_auth")
+
+
+def test_with_keys_nobody_gets_by_without_a_token(tmp_path):
+    robot = token("robot", push=["**"], feed=["**"], admin=True)
+    with Served(*NO_LIMITS, "--max-wait", "1", PERE_JWT_SECRET=SECRET) as server:
+        schemathesis(tmp_path, server.url, "--max-examples", "3", "--phases", "fuzzing", "--checks", "ignored_auth,not_a_server_error", "--header", f"Authorization: Bearer {robot}")
+
+
+REFUSED = [
+    ("feed", "/feed/a%20b", "bad_channel"), ("feed", "/feed/a?device=a%20b", "bad_device"), ("feed", "/feed/a?last_event_id=x", "bad_event_id"), ("feed", "/feed/a?format=x", "bad_format"),
+    ("feed", "/feed/a?from=x", "bad_event_id"), ("feed", "/feed/a?device=d&ack_wait=x", "bad_ack_wait"), ("feed", "/feed/a?device=d&window=x", "bad_window"), ("feed", "/feed/a?window=1", "no_device"),
+    ("feedMany", "/feed", "no_channel"), ("feedMany", "/feed?channel=a**b", "bad_channel"), ("feedMany", "/feed?" + "&".join(f"channel=a{n}" for n in range(101)), "too_many_channels"),
+    ("followReceipts", "/receipts/a%20b", "bad_channel"), ("followReceipts", "/receipts/a?from=x", "bad_receipt_id"),
+]
+
+
+@pytest.mark.parametrize("operation, target, code", REFUSED)
+async def test_what_a_feed_refuses_is_described(start, ask, operation, target, code):
+    await start()
+    answer = await ask("GET", target)
+    told = next(each for each in operations(Config()).values() if each.id == operation)
+    assert answer.error[1] == code and code in told.all_codes()
