@@ -1,10 +1,12 @@
-"""Who comes to speak TLS, before a word of it is said.
+"""Who comes to speak TLS, before a word of it is said; and who comes in a crowd, before it is a connection.
 
 A handshake costs as much as ten requests, so who cannot stay is cut before it: no answer could be read anyway. One client has only so many
-under way, for they may all say at once what is to be computed; its others wait, and each has `--head-timeout` from when it is begun.
+under way, for they may all say at once what is to be computed; its others wait, and each has `--head-timeout` from when it is begun. Who
+comes in a crowd (see `listening.py`) and speaks plainly is told why.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from pere.peers import of_socket
 
 
 class Handshakes:
-    """`meet` makes what somebody meets who comes this way, `secured` is what the loop is told of TLS."""
+    """`meet` makes what somebody meets who comes this way, `secured` is what the loop is told of TLS, and is empty where that is not spoken."""
 
     def __init__(self, door: Door, meet: Callable[[], Connection], secured: dict[str, Any]):
         self._door = door
@@ -33,6 +35,9 @@ class Handshakes:
         refusal = gate.enter(account, len(door.connections) + door.handshakes)
         if refusal is not None:
             gate.note(refusal)
+            if not self._secured:
+                with contextlib.suppress(OSError):
+                    visitor.send(door.goodbye(refusal), socket.MSG_DONTWAIT)
             visitor.close()
             return
         door.handshakes += 1

@@ -1,6 +1,7 @@
 """Limits on who speaks TLS hold before the handshake: nothing is computed for who cannot stay."""
 
 import asyncio
+import socket
 import ssl
 
 import pytest
@@ -145,3 +146,58 @@ async def test_certificates_are_checked_as_ever(secured, come):
     line = await come()
     with pytest.raises(ssl.SSLCertVerificationError):
         await line.shake_hands(ssl.create_default_context())
+
+
+# A crowd
+
+
+async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_takes_them_again(start, come, until, monkeypatch):
+    monkeypatch.setattr("pere.listening.CROWD", 5)
+    monkeypatch.setattr("pere.listening.MOMENT", 60.0)
+    monkeypatch.setattr("pere.listening.CALM", 0.05)
+    server = await start(limits_exempt="", max_connections_per_peer=30)
+    listener, = server.listeners._open
+    socks = [await _knock(server.port) for _ in range(20)]
+    await until(lambda: listener._server is None and len(server.door.connections) == 20)
+    crowd = [await come() for _ in range(10)]
+    for line in crowd:
+        await line.send(wire.said("POST", "/push/c", b"1"))
+        assert (await line.answer()).status == 201
+    late = await come()
+    answer = await late.answer()
+    assert answer.error == (429, "too_many_connections")
+    assert await late.rest() == b""
+    assert +server.gate.limited == {("connections", "client"): 1}
+    await asyncio.sleep(0.1)
+    friend = await come(OTHER)
+    await friend.send(wire.said("POST", "/push/c", b"1"))
+    assert (await friend.answer()).status == 201
+    await until(lambda: listener._server is not None)
+    again = await come(OTHER)
+    await again.send(wire.said("POST", "/push/c", b"1"))
+    assert (await again.answer()).status == 201
+    for sock in socks:
+        sock.close()
+    for line in crowd:
+        line.close()
+    await until(lambda: len(server.door.connections) == 2)
+    assert server.door.handshakes == 0
+
+
+async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_connected(start, monkeypatch):
+    monkeypatch.setattr("pere.listening.CROWD", 5)
+    monkeypatch.setattr("pere.listening.MOMENT", 60.0)
+    server = await start()
+    socks = [await _knock(server.port) for _ in range(50)]
+    await server.stop()
+    for sock in socks:
+        sock.close()
+    assert not server.door.connections
+
+
+async def _knock(port):
+    """A connection that nobody is given time to take."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex(("127.0.0.1", port))
+    return sock

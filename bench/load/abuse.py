@@ -18,7 +18,8 @@ The flood comes from one address, as fast as one processor can make it, in one o
 
 The server has processor 0. Flood and probes share processor 1: the flood is scheduled as idle, so it takes all of it but what the probes need. That is
 as fair as it can be on two: with more, the flood would be stronger and the probes would wait less for their turn. `--unlimited` runs each flood against a
-server that has no limits too. Everything is on loopback, so the kernel's part of the flood, whichever processor it falls on, is in the figures.
+server that has no limits too. Everything is on loopback, so the kernel's part of the flood, whichever processor it falls on, is in the figures. "Waits" is
+the part of the time in which the server, or the probes, could have gone on and had no processor: a latency is the server's doing only where that is little.
 """
 
 import asyncio
@@ -278,6 +279,12 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def waited(pid: int | str) -> float:
+    """Seconds in which a process could have gone on, and the processor was somebody else's: what of a latency is none of its doing."""
+    with open(f"/proc/{pid}/schedstat") as file:
+        return int(file.read().split()[1]) / 1e9
+
+
 def memory(pid: int) -> float:
     """MiB that it takes now."""
     with open(f"/proc/{pid}/statm") as file:
@@ -307,13 +314,14 @@ async def _run(pid: int, port: int, flooder: multiprocessing.Process | None, pip
     if flooder is not None:
         flooder.start()
         await asyncio.sleep(WARM_UP)
-    began, server_cpu, own_cpu = time.monotonic(), cpu(pid), time.process_time()
+    began, server_cpu, own_cpu, server_waited, own_waited = time.monotonic(), cpu(pid), time.process_time(), waited(pid), waited("self")
     await probe.run(seconds)
     took = time.monotonic() - began
     figures: dict[str, object] = {
         "receipt_p50": median(probe.receipts) if probe.receipts else PATIENCE, "receipt_p99": p99(probe.receipts), "missing": probe.missing,
         "arrival_p50": median(probe.arrivals), "arrival_p99": p99(probe.arrivals),
         "server_cpu": (cpu(pid) - server_cpu) / took, "probe_cpu": (time.process_time() - own_cpu) / took, "memory": memory(pid),
+        "server_waited": (waited(pid) - server_waited) / took, "probe_waited": (waited("self") - own_waited) / took,
     }
     if flooder is not None:
         pipe.send("end")
@@ -345,7 +353,7 @@ def main(kinds: tuple[str, ...], seconds: float, rounds: int, unlimited: bool, a
     if as_json:
         click.echo(orjson.dumps(found))
         return
-    click.echo(f"{f'medians of {rounds} runs of {seconds:g} s':<24}{'receipt, ms':>16}{'missing':>9}{'newcomer, ms':>18}{'flood: asked/s':>16}{'made/s':>9}{'CPU: server':>13}{'flood':>7}{'probe':>7}{'MiB':>6}")
+    click.echo(f"{f'medians of {rounds} runs of {seconds:g} s':<24}{'receipt, ms':>16}{'missing':>9}{'newcomer, ms':>18}{'flood: asked/s':>16}{'made/s':>9}{'CPU: server':>13}{'flood':>7}{'probe':>7}{'waits: server':>15}{'probe':>7}{'MiB':>6}")
     click.echo(f"{'':<24}{'p50':>8}{'p99':>8}{'':>9}{'p50':>9}{'p99':>9}")
     for kind, is_limited in runs:
         mine = [run for run in found if run["flood"] == (kind or "none") and run["limits"] is is_limited]
@@ -356,7 +364,7 @@ def main(kinds: tuple[str, ...], seconds: float, rounds: int, unlimited: bool, a
         click.echo(
             f"{(kind or 'no flood') + ('' if is_limited else ', no limits'):<24}{1000 * middle('receipt_p50'):>8.1f}{1000 * middle('receipt_p99'):>8.1f}{middle('missing'):>9,.0f}"
             f"{1000 * middle('arrival_p50'):>9.1f}{1000 * middle('arrival_p99'):>9.1f}{middle('flood_requests'):>16,.0f}{middle('flood_connections'):>9,.0f}"
-            f"{middle('server_cpu'):>13.2f}{middle('flood_cpu'):>7.2f}{middle('probe_cpu'):>7.2f}{middle('memory'):>6,.0f}")
+            f"{middle('server_cpu'):>13.2f}{middle('flood_cpu'):>7.2f}{middle('probe_cpu'):>7.2f}{middle('server_waited'):>15.2f}{middle('probe_waited'):>7.2f}{middle('memory'):>6,.0f}")
 
 
 if __name__ == "__main__":
