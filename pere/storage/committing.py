@@ -4,7 +4,6 @@ Only when a commit is done is it told to the hub, and answered. So nobody ever s
 batch is being committed the next is gathered. What a failed commit held is refused to who waits, or tried again.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from pere.storage.journal import Batch, Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, packed
 from pere.storage.pruning import prune
 from pere.storage.reading import DiskShelf, Reading
+from pere.storage.settling import Settling
 
 log = logging.getLogger("pere.store")
 
@@ -136,7 +136,7 @@ class Committing(Reading):
         self._recalls: list[tuple[int, Told, Refused]] = []  # of events that ask for no receipts: what they change is in no log
         self._commit: Commit | None = None
         self._is_called = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._settling = Settling()
         self._aged = self._number_before = 0
 
     def _change(self, entry: Entry, member: Member | None, slot: int, state: int, asker: Asker | None = None) -> None:
@@ -183,7 +183,7 @@ class Committing(Reading):
             batch.put("meta", ("born", self.born))
             batch.work.append(lambda connection: self._journal.decline(missing))
         if not batch:
-            self._tell_waiters()
+            self._settling.tell()
             return
         self._commit = commit
         if self._config.sync == "off":
@@ -350,7 +350,7 @@ class Committing(Reading):
         if self._pushes or self._changes or self._recalls or self._documents or (failure is None and is_more):
             self._hand_over()
         else:
-            self._tell_waiters()
+            self._settling.tell()
 
     def _apply_events(self, commit: Commit) -> None:
         for shelf, event, draft, need, states, then in commit.events:
@@ -513,12 +513,6 @@ class Committing(Reading):
 
     # Who waits until all is kept
 
-    def _tell_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     async def settle(self) -> None:
         if self._is_called or self._commit is not None or self._pushes or self._changes or self._recalls or self._documents or self._moved or self._left or self._wishes:
             await self._pause()
@@ -526,9 +520,7 @@ class Committing(Reading):
     async def _pause(self) -> None:
         """Until there is nothing more to commit, or the commit has failed."""
         self._soon()
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
+        await self._settling.wait()
 
 
 def foresee(states: bytearray, entry: Entry, slot: int, state: int) -> bool:

@@ -33,7 +33,9 @@ from pere.storage.committing import Together
 from pere.storage.keeper import Keeper
 from pere.storage.loading import load
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
-from pere.storage.sharedlog import ALL, BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
+from pere.storage.saying import Batch, Saying
+from pere.storage.settling import Settling
+from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
 
 log = logging.getLogger("pere.store")
@@ -41,62 +43,7 @@ log = logging.getLogger("pere.store")
 WEBHOOK = "webhook"  # documents of this kind are endpoints
 VERSION = 1  # of what stands in Redis
 RETRY = 5  # seconds after which a client may ask again when Redis is away
-MAX_OPS = 100_000  # in one batch
-MAX_BYTES = 32 * 1024 * 1024  # of payloads in one batch, a fraction of what Redis takes
 MAX_DUE = 1_000  # events that expire in one sweep
-MAX_WOKEN = 1_000  # channels that one batch wakes; beyond, it wakes all nodes
-# What is said of a channel, and in which place it stands; of an event; and to all nodes. Of all else they hear at the next beat, or when they are asked.
-ABOUT = {"push": 1, "recall": 1, "expire": 1, "going": 2}
-BY_EVENT = ("said", "end", "resent")
-FOR_ALL = ("hello", "here", "remove", "document")
-ASKED = ("push", "said", "recall", "document")  # of what is said, that somebody waits for and is told; the rest is tried again
-
-
-class Batch:
-    """What is said together."""
-
-    __slots__ = ("askers", "done", "ids", "now", "number", "ops", "started", "told", "_held", "_refusals")
-
-    def __init__(self, number: int, now: float, ops: list[Op], askers: list[Any], done: "asyncio.Future[None]"):
-        self.number = number
-        self.now = now
-        self.ops = ops
-        self.askers = self.told = askers
-        self.ids = sum(op[0] == "push" for op in ops)
-        self.started = perf_counter()
-        self.done = done
-        self._held: list[Callable[[], None]] = []
-        self._refusals: list[Callable[[Refusal], None]] = []
-
-    def hold(self) -> None:
-        """Nobody is answered before all are released, or refused, for that it is entered is not enough."""
-        self.told = [
-            None if asker is None
-            else [(count, self._hold(then, partial(_refuse_all, count, then))) for count, then in asker] if op[0] == "said"
-            else (self._hold(asker[0], asker[1]), self._hold(asker[1], asker[1]))
-            for op, asker in zip(self.ops, self.askers, strict=True)]
-
-    def _hold(self, then: Callable[..., None], refused: Callable[[Refusal], None]) -> Callable[..., None]:
-        def held(*told: Any) -> None:
-            self._held.append(partial(then, *told))
-            self._refusals.append(refused)
-
-        return held
-
-    def release(self) -> None:
-        held, self._held = self._held, []
-        for answer in held:
-            answer()
-
-    def refuse(self, refusal: Refusal) -> None:
-        """What of it was entered is not safe enough."""
-        refusals, self._refusals = self._refusals, []
-        for refused in refusals:
-            refused(refusal)
-
-    def size(self) -> int:
-        """How many events and changes of states that are."""
-        return sum(len(op[1]) if op[0] == "said" else op[0] in ("push", "recall", "end") for op in self.ops)
 
 
 class RedisStore(Replica):
@@ -114,16 +61,13 @@ class RedisStore(Replica):
         self._log.on_lost = self._lost
         self._keeper = Keeper(self._log, self, self._lives, self._loop.time)
         self._trouble: str | None = "it has not begun"
-        self._ops: list[Op] = []  # what is said and not on its way yet, and who said it
-        self._askers: list[Any] = []
-        self._batches = 0
+        self._saying = Saying()
         self._flying: Batch | None = None
         self._writing: asyncio.Task[None] | None = None
         self._is_called = False
-        self._saying: set[tuple[int, str]] = set()  # events and devices of receipts that are on their way
         self._coming: dict[str, int] = {}  # devices, and how many of their registrations are on their way
         self._assured: dict[str, list[Callable[[Refusal | None], None]]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
+        self._settling = Settling()
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
         self._beating: asyncio.Task[None] | None = None
@@ -182,8 +126,7 @@ class RedisStore(Replica):
     # What is said is queued
 
     def _say(self, op: Op, asker: Asker | None = None) -> None:
-        self._ops.append(op)
-        self._askers.append(asker)
+        self._saying.say(op, asker)
         self._soon()
 
     def _check_well(self) -> None:
@@ -230,13 +173,7 @@ class RedisStore(Replica):
             self._tell((receipt,), then)
 
     def _tell(self, receipts: Sequence[Receipt], then: Callable[[list[Any]], None]) -> None:
-        """Receipts on their way: one op for all of a batch that stand in a row, and for each who gave some how many they are."""
-        self._saying.update([(receipt[1], receipt[0]) for receipt in receipts])
-        if not self._ops or self._ops[-1][0] != "said":
-            self._ops.append(("said", []))
-            self._askers.append([])
-        self._ops[-1][1].extend(receipts)
-        self._askers[-1].append((len(receipts), then))
+        self._saying.give(receipts, then)
         if self._writing is None and not self._is_called:
             self._soon()
 
@@ -325,7 +262,7 @@ class RedisStore(Replica):
         return attempt
 
     def owes(self, event: Event, device: str) -> bool:
-        return super().owes(event, device) and (event.id, device) not in self._saying
+        return super().owes(event, device) and (event.id, device) not in self._saying.under_way
 
     def _join(self, shelf: Shelf, device: str) -> Member:
         """It counts as registered here at once, and is in the audience when the log says so."""
@@ -402,32 +339,18 @@ class RedisStore(Replica):
 
     def _hand_over(self) -> None:
         self._is_called = False
-        if self._writing is None and self._trouble is None and self._ops:
+        if self._writing is None and self._trouble is None and self._saying:
             self._writing = asyncio.ensure_future(self._write())
-
-    def _concerned(self, ops: Sequence[Op]) -> set[str]:
-        """Who is to hear of this at once: the channels that it is about. What is only true of one node is of no such interest."""
-        concerned: set[str] = set()
-        for op in ops:
-            if op[0] in ABOUT:
-                place = ABOUT[op[0]]
-                concerned.add(op[place])
-            elif op[0] in BY_EVENT:
-                ids = {row[1] for row in op[1]} if op[0] == "said" else {op[1]}
-                concerned.update(entry.event.channel for id in ids if (entry := self.ledger.entries.get(id)) is not None)
-            elif op[0] in FOR_ALL:
-                return {ALL}
-        return concerned if len(concerned) <= MAX_WOKEN else {ALL}
 
     async def _write(self) -> None:
         try:
-            while self._ops and self._trouble is None:
-                batch = self._flying = self._cut()
+            while self._saying and self._trouble is None:
+                batch = self._flying = self._saying.cut(self._system(), self._loop.create_future())
                 body = msgpack.packb((batch.now, batch.ops))
                 if self._replicas:
                     batch.hold()
                 try:
-                    replicas = await self._log.append(batch.number, batch.now, batch.ids, body, self._lives, self._concerned(batch.ops))
+                    replicas = await self._log.append(batch.number, batch.now, batch.ids, body, self._lives, batch.concerned(self.ledger))
                     # It is applied by now, unless something is missing before it.
                     if not batch.done.done():
                         async with asyncio.timeout(TIMEOUT):
@@ -439,25 +362,12 @@ class RedisStore(Replica):
                 except Errors as error:
                     refusal = self._failed(error)
                     if self._flying is batch:
-                        self._undo(batch, refusal)
+                        self._undo(batch)
                     self._refuse_waiting(refusal)
                     batch.refuse(refusal)
         finally:
             self._writing = None
-            self._tell_waiters()
-
-    def _cut(self) -> Batch:
-        """What is queued, as far as one batch goes."""
-        count, size = 0, 0
-        for op in self._ops:
-            size += len(op[2]) if op[0] == "push" else len(op[3] or b"") if op[0] == "document" else 0
-            if count == MAX_OPS or (count and size > MAX_BYTES):
-                break
-            count += 1
-        ops, askers = self._ops[:count], self._askers[:count]
-        del self._ops[:count], self._askers[:count]
-        self._batches += 1
-        return Batch(self._batches, self._system(), ops, askers, self._loop.create_future())
+            self._settling.tell()
 
     def _take_entry(self, entry: Written) -> None:
         batch = self._flying
@@ -470,7 +380,7 @@ class RedisStore(Replica):
 
     def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Receipt]) -> None:
         if askers is not None:
-            self._saying.difference_update([(row[1], row[0]) for row in rows])
+            self._saying.entered(rows)
         super()._apply_said(askers, rows)
 
     # Redis refuses, or is away
@@ -497,29 +407,18 @@ class RedisStore(Replica):
             self._trouble = None
             self._soon()
 
-    def _undo(self, batch: Batch, refusal: Refusal) -> None:
-        """It may be in the log or not. Who waits for it is told so; what nobody asked for is said again, for it may be said twice."""
+    def _undo(self, batch: Batch) -> None:
+        """Nobody knows whether it is in the log."""
         self._flying = None
-        self._ops[:0] = batch.ops
-        self._askers[:0] = batch.askers
+        self._saying.put_back(batch)
 
     def _refuse_waiting(self, refusal: Refusal) -> None:
-        ops, askers, self._ops, self._askers = self._ops, self._askers, [], []
-        refused: list[Callable[[Refusal], None]] = []
-        for op, asker in zip(ops, askers, strict=True):
-            if op[0] == "said":
-                self._saying.difference_update([(row[1], row[0]) for row in op[1]])
-                refused += [partial(_refuse_all, count, then) for count, then in asker]
-            elif op[0] in ASKED:
-                refused.append(asker[1])
-            else:
-                self._ops.append(op)
-                self._askers.append(asker)
+        refused = self._saying.refusals()
         assured, self._assured = self._assured, {}
         refused += [then for waiting in assured.values() for then in waiting]
         for refuse in refused:
             refuse(refusal)
-        self._tell_waiters()
+        self._settling.tell()
 
     def _lost(self, why: str) -> None:
         """The log is another one, or has gone on without us."""
@@ -527,14 +426,13 @@ class RedisStore(Replica):
             log.warning("everything is read anew", extra={"facts": {"why": why}})
             refusal = self._failed(Lost(why))
             if self._flying is not None:
-                self._undo(self._flying, refusal)
+                self._undo(self._flying)
             self._refuse_waiting(refusal)
             self._reading = asyncio.ensure_future(self._read_anew())
 
     async def _read_anew(self) -> None:
         self.forsake()
-        self._ops.clear()
-        self._askers.clear()
+        self._saying.clear()
         self._coming.clear()
         while True:
             self._clear()
@@ -610,7 +508,7 @@ class RedisStore(Replica):
             try:
                 await self._beat_once()
                 if self.leads:
-                    await self._keeper.keep(bool(self._ops) or self._flying is not None)
+                    await self._keeper.keep(bool(self._saying) or self._flying is not None)
             except Lost as lost:
                 self._lost(str(lost))
             except Errors as error:
@@ -652,18 +550,10 @@ class RedisStore(Replica):
 
     # End
 
-    def _tell_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     async def settle(self) -> None:
-        while self._trouble is None and (self._ops or self._writing is not None):
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append(waiter)
+        while self._trouble is None and (self._saying or self._writing is not None):
             self._soon()
-            await waiter
+            await self._settling.wait()
 
     async def close(self) -> None:
         if self._beating is None:
@@ -689,10 +579,6 @@ class RedisStore(Replica):
             if task is not None:
                 task.cancel()
         await self._log.close()
-
-
-def _refuse_all(count: int, then: Callable[[list[Any]], None], refusal: Refusal) -> None:
-    then([refusal] * count)
 
 
 def _topic(name: str) -> tuple[str, bool]:

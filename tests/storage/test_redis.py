@@ -362,7 +362,7 @@ async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_take
 
 
 async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_when_they_have_not(server, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(sharedlog, "WAIT", 100)
+    monkeypatch.setattr(sharedlog, "WAIT", 2_500)  # a machine may be slow
     folder = tmp_path / "replica"
     folder.mkdir()
     assert server.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0") == b"+OK"
@@ -375,6 +375,7 @@ async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_
         id = (await push(store)).id
         assert await say(store, "d1", id) == "processed"
         replica.signal(signal.SIGSTOP)
+        monkeypatch.setattr(sharedlog, "WAIT", 100)
         told: list[Any] = []
         store.record(None, "d2", id, PROCESSED, None, lambda *answer: told.append(answer), told.append)
         with pytest.raises(Unavailable, match="0 of the 1 replicas"):
@@ -384,6 +385,7 @@ async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_
         with pytest.raises(Unavailable):
             await say(store, "d2", id)
         assert "0 of the 1 replicas" in (store.trouble() or "")
+        monkeypatch.setattr(sharedlog, "WAIT", 2_500)
         replica.signal(signal.SIGCONT)
         while store.trouble() is not None:
             await asyncio.sleep(0.01)

@@ -12,7 +12,7 @@ from redises import RedisServer, free_port, needed
 
 from pere.config import Config
 from pere.errors import Refusal
-from pere.storage import Accepted
+from pere.storage import Accepted, sharedlog
 from pere.storage.redis import RedisStore
 
 CONFIG = """port {port}
@@ -42,7 +42,8 @@ async def push(store: RedisStore) -> Accepted | Refusal:
     return await told
 
 
-async def test_nodes_go_on_with_the_replica_that_has_become_the_primary(tmp_path, caplog):
+async def test_nodes_go_on_with_the_replica_that_has_become_the_primary(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sharedlog, "WAIT", 2_500)  # a machine may be slow
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with RedisServer(tmp_path / "one", repl_diskless_sync_delay="0") as primary, RedisServer(tmp_path / "two", replicaof=f"127.0.0.1 {primary.port}", repl_diskless_sync_delay="0") as replica:
@@ -66,7 +67,9 @@ async def test_nodes_go_on_with_the_replica_that_has_become_the_primary(tmp_path
             # The replica is cut off; then the primary dies.
             replica.signal(signal.SIGSTOP)
             assert primary.ask("CLIENT", "KILL", "TYPE", "replica") == b":1"
+            monkeypatch.setattr(sharedlog, "WAIT", 100)
             lost, refused = [await push(store) for store in stores]
+            monkeypatch.setattr(sharedlog, "WAIT", 2_500)
             assert isinstance(lost, Accepted) and isinstance(refused, Refusal)
             primary.kill()
             replica.signal(signal.SIGCONT)
