@@ -199,7 +199,7 @@ class Conversation(asyncio.Protocol):
         except Refusal as refusal:
             ask.refuse(refusal)
         except Exception:
-            log.exception("%s could not be answered", ask.route.name)
+            log.exception("%s could not be answered", ask.route.name, extra={"facts": {"request": ask.id}})
             ask.refuse(internal())
         return None
 

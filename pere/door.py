@@ -5,10 +5,12 @@ This file knows no channel, no device and no event; and of a connection only tha
 
 import asyncio
 import logging
+import re
 import select
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
+from random import getrandbits
 from time import time
 from typing import Any
 
@@ -27,6 +29,8 @@ from pere.shape import Again, Shapes
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere.http")
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")  # what may stand in a log and a header, of what a stranger calls it
 
 SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadline may be missed
 
@@ -153,7 +157,7 @@ class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came; `grant` is who
     asks, and what they may do. Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
 
-    __slots__ = ("account", "body", "connection", "gone", "fields", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("_id", "account", "body", "connection", "gone", "fields", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
                  headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
@@ -183,11 +187,24 @@ class Ask:
     def refuse(self, refusal: Refusal) -> None:
         self.note(refusal)
         # The code and the route only: what the client sent has no place in a log.
-        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name}})
-        more = b"" if refusal.retry_after is None else b"Retry-After: %d\r\n" % refusal.retry_after
+        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": self.route.name, "request": self.id}})
+        more = b"X-Request-Id: %b\r\n" % self.id.encode()
+        if refusal.retry_after is not None:
+            more += b"Retry-After: %d\r\n" % refusal.retry_after
         if refusal.challenge:
             more += b"WWW-Authenticate: %b\r\n" % refusal.challenge.encode()
         self.connection.answer(self, refusal.status, refusal.body(), more)
+
+    @property
+    def id(self) -> str:
+        """What the request is called in the log and in its answer: what its client calls it (`X-Request-Id`) if that may stand there. Most are
+        never asked for it, so it is made when it is."""
+        try:
+            return self._id
+        except AttributeError:
+            said = self.headers.get(b"x-request-id", b"")
+            self._id: str = said.decode() if REQUEST_ID.fullmatch(said) else f"{getrandbits(64):016x}"
+            return self._id
 
     @property
     def peer(self) -> str:

@@ -81,7 +81,7 @@ class Exchange(HTTPConnection):
         if isinstance(error, HTTPInputError):
             ask.refusal = BadRequest("bad_http", str(error))
         else:
-            log.error("%s could not be taken", ask.path.decode("latin-1"), exc_info=error)
+            log.error("%s could not be taken", ask.path.decode("latin-1"), exc_info=error, extra={"facts": {"request": ask.id}})
             ask.refusal = internal()
         if connection.busy is not self:
             return

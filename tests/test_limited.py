@@ -13,7 +13,7 @@ from minting import SECRET, bearer
 from pere import redelivery
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-NO_LIMITS = {"keys_unavailable", "not_ready", "store_failed"}  # what answers 503 because something is not there
+NO_LIMITS = {"keys_unavailable", "not_ready", "store_failed", "stuck"}  # what answers 503 because something is not there
 HERE = {"limits_exempt": "", "max_batch": 1}
 
 

@@ -134,6 +134,7 @@ class Handler(RequestHandler):
         self.clear_header("Server")
         # What a page of a stranger might take an answer for: a script, a page that it frames. Hot answers are of a POST, which no
         # page can include, or they carry the first of these themselves (feeds).
+        self.set_header("X-Request-Id", self._request_id())
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Content-Security-Policy", self.policy)
         self.set_header("Referrer-Policy", "no-referrer")
@@ -141,6 +142,10 @@ class Handler(RequestHandler):
         self._add(cors.vary)
         if "Origin" in self.request.headers:
             self._add(cors(self._origin()))
+
+    def _request_id(self) -> str:
+        ask: Ask | None = getattr(self.request.connection, "ask", None)
+        return ask.id if ask is not None else ""
 
     def _origin(self) -> bytes:
         return self.request.headers["Origin"].encode("latin-1")
@@ -193,7 +198,7 @@ class Handler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         refusal = error if isinstance(error, Refusal) else self._refusal(status_code, error)
-        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": type(self).__name__.lower()}})
+        log.debug("refused", extra={"facts": {"code": refusal.code, "status": refusal.status, "route": type(self).__name__.lower(), "request": self._request_id()}})
         self.settings["note"](refusal)
         if refusal.retry_after is not None:
             self.set_header("Retry-After", str(refusal.retry_after))
@@ -216,7 +221,7 @@ class Handler(RequestHandler):
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         # Tornado's own line has the whole address in it, and that may have a token.
         if not isinstance(value, Refusal | HTTPError):
-            log.error("%s %s could not be answered", self.request.method, self.request.path, exc_info=(typ, value, tb))
+            log.error("%s %s could not be answered", self.request.method, self.request.path, exc_info=(typ, value, tb), extra={"facts": {"request": self._request_id()}})
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
