@@ -122,7 +122,11 @@ class Server:
         cors = Cors(config.origins)
         self.waits = Waits(self.store)
         outside = outside_of(config)
-        self.webhooks = Webhooks(self.store, Sender(outside, timeout=config.webhook_timeout), outside, config, self.measures.post.observe)
+        sender = Sender(outside, timeout=config.webhook_timeout)
+        self.spans = spans_to(config.otlp)
+        if self.spans is not None:
+            self.spans.watch(self.store, self.hub, sender)
+        self.webhooks = Webhooks(self.store, sender, outside, config, self.measures.post.observe)
         self.reporter = Reporter(self.store, self.webhooks)
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
@@ -302,6 +306,8 @@ class Server:
         if self.jwks is not None:
             await self.jwks.stop()
         await self.store.close()
+        if self.spans is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.spans.close)
         await self.listeners.close_apart()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
@@ -329,6 +335,17 @@ def outside_of(config: Config) -> Outside:
         return Outside(networks(config.webhook_allow_networks), config.webhook_allow_http)
     except ConfigError as error:
         raise ConfigError(f"--webhook-allow-networks: {error}") from None
+
+
+def spans_to(url: str) -> Any:
+    """What sends spans there; None if they are not wanted. Raises ConfigError where it is not installed."""
+    if not url:
+        return None
+    try:
+        from pere.spans import Spans
+    except ImportError as error:
+        raise ConfigError(f"--otlp needs what `pip install pere[otel]` installs ({error})") from None
+    return Spans.to(url)
 
 
 def verifier_of(config: Config) -> Verifier | None:
