@@ -11,6 +11,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 from click.testing import CliRunner
 from processes import ENVIRONMENT, PERE, Process, Served, pere
+from terminals import Terminal
 
 from pere.cli import VERBS, main
 from pere.cli.status import BAR, COLOURS, bar, duration
@@ -146,7 +147,7 @@ def test_without_data_samples_are_pushed_one_every_few_seconds(url):
 def test_a_publisher_that_is_interrupted_ends_well(url):
     with Process("push", "endless", "--every", "0.05", "--url", url) as publisher:
         publisher.until(r"(?s)(pushed to endless.*){2}")
-        assert publisher.end(SIGINT) == 0
+        assert publisher.end(SIGINT) == 130
         assert publisher.err == ""
 
 
@@ -176,6 +177,55 @@ def test_a_listener_may_ask_to_be_sent_again_what_it_did_not_answer(url):
         listener.until("pere.hello")
         pushed(url, "again", "1")
         listener.until('"attempt":2')
+
+
+def test_each_line_is_an_event_and_what_is_refused_spoils_no_other(url):
+    lines = b'{"n": 1.10}\n\n  plain text\n12345678901234567890123\n"end"'
+    done = subprocess.run([*PERE, "push", "lines", "--lines", "-", "--type", "note", "--url", url], input=lines, env=ENVIRONMENT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"4 pushed\n", b"")
+    events = heard(url, "lines")
+    assert [(event["data"], event["type"]) for event in events] == [({"n": 1.1}, "note"), ("plain text", "note"), (12345678901234567890123, "note")]
+    done = pere("push", "--lines", "-", "--url", url, typed='{"channel": "named", "data": 1}\nnope\n{"channel": "a b", "data": 2}\n{"channel": "named", "data": "end"}\n')
+    assert (done.returncode, done.stdout) == (1, "2 pushed, 2 refused\n")
+    assert re.fullmatch(r"pere: line 2: bad_json: .+\npere: line 3: bad_channel: .+\n", done.stderr)
+    assert [event["data"] for event in heard(url, "named")] == [1]
+
+
+def test_many_lines_come_in_their_order_and_each_has_an_answer(url):
+    done = pere("push", "many", "--lines", "-", "--json", "--url", url, typed="\n".join(map(str, range(1500))))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, len({answer["id"] for answer in answers})) == (0, 1500)
+    page = json.loads(subprocess.run(["curl", "-s", f"{url}/events/many?limit=1000"], capture_output=True, check=True).stdout)
+    assert [event["data"] for event in page["events"]][-500:] == list(range(1000, 1500)) and page["events"][-1]["id"] == answers[-1]["id"]
+
+
+def test_a_pipe_that_drips_is_pushed_drop_by_drop_and_ctrl_c_ends_it(url):
+    with subprocess.Popen([*PERE, "push", "drops", "--lines", "-", "--json", "--url", url], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as publisher:
+        for number in range(3):
+            publisher.stdin.write(b"%d\n" % number)
+            publisher.stdin.flush()
+            assert json.loads(publisher.stdout.readline())["channel"] == "drops"
+        publisher.send_signal(SIGINT)
+        assert publisher.wait(15) == 130
+        assert publisher.stderr.read() == b""
+
+
+def test_a_reader_that_leaves_early_ends_a_publisher_without_a_word(url):
+    with subprocess.Popen([*PERE, "push", "read", "--lines", "-", "--json", "--url", url], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as publisher:
+        publisher.stdin.write(b"1\n")
+        publisher.stdin.flush()
+        assert publisher.stdout.readline()
+        publisher.stdout.close()
+        publisher.stdin.write(b"2\n")
+        publisher.stdin.flush()
+        assert publisher.wait(15) == 141
+        assert publisher.stderr.read() == b""
+
+
+@pytest.mark.parametrize("arguments", [["1"], ["--every", "1"], ["--count", "2"], ["--key", "k"], ["--wait", "1"]])
+def test_lines_bring_the_data_and_nothing_else_does(url, arguments):
+    done = pere("push", "c", *arguments, "--lines", "-", "--url", url, typed="1\n")
+    assert (done.returncode, "--lines brings the data" in done.stderr) == (2, True)
 
 
 def test_a_key_is_published_once(url):
@@ -231,7 +281,7 @@ def test_an_event_is_shown_answered_for_and_accounted_for(url):
         assert "complete, satisfied (1 needed); asks for: processed" in shown
         assert re.search(r"processed +1 +100.0 %", shown)
         assert re.search(r"till-1 +processed +1 .* yes +printed", shown)
-        assert till.end(SIGINT) == 0
+        assert till.end(SIGINT) == 130
         assert "Traceback" not in till.err
 
 
@@ -280,7 +330,7 @@ def test_a_listener_survives_the_end_of_its_server():
                 device.until("receipt processed")
                 assert second.end(SIGTERM) == 0
                 device.until(r'pere\.bye \{"reason":"drain"')
-            assert device.end(SIGINT) == 0
+            assert device.end(SIGINT) == 130
             assert "Traceback" not in device.err
 
 
@@ -293,6 +343,43 @@ def test_a_listener_whose_reader_leaves_ends(url):
         listener.stdout.close()
         pushed(url, "piped", "--count", "3")
         assert "Traceback" not in listener.stderr.read()
+
+
+def test_on_a_terminal_an_event_has_one_line_with_what_was_answered(url):
+    with Terminal("listen", "lined", "--device", "till", "--url", url) as terminal:
+        terminal.until("listening to lined as till; Ctrl-C ends it")
+        pushed(url, "lined", '{"n": 1}', "--type", "order")
+        terminal.until(r'lined  \d+-\d+  order  {"n":1}  processed\r\n')
+        terminal.type(b"\x03")
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.text and "pere.hello" not in terminal.text
+        assert b"\x1b[32mprocessed" in terminal.seen  # in green
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_for_a_shell_is_printed(shell):
+    done = pere("completion", shell)
+    assert (done.returncode, "_PERE_COMPLETE" in done.stdout) == (0, True)
+
+
+def completed(*words: str, **variables: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", "from pere.cli import main; main(prog_name='pere')"], capture_output=True, text=True, check=False,
+                          env=ENVIRONMENT | {"_PERE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["pere", *words]), "COMP_CWORD": str(len(words) if words else 1)} | variables)
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def test_verbs_options_and_channels_are_completed(url):
+    assert completed("st") == ["status", "store"]
+    assert "--receipt" in completed("listen", "--re")
+    with Process("listen", "kitchen.hot", "kitchen.cold", "bar", "--url", url) as device:
+        device.until("pere.hello")
+        for verb in ("listen", "push", "status", "recall"):
+            assert completed(verb, "kit", PERE_URL=url) == ["kitchen.cold", "kitchen.hot"]
+    assert completed("listen", "kit", PERE_URL="http://127.0.0.1:1") == completed("listen", "kit", PERE_URL="nonsense") == []
 
 
 # What is shown

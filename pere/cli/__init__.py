@@ -6,6 +6,7 @@
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from pere import __version__
 
@@ -21,6 +22,7 @@ VERBS = {
     "token": "Mint tokens, and explain them.",  # nosec B105: a verb
     "bench": "Put a load on a server, and measure it.",
     "webhooks": "Endpoints that notices go to; and a receiver that verifies and prints them.",
+    "completion": "Print what makes a shell complete verbs, options and channels.",
     "store": "Look after the file of a store: stats, check, export, compact.",
 }
 
@@ -33,6 +35,11 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return import_module(f"pere.cli.{name}").command if name in VERBS else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # Nor need they all be imported to be named.
+        verbs = [CompletionItem(name, help=told) for name, told in VERBS.items() if name.startswith(incomplete)]
+        return verbs or super().shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command for a line of its help.

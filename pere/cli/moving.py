@@ -10,8 +10,9 @@ import click
 import orjson
 from rich.progress import Progress
 
+from pere.cli.bar import progress
 from pere.cli.serve import option, typed
-from pere.cli.store import progress, spoken
+from pere.cli.store import spoken
 from pere.config import Config, types, without_password
 from pere.errors import ConfigError
 from pere.layers import gather

@@ -3,11 +3,11 @@
 import click
 import orjson
 
-from pere.cli.visit import client, json_option, printable, run, url_option
+from pere.cli.visit import channel_argument, client, json_option, printable, run, url_option
 
 
 @click.command
-@click.argument("channel")
+@channel_argument()
 @click.argument("event_id")
 @url_option
 @json_option

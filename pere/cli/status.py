@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pere.cli.visit import client, json_option, printable, run, url_option, verdict
+from pere.cli.visit import channel_argument, client, json_option, printable, run, url_option, verdict
 
 # In the order of the bar: what is done first, what is open last.
 COLOURS = {"processed": "green", "delivered": "cyan", "sent": "blue", "pending": "bright_black", "failed": "red",
@@ -17,7 +17,7 @@ BAR = 60  # cells
 
 
 @click.command
-@click.argument("channel")
+@channel_argument()
 @click.argument("event_id")
 @click.option("--devices", "with_devices", is_flag=True, help="list the devices too, one by one")
 @click.option("--state", metavar="STATE", help="list only devices in this state: outstanding, pending, sent, delivered ...")

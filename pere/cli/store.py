@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from pere.cli.bar import progress
 from pere.config import SHARED, without_password
 from pere.errors import BadRequest, ConfigError
 from pere.event import parse_id
@@ -227,13 +228,6 @@ def spoken(path: str) -> Iterator[None]:
         return
     click.echo(f"pere: {sentence}", err=True)
     sys.exit(2)
-
-
-def progress(is_shown: bool = True) -> Progress:
-    """A bar on standard error, if that is a terminal. It leaves the other stream alone, which may be a file."""
-    console = Console(stderr=True)
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True,
-                    redirect_stdout=False, redirect_stderr=False, disable=not (is_shown and console.is_terminal))
 
 
 def followed(bar: Progress, name: str, total: int | None, rows: Iterable[Row]) -> Iterator[Row]:
