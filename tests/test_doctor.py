@@ -426,6 +426,17 @@ def test_silence_that_was_not_waited_for_is_no_failure(between):
     assert one(between("direct", watch=0.1), ADVICE).about == "timeouts"
 
 
+def test_heartbeats_that_are_announced_and_do_not_arrive_are_told():
+    async def silent():
+        await asyncio.sleep(60)
+        yield b""
+
+    there = way.Way("http://127.0.0.1:1", None, "c", 0.2)
+    finding = aside(lambda: asyncio.run(there._silence(silent(), 0.1)))
+    assert (finding.state, finding.about) == (WRONG, "timeouts") and "every 0.1 s, and none arrives" in finding.what
+    assert aside(lambda: asyncio.run(there._silence(silent(), 20.0))).state == ADVICE
+
+
 def test_a_token_is_wanted_refused_or_stripped_on_the_way(between):
     assert "asks for a token" in one(between("locked"), WRONG, "tokens").what
     assert "not_allowed" in one(between("locked", token("d", feed=["orders"])), WRONG, "tokens").what

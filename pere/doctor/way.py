@@ -5,6 +5,7 @@ headers arrive.
 """
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ FIRST_WORDS = 5.0  # and for a feed to begin
 ASTRAY, FAR_ASTRAY = 2.0, 30.0  # seconds between the server's clock and ours
 HOP = 1.0  # a Date has whole seconds
 UNIX = "unix:"
+HEARTBEAT = re.compile(rb'"heartbeat":([0-9.]+)')
 GATEWAYS = (502, 503, 504)
 LONGEST = 64 * 1024  # bytes of an answer that are read: what is longer is not PERE's
 ERRORS = (aiohttp.ClientError, OSError)  # TimeoutError is one of the latter
@@ -193,9 +195,9 @@ class Way:
         except ERRORS as error:
             raise _Astray(wrong("way", f"a feed breaks off before it has said anything: {str(error) or type(error).__name__}", "look at the log of the proxy, and of the server")) from None
         yield ok("buffering", f"the first words of a feed arrive after {1000 * (time.monotonic() - started):.0f} ms")
-        yield await self._silence(parts)
+        yield await self._silence(parts, _heartbeat(seen))
 
-    async def _silence(self, parts: AsyncIterator[bytes]) -> Finding:
+    async def _silence(self, parts: AsyncIterator[bytes], heartbeat: float | None) -> Finding:
         began = time.monotonic()
         seen = b""
         try:
@@ -207,7 +209,9 @@ class Way:
                     if any(line.startswith(b":") for line in seen.split(b"\n")[:-1]):
                         return ok("timeouts", f"a heartbeat arrives after {time.monotonic() - began:.1f} s of silence")
         except TimeoutError:
-            return advice("timeouts", f"nothing arrived in {self._watch:g} s of silence: either --heartbeat is longer, or heartbeats are held back", "look for longer than --heartbeat (--watch), or see to buffering")
+            if heartbeat is not None and heartbeat < self._watch:
+                return wrong("timeouts", f"the server sends a heartbeat every {heartbeat:g} s, and none arrives in {self._watch:g} s: somebody on the way holds them back", NGINX_BUFFERS)
+            return advice("timeouts", f"nothing arrived in {self._watch:g} s of silence, and --heartbeat is {'longer' if heartbeat is None else f'{heartbeat:g} s'}", "look for longer than --heartbeat (--watch)")
         except ERRORS:
             pass
         return wrong("timeouts", f"a feed is cut off after {time.monotonic() - began:.1f} s of silence, before a heartbeat came", TIMEOUTS)
@@ -219,6 +223,12 @@ class _Astray(Exception):
     def __init__(self, finding: Finding):
         super().__init__(finding.what)
         self.finding = finding
+
+
+def _heartbeat(seen: bytes) -> float | None:
+    """What the server said of it in its greeting; None if it did not."""
+    found = HEARTBEAT.search(seen)
+    return float(found[1]) if found is not None else None
 
 
 def _clock(date: float, before: float, after: float) -> Finding:
