@@ -28,7 +28,8 @@ PASSWORDS = re.compile(r"(?<=://)([^/@:]*:).*(?=@)|([?&]password=)[^&]*")
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False, "": False}
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 LINKS = ": Kubernetes sets it so for a service of this name (say `enableServiceLinks: false` in the pod)"
-VISITORS = ("PERE_URL", "PERE_TOKEN")  # variables of those who visit a server
+VISITORS = ("PERE_URL", "PERE_TOKEN", "PERE_WEBHOOK_SECRET")  # variables of those who visit a server, and of those whom it visits
+LINKED = re.compile(r"PERE_(SERVICE|PORT_[0-9]+)_\w+")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -324,7 +325,7 @@ def strangers(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str | 
     known = {*map(variable, types()), *VISITORS}
     alike = {name.removeprefix("PERE_"): name for name in known}  # which is like itself in all of them
     return [(name, next((alike[word] for word in get_close_matches(name.removeprefix("PERE_"), alike, 1)), None))
-            for name in sorted(environ) if name.startswith("PERE_") and name not in known]
+            for name in sorted(environ) if name.startswith("PERE_") and name not in known and not LINKED.fullmatch(name)]
 
 
 def without_password(url: str) -> str:

@@ -156,7 +156,7 @@ def test_what_is_said_otherwise_is_not_asked_of_the_environment():
 
 
 def test_a_variable_that_is_no_setting_is_found_with_the_one_that_is_meant():
-    assert strangers({"PERE_PROT": "1", "PERE_PORT": "1", "PERE_URL": "u", "HOME": "h", "PERE_XYZZY": ""}) == [("PERE_PROT", "PERE_PORT"), ("PERE_XYZZY", None)]
+    assert strangers({"PERE_PROT": "1", "PERE_PORT": "1", "PERE_URL": "u", "HOME": "h", "PERE_XYZZY": "", "PERE_SERVICE_HOST": "10.0.0.1", "PERE_PORT_4567_TCP_ADDR": "10.0.0.1"}) == [("PERE_PROT", "PERE_PORT"), ("PERE_XYZZY", None)]
 
 
 @pytest.mark.parametrize("url, shown", [

@@ -244,7 +244,7 @@ def test_a_redis_that_keeps_what_it_is_told_is_well(tmp_path):
     with RedisServer(tmp_path) as there:
         assert set(states(of_redis(there.url))) == {OK}
         with Served("--store", there.url):
-            assert any(each.what == "1 nodes are there" for each in of_redis(there.url))
+            assert any(each.what == "1 node is there" for each in of_redis(there.url))
         there.ask("CONFIG", "SET", "appendfsync", "everysec")
         assert "appendfsync is everysec" in one(of_redis(there.url), ADVICE).what
         there.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")

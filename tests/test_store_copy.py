@@ -128,7 +128,7 @@ def test_what_a_node_had_not_kept_yet_when_it_was_killed_goes_along(redis, tmp_p
         told = answers(served.url, ids)
         served.kill()
     done = pere("store", "copy", redis, str(tmp_path / "pere.db"))
-    assert (done.returncode, done.stderr) == (2, f"pere: {redis} is in use: 1 nodes are there; end them, and wait for 20 s if they were killed\n")
+    assert (done.returncode, done.stderr) == (2, f"pere: {redis} is in use: a node is there; end them, and wait for 20 s if they were killed\n")
     common().ask("DEL", f"{tmp_path.name}:nodes")  # as it is when it was silent for so long
     assert copy(redis, tmp_path / "pere.db").startswith(f"{tmp_path / 'pere.db'}: 2 events")
     with Served("--store", f"sqlite:{tmp_path / 'pere.db'}") as served:
@@ -180,7 +180,7 @@ def test_nothing_is_copied_under_the_feet_of_a_server(life, redis, tmp_path):
         assert "is in use by another process" in refusal(redis, here, "--force")
         assert asked(served.url, "/push/orders", 1)["channel"] == "orders"
     with Served("--store", redis):
-        assert "is in use: 1 nodes are there" in refusal(path, redis, "--force")
+        assert "is in use: a node is there" in refusal(path, redis, "--force")
 
 
 def test_what_cannot_be_copied_is_told(life, redis, tmp_path):
@@ -233,7 +233,7 @@ async def test_a_node_that_comes_meanwhile_ends_the_copy(life, redis, tmp_path):
             nodes.append(Served("--store", redis))
 
     try:
-        with pytest.raises(ConfigError, match="is in use: 1 nodes are there"):
+        with pytest.raises(ConfigError, match="is in use: a node is there"):
             await copied(str(path), redis, Config(), True, watched)
         assert asked(nodes[0].url, "/push/orders", 1)["channel"] == "orders"
     finally:

@@ -86,7 +86,7 @@ def copy(ctx: click.Context, /, source: str, target: str, force: bool, as_json: 
     one Redis to another. No server may be using them. Events, receipts, devices, webhooks, revoked tokens and Idempotency-Keys go along,
     with the positions of devices and of those who follow receipts: start the servers with the new store, and everybody goes on where they were.
 
-    It is all of it or nothing: TO has it only once it was written, read back and found to be the same. FROM is left as it is.
+    It is all of it or nothing: TO has it only once it was written, read back and found to be the same. FROM keeps what it has.
 
     Redis keeps what its nodes can hold in memory. What is beyond these limits stays in the file, and how much that is is told.
 

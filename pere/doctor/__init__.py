@@ -33,6 +33,11 @@ def wrong(about: str, what: str, remedy: str) -> Finding:
     return Finding(about, WRONG, what, remedy)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 node is`, `2 nodes are`."""
+    return f"{count:,} {what}{' is' if count == 1 else 's are'}"
+
+
 def size(count: float) -> str:
     """`3.5 GB`."""
     for unit in ("bytes", "KB", "MB", "GB"):

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from pere.config import Config
-from pere.doctor import Finding, Findings, advice, ok, size, wrong
+from pere.doctor import Finding, Findings, advice, counted, ok, size, wrong
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS
 from pere.storage import schema
@@ -195,7 +195,7 @@ async def _answers(config: Config, client: Any, prefix: str) -> AsyncIterator[Fi
     if head[1] is not None:
         for finding in _newest(int(head[1]) << SEQUENCE_BITS):
             yield finding
-    yield ok("store", f"{nodes} nodes are there" if nodes else f"nobody uses {prefix}: there")
+    yield ok("store", f"{counted(nodes, 'node')} there" if nodes else f"nobody uses {prefix}: there")
 
 
 async def _configured(client: Any, name: str) -> str | None:
@@ -231,6 +231,6 @@ def judged(config: Config, said: dict[str, Any], appendfsync: str | None, latenc
         yield ok("store", "Redis appends to its file")
     replicas, wait = int(said.get("connected_slaves", 0)), int(getattr(config, "redis_wait", 0))
     if replicas < wait:
-        yield wrong("store", f"--redis-wait is {wait}, and {replicas} replicas are connected: nothing would be answered", f"connect {wait - replicas} more, or --redis-wait {replicas}")
+        yield wrong("store", f"--redis-wait is {wait}, and {counted(replicas, 'replica')} connected: nothing would be answered", f"connect {wait - replicas} more, or --redis-wait {replicas}")
     if abs(ahead) > ASTRAY:
         yield wrong("clock", f"the clock of Redis is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this one", "set both right (NTP)")

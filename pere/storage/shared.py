@@ -73,7 +73,7 @@ class Shared:
         """Nobody may use it meanwhile."""
         seconds, _ = await self._client.time()
         if nodes := await self._client.zcount(self._keys["nodes"], seconds - SILENCE, "+inf"):
-            raise ConfigError(f"{self.name} is in use: {nodes} nodes are there; end them, and wait for {SILENCE} s if they were killed")
+            raise ConfigError(f"{self.name} is in use: {'a node is' if nodes == 1 else f'{nodes} nodes are'} there; end them, and wait for {SILENCE} s if they were killed")
 
     async def is_there(self) -> bool:
         return bool(await self._client.exists(self._keys["head"]))
