@@ -252,6 +252,8 @@ def test_a_redis_that_keeps_what_it_is_told_is_well(tmp_path):
         there.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
         there.ask("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-config")
         assert set(states(of_redis(there.url.replace("127", "limited:x@127", 1)))) == {OK}
+        there.ask("ACL", "SETUSER", "poor", "on", "nopass", "~pere:*", "&pere:*", *"+@read +@write +@scripting +@pubsub +@connection +time".split())
+        assert "may not ask" in one(of_redis(there.url.replace("127", "poor:x@127", 1)), ADVICE).what
         there.ask("REPLICAOF", "127.0.0.1", "1")
         assert "is a replica" in one(of_redis(there.url), WRONG).what
 
@@ -268,11 +270,11 @@ def test_a_redis_that_is_away_is_wrong_and_its_password_is_not_shown():
 
 @pytest.mark.parametrize("said, latency, ahead, state, sentence", [
     ({"redis_version": "6.2.1"}, 0, 0, WRONG, "Redis is 6.2.1, and 7 or later is wanted"), ({}, 0.02, 0, ADVICE, "takes 20.0 ms to answer"),
-    ({}, 0, -3.0, WRONG, "the clock of Redis is 3.0 s behind"), ({}, 0, 0.5, OK, "appends to its file"),
+    ({"connected_slaves": 0}, 0, 0, WRONG, "--redis-wait is 1, and 0 replicas are connected"), ({}, 0, -3.0, WRONG, "the clock of Redis is 3.0 s behind"), ({}, 0, 0.5, OK, "appends to its file"),
 ])
 def test_what_a_redis_says_of_itself_is_judged(said, latency, ahead, state, sentence):
     well = {"redis_version": "7.2.4", "role": "master", "maxmemory_policy": "noeviction", "aof_enabled": 1}
-    found = list(stores.judged(Config(), well | said, "always", latency, ahead))  # with what was measured handed in
+    found = list(stores.judged(Config(store="redis://here", redis_wait=1), well | {"connected_slaves": 1} | said, "always", latency, ahead))  # with what was measured handed in
     assert any(each.state == state and sentence in each.what for each in found)
 
 

@@ -233,12 +233,23 @@ async def test_a_node_that_comes_meanwhile_ends_the_copy(life, redis, tmp_path):
             nodes.append(Served("--store", redis))
 
     try:
-        with pytest.raises(ConfigError, match="is in use: a node is there"):
+        with pytest.raises(ConfigError, match="a node has come to .* meanwhile"):
             await copied(str(path), redis, Config(), True, watched)
         assert asked(nodes[0].url, "/push/orders", 1)["channel"] == "orders"
     finally:
         for node in nodes:
             node.__exit__()
+
+
+def test_a_user_of_few_rights_can_copy(life, redis, tmp_path):
+    path, ids, told = life
+    rights = f"on >se:cret@ ~{tmp_path.name}:* &{tmp_path.name}:* +@read +@write +@scripting +@pubsub +@connection +time".split()
+    assert common().ask("ACL", "SETUSER", "copyist", *rights) == b"+OK"
+    url = redis.replace("127", "copyist:se%3Acret%40@127", 1)
+    assert "se%3Acret" not in copy(path, url)
+    copy(url, tmp_path / "back.db")
+    with Served("--store", f"sqlite:{tmp_path / 'back.db'}") as served:
+        assert answers(served.url, ids) == told
 
 
 async def test_what_was_written_wrong_is_found_and_thrown_away(life, redis, tmp_path):

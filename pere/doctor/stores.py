@@ -184,10 +184,10 @@ async def _answers(config: Config, client: Any, prefix: str) -> AsyncIterator[Fi
         started = time.perf_counter()
         await client.ping()
         took.append(time.perf_counter() - started)
-    said: dict[str, Any] = {}
-    for part in ("server", "persistence", "memory", "replication"):
-        said |= await client.info(part)
+    said = await _told(client)
     before, (seconds, micros), after = time.time(), await client.time(), time.time()
+    if said is None:
+        yield advice("store", "this user may not ask Redis how it is, so whether it keeps what it is told is not known", "look with one who may: +info +config|get")
     for finding in judged(config, said, await _configured(client, "appendfsync"), median(took), seconds + micros / 1e6 - (before + after) / 2):
         yield finding
     head = await client.hmget(f"{prefix}:head", "version", "ms")
@@ -198,26 +198,44 @@ async def _answers(config: Config, client: Any, prefix: str) -> AsyncIterator[Fi
     yield ok("store", f"{counted(nodes, 'node')} there" if nodes else f"nobody uses {prefix}: there")
 
 
+async def _told(client: Any) -> dict[str, Any] | None:
+    """What Redis says of itself; None where this user may not ask."""
+    from redis.exceptions import ResponseError
+
+    try:
+        found: dict[str, Any] = {}
+        for part in ("server", "persistence", "memory", "replication"):
+            found |= await client.info(part)
+    except ResponseError:
+        return None
+    return found
+
+
 async def _configured(client: Any, name: str) -> str | None:
     """None where it is not told: who offers Redis as a service often forbids to ask."""
     from redis.exceptions import ResponseError
 
     try:
         found: str | None = (await client.config_get(name)).get(name)
-        return found
     except ResponseError:
         return None
+    return found
 
 
-def judged(config: Config, said: dict[str, Any], appendfsync: str | None, latency: float, ahead: float) -> Findings:
-    """What Redis says of itself (INFO), how long it takes to answer, and by how much its clock is ahead of ours."""
+def judged(config: Config, said: dict[str, Any] | None, appendfsync: str | None, latency: float, ahead: float) -> Findings:
+    """What Redis says of itself (INFO; None if nothing), how long it takes to answer, and by how much its clock is ahead of ours."""
+    if latency > SLOW_REDIS:
+        yield advice("store", f"Redis takes {1000 * latency:.1f} ms to answer, and so does each push and receipt", "put it in the same network as the nodes; `redis-cli --intrinsic-latency 10` tells whether it is its machine")
+    if abs(ahead) > ASTRAY:
+        yield wrong("clock", f"the clock of Redis is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this one", "set both right (NTP)")
+    if said is None:
+        yield ok("store", f"Redis answers in {1000 * latency:.1f} ms")
+        return
     version = str(said.get("redis_version", "?"))
     if int(version.partition(".")[0] if version[:1].isdigit() else 0) < 7:
         yield wrong("store", f"Redis is {version}, and 7 or later is wanted (or Valkey)", "install a newer one")
     else:
         yield ok("store", f"Redis {said.get('valkey_version', version)} answers in {1000 * latency:.1f} ms")
-    if latency > SLOW_REDIS:
-        yield advice("store", f"Redis takes {1000 * latency:.1f} ms to answer, and so does each push and receipt", "put it in the same network as the nodes; `redis-cli --intrinsic-latency 10` tells whether it is its machine")
     if said.get("role") != "master":
         yield wrong("store", "this Redis is a replica, which takes nothing in", "name the primary, or ask Sentinel: redis+sentinel://HOST:26379/SERVICE/DB")
     policy = said.get("maxmemory_policy")
@@ -229,8 +247,6 @@ def judged(config: Config, said: dict[str, Any], appendfsync: str | None, latenc
         yield advice("store", f"appendfsync is {appendfsync}: if Redis or its machine dies, the last seconds may be lost, though they were answered", "redis-cli CONFIG SET appendfsync always, where that must not be")
     else:
         yield ok("store", "Redis appends to its file")
-    replicas, wait = int(said.get("connected_slaves", 0)), int(getattr(config, "redis_wait", 0))
+    replicas, wait = int(said.get("connected_slaves", 0)), config.redis_wait
     if replicas < wait:
         yield wrong("store", f"--redis-wait is {wait}, and {counted(replicas, 'replica')} connected: nothing would be answered", f"connect {wait - replicas} more, or --redis-wait {replicas}")
-    if abs(ahead) > ASTRAY:
-        yield wrong("clock", f"the clock of Redis is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this one", "set both right (NTP)")

@@ -1,7 +1,7 @@
 """The contents of a store in Redis: taken out while no node is there, and written so that there is all of it or nothing.
 
 What is written stands under names of its own, which no node reads and which go away by themselves in an hour; all of them get their right
-names in one transaction, if by then nobody has begun to use those.
+names in one piece, if by then nobody has begun to use those.
 """
 
 import secrets
@@ -11,7 +11,6 @@ from dataclasses import fields
 from typing import Any
 
 import orjson
-from redis.exceptions import WatchError
 
 from pere.config import DAY, Config, without_password
 from pere.errors import ConfigError
@@ -27,6 +26,19 @@ HOUR = 3_600_000  # milliseconds after which what was not finished is gone
 FIELDS = 500  # written at once
 PIECE = 10_000  # changes of states in one entry of the stream
 
+
+# keys: head, nodes, all names that there are, and then by twos what was written and the name that it gets. arguments: the deployment that was there ("" for none), after
+# how many seconds of silence a node is gone, time to live (ms), how many names there are. Answers 1 if nobody has begun to use these since.
+RENAME = """
+if (redis.call('HGET', KEYS[1], 'deployment') or '') ~= ARGV[1] then return 0 end
+if redis.call('ZCOUNT', KEYS[2], redis.call('TIME')[1] - ARGV[2], '+inf') > 0 then return 0 end
+for place = 3, 2 + ARGV[4] do redis.call('DEL', KEYS[place]) end
+for place = 3 + ARGV[4], #KEYS, 2 do
+    redis.call('RENAME', KEYS[place], KEYS[place + 1])
+    redis.call('PEXPIRE', KEYS[place + 1], ARGV[3])
+end
+return 1
+"""
 
 # What nobody has said yet decides nothing.
 UNLIMITED: dict[str, Any] = {each.name: min(FOREVER, each.metadata["high"] or FOREVER) for each in fields(Config) if each.name in LIMITS}
@@ -116,7 +128,8 @@ class Shared:
     async def put(self, contents: Contents, is_forced: bool, watched: Watched) -> None:
         """Write it, see whether it is what it was written from, and then let it take the place of what is there."""
         await self.check_nobody()
-        if await self.is_there() and not is_forced:
+        deployment = await self._client.hget(self._keys["head"], "deployment") or b""
+        if deployment and not is_forced:
             raise ConfigError(f"{self.name} is not empty, and is left as it is; --force replaces it")
         parts = {name: f"{self._log.prefix}:copied:{name}" for name in scripts.KEYS}
         await self._client.delete(*parts.values())
@@ -124,7 +137,7 @@ class Shared:
             there = await self._write(parts, contents, watched)
             kept, rows = await self._read(parts, watched)
             Contents(contents.born, contents.newest, contents.number, kept, rows).check(contents, self.name)
-            await self._rename({name: parts[name] for name in there})
+            await self._rename({name: parts[name] for name in there}, deployment)
         finally:
             await self._client.delete(*parts.values())
 
@@ -150,18 +163,8 @@ class Shared:
             "deployment": secrets.token_hex(8), "n": 0, "ms": contents.newest >> SEQUENCE_BITS, "seq": contents.newest & SEQUENCE_MASK, "born": contents.born, "version": VERSION})
         return there
 
-    async def _rename(self, parts: dict[str, str]) -> None:
+    async def _rename(self, parts: dict[str, str], deployment: bytes) -> None:
         lives = (max(self._config.device_ttl, self._config.max_ttl) + DAY) * 1000
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._keys["head"], self._keys["nodes"])
-            await self.check_nobody()
-            pipe.multi()
-            pipe.delete(*self._keys.values())
-            for name, part in parts.items():
-                pipe.rename(part, self._keys[name])
-                pipe.pexpire(self._keys[name], lives)
-            try:
-                await pipe.execute()
-            except WatchError:
-                raise ConfigError(f"a node has come to {self.name} meanwhile; end it, and try again") from None
-
+        keys = [self._keys["head"], self._keys["nodes"], *self._keys.values(), *(each for name, part in parts.items() for each in (part, self._keys[name]))]
+        if not await self._client.register_script(RENAME)(keys=keys, args=[deployment, SILENCE, lives, len(self._keys)]):
+            raise ConfigError(f"a node has come to {self.name} meanwhile; end it, and try again")
