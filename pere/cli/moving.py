@@ -13,7 +13,7 @@ from rich.progress import Progress
 from pere.cli.bar import progress
 from pere.cli.serve import option, typed
 from pere.cli.store import spoken
-from pere.config import Config, types, without_password
+from pere.config import SHARED, Config, types, without_password
 from pere.errors import ConfigError
 from pere.layers import gather
 from pere.storage import backup as copying
@@ -116,20 +116,20 @@ async def copied(source: str, target: str, config: Config, is_forced: bool, watc
     for name in (source, target):
         if name == "memory:":
             raise ConfigError("memory: keeps nothing that could be copied: name a file or a Redis")
-    if not is_redis(source) and not is_redis(target):
+    if not source.startswith(SHARED) and not target.startswith(SHARED):
         raise ConfigError("from one file to another goes `pere store backup`, while a server runs too")
-    if is_redis(source) and is_redis(target) and source == target:
+    if source.startswith(SHARED) and target.startswith(SHARED) and source == target:
         raise ConfigError("FROM and TO are the same")
     try:
         from pere.storage import filed
     except ImportError as error:
         raise ConfigError(f"this needs what `pip install pere[redis]` installs ({error})") from None
-    if is_redis(source):
+    if source.startswith(SHARED):
         async with shared(source, config) as there:
             contents = await there.take(watched)
     else:
         contents = await filed.take(path_of(source), config, watched)
-    if is_redis(target):
+    if target.startswith(SHARED):
         async with shared(target, config) as there:
             await there.put(contents, is_forced, watched)
         return contents, None
@@ -148,10 +148,6 @@ async def shared(url: str, config: Config) -> AsyncIterator["Shared"]:
         raise ConfigError(f"{there.name} cannot be used: {str(error) or type(error).__name__}") from None
     finally:
         await there.close()
-
-
-def is_redis(name: str) -> bool:
-    return name.partition("://")[0] in ("redis", "rediss", "unix", "redis+sentinel")
 
 
 def path_of(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pere.config import Config
+from pere.config import SHARED, Config
 from pere.doctor import Finding, Findings, advice, counted, ok, size, wrong
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS
@@ -35,7 +35,7 @@ def store(config: Config) -> Findings:
         yield advice("store", "memory: keeps nothing over the end of the process", "--store sqlite:pere.db, where it is to be kept")
     elif kind == "sqlite" and path:
         yield from _file(config, path)
-    elif kind in ("redis", "rediss", "unix", "redis+sentinel") and path.startswith("//"):
+    elif config.store.startswith(SHARED):
         yield from _redis(config)
     else:
         yield wrong("store", "--store names no store", "--store memory:, sqlite:PATH or redis://HOST:PORT/DB")
