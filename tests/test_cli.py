@@ -191,6 +191,12 @@ def test_each_line_is_an_event_and_what_is_refused_spoils_no_other(url):
     assert [event["data"] for event in heard(url, "named")] == [1]
 
 
+def test_of_many_lines_that_are_refused_some_are_told(url):
+    done = pere("push", "--lines", "-", "--url", url, typed="{}\n" * 30)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "0 pushed, 30 refused\n", 21)
+    assert done.stderr.endswith("pere: and 10 more lines were refused\n")
+
+
 def test_many_lines_come_in_their_order_and_each_has_an_answer(url):
     done = pere("push", "many", "--lines", "-", "--json", "--url", url, typed="\n".join(map(str, range(1500))))
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -19,6 +19,7 @@ from pere.cli.visit import channel_argument, client, json_option, printable, run
 
 UNSATISFIED = 3  # the exit code where too few receipts came
 BATCH = 500  # lines in one request
+MOST_TOLD = 20  # lines that were refused, one by one
 PART = 256 * 1024  # bytes that are read at once
 
 
@@ -55,7 +56,7 @@ def command(channel: str | None, data: str | None, lines: BinaryIO | None, every
       pere push orders - < order.json
       pere push orders --lines events.ndjson         an event for each line
       tail -f app.log | pere push logs --lines -     and as they come
-      pere store export pere.db --events | pere push --lines -
+      pere store export pere.db --events | jq -c '{channel, type, data}' | pere push --lines -
       pere push orders '{"order": 1}' --need 90% --ttl 60 --key order-1
       pere push orders '{"order": 1}' --need 2 --wait 30 && echo two have it
     """
@@ -116,10 +117,12 @@ def push_lines(lines: BinaryIO, channel: str | None, device: str | None, url: st
                         counts["refused" if is_refused else "pushed"] += 1
                         if as_json:
                             click.echo(orjson.dumps(answer))
-                        elif is_refused:
+                        elif is_refused and counts["refused"] <= MOST_TOLD:
                             click.echo(printable(f"pere: line {number}: {answer['error']}: {answer.get('message')}"), err=True)
                     bar.update(task, completed=number)
         if not as_json:
+            if counts["refused"] > MOST_TOLD:
+                click.echo(f"pere: and {counts['refused'] - MOST_TOLD:,} more lines were refused", err=True)
             click.echo(f"{counts['pushed']:,} pushed" + (f", {counts['refused']:,} refused" if counts["refused"] else ""))
 
     run(push())
