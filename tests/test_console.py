@@ -188,6 +188,9 @@ async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium,
         await owing.get_by_text("pending").wait_for()
         await owing.get_by_text("away").wait_for()
         await picture(page, "story")
+        await page.get_by_role("button", name="Token").click()
+        await dialog.get_by_role("button", name="Cancel").click()
+        await dialog.wait_for(state="hidden")
         id = (await wire.request(port, "GET", "/events/orders", **bearer("p", push=["**"]))).json["events"][0]["id"]
         await wire.request(port, "POST", "/feedback", {"receipts": [{"event_id": id, "state": "failed", "status": "no paper"}]}, **bearer("till-9", feed=["orders"]))
         await page.get_by_text("1 processed, 1 failed of 2. Everybody has answered.").wait_for()
@@ -239,6 +242,12 @@ async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium,
         await page.get_by_role("button", name="Pause").wait_for()
         await page.get_by_role("button", name="Replay all").click()
         await page.get_by_text("1 notice on the way again.").wait_for()
+
+        # Who goes leaves nothing behind.
+        await page.get_by_role("button", name="Token").click()
+        await dialog.get_by_role("button", name="Log out").click()
+        await page.get_by_text("a token is needed").wait_for()
+        assert await page.evaluate("Object.values(sessionStorage)") == ["shop-window"]
 
     await chromium(story)
     assert [each for each in troubles if "409" not in each] == []

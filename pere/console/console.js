@@ -72,13 +72,15 @@ function warn(words) {
 // Who is asking
 
 function login(trouble) {
-	pulse("paused", "a token is needed");
+	if (trouble) pulse("paused", "a token is needed");
+	place("login-out").hidden = !token.get();
 	put(place("login-hint"), trouble && token.get() ? trouble.message : "Make one with: pere token --admin --push '**' --feed '**'");
 	if (!place("login").open) place("login").showModal();
 	place("login-token").focus();
 }
 
 place("token").addEventListener("click", () => login());
+place("login-cancel").addEventListener("click", () => place("login").close());
 place("login-form").addEventListener("submit", (event) => {
 	token.set(event.submitter?.value === "out" ? "" : place("login-token").value.trim());
 	place("login-token").value = "";
