@@ -112,6 +112,9 @@ class Entry:
 
     def changed(self) -> None:
         self.version += 1
+        self.tell()
+
+    def tell(self) -> None:
         for watcher in tuple(self.watchers or ()):
             watcher()
 
@@ -308,6 +311,7 @@ class Ledger:
     def enter_many(self, rows: Iterable[Row], now: float) -> list[tuple[int, int]]:
         """Enter receipts one after the other, and return for each the state that stands now and the outcome."""
         answers: list[tuple[int, int]] = []
+        watched: dict[Entry, None] = {}
         receipts, roundtrips, current, closings = self.receipts, self.roundtrips, None, 0
         for entry, member, slot, new, status, at in rows:
             if entry is not current:
@@ -354,15 +358,16 @@ class Ledger:
                         self._open.pop(id, None)
                     self.decide(entry, at)
                     current = None
+                entry.version += 1
                 if entry.watchers:
-                    entry.changed()
-                    current = None
-                else:
-                    entry.version += 1
+                    watched[entry] = None
             if member is not None and member.careful:
                 self.on_answer(member.device, id)
                 current = None
         self.outstanding -= closings
+        # Once for all that came together: thousands may watch one event, and thousands answer it.
+        for entry in watched:
+            entry.tell()
         return answers
 
     def apply(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, now: float) -> int:

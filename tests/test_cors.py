@@ -1,7 +1,10 @@
 """Pages of other origins: what a browser is told of them, on every answer, and what of our own pages."""
 
+import asyncio
+
 import pytest
 import wire
+from browsers import patiently
 
 from pere.config import Config
 from pere.cors import Cors
@@ -133,3 +136,59 @@ async def test_a_page_of_ours_runs_only_what_comes_from_here_and_stands_in_no_fr
     assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"], policy["base-uri"]) == ("'none'", "'self'", "'none'", "'none'")
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert (answer.headers["x-content-type-options"], answer.headers["referrer-policy"]) == ("nosniff", "no-referrer")
+
+
+# In a real browser
+
+ASKS = """
+async (server) => {
+    const fetched = async (path, options) => {
+        try {
+            const answer = await fetch(server + path, options);
+            return [answer.status, answer.headers.get("ETag") !== null];
+        } catch (error) { return [error.name, false]; }
+    };
+    const json = (body) => ({ method: "POST", body, headers: { "Content-Type": "application/json", Device: "page" } });
+    const pushed = await fetched("/push/c?to=page", json("1"));
+    const plain = await fetched("/push/c", { method: "POST", body: "2", headers: { "Content-Type": "text/plain" } });
+    const kept = await fetched("/events/c");
+    const status = await fetched("/events/c/" + window.known);
+    const feed = await new Promise((resolve) => {
+        const source = new EventSource(server + "/feed/c");
+        source.onopen = () => { source.close(); resolve("open"); };
+        source.onerror = () => { source.close(); resolve("error"); };
+    });
+    return { pushed, plain, kept, status, feed };
+}
+"""
+
+
+@patiently
+async def test_a_browser_lets_pages_of_a_named_origin_read_and_others_neither_read_nor_change_anything(start, push, chromium):
+    async def page_of(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<!doctype html><title>page</title>")
+        writer.close()
+
+    pages = [await asyncio.start_server(page_of, "127.0.0.1", 0) for _ in range(2)]
+    named, stranger = (f"http://127.0.0.1:{page.sockets[0].getsockname()[1]}" for page in pages)
+    server = await start(cors_origins=named)
+    id = await push("c", 0)
+
+    async def story(context):
+        found = []
+        for origin in (named, stranger):
+            page = await context.new_page()
+            await page.goto(origin)
+            await page.evaluate("id => { window.known = id; }", id)
+            found.append((await page.evaluate(ASKS, f"http://127.0.0.1:{server.port}"), server.store.events))
+        return found
+
+    try:
+        (ours, after_ours), (theirs, after_theirs) = await chromium(story)
+    finally:
+        for page in pages:
+            page.close()
+    assert ours == {"pushed": [201, False], "plain": [201, False], "kept": [200, True], "status": [200, True], "feed": "open"}
+    assert theirs == {name: ["TypeError", False] for name in ("pushed", "plain", "kept", "status")} | {"feed": "error"}
+    assert (after_ours, after_theirs) == (3, 3)
