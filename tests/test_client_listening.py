@@ -10,7 +10,7 @@ import pytest
 from listener import Device, in_a_hurry  # noqa: F401  # a fixture
 
 from pere import Client, Refusal, Retry
-from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Removed, Unreceipted, Unsent
+from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Removed, Unreceipted, Unsent, to_log
 
 
 @pytest.fixture
@@ -296,6 +296,22 @@ async def test_a_device_that_was_deleted_stops_for_good(url, ask, counts):
         assert device.told(Removed) == [Removed("d")]
 
 
+@pytest.mark.parametrize("news, level, said", [
+    (Lost("d", ConnectionError("it is away"), 1.25), logging.WARNING, "device d: the feed was lost: it is away; trying again in 1.2 s"),
+    (Gap(None, "c", "1-0", None, None), logging.WARNING, "an anonymous feed: nobody knows how many events of c will never come"),
+    (Gap("d", "c", "1-0", "4-0", 2), logging.WARNING, "device d: 2 events of c will never come"),
+    (Removed("d"), logging.WARNING, "device d was deleted, and listens no more"),
+    (Unsent("d", 3, ConnectionError("it is away"), 1.0), logging.WARNING, "device d: 3 receipts wait: it is away; trying again in 1.0 s"),
+    (Unreceipted("d", "1-0", Refusal("no", "never")), logging.WARNING, "device d: the receipt for 1-0 is refused: never"),
+    (Bye("d", "drain", 3.0), logging.INFO, "device d: Bye(device='d', reason='drain', retry=3.0)"),
+])
+def test_news_are_logged_in_words(news, level, said, caplog):
+    caplog.set_level(logging.INFO, "pere.client")
+    to_log(news)
+    assert [(record.levelno, record.message) for record in caplog.records] == [(level, said)]
+    caplog.clear()
+
+
 async def test_whoever_asks_for_no_news_finds_them_in_the_log(url, push, caplog):
     caplog.set_level(logging.INFO, "pere.client")
     async with Client(await url(), device="d") as client:
@@ -416,6 +432,33 @@ async def test_what_was_answered_before_the_end_of_a_process_is_told_by_the_next
             assert await counts(id) == {"processed": 1}
             await device.opened()
         assert device.events == [] and list(kept.keys()) == []
+
+
+class Full(dict):
+    """A disk on which nothing can be written."""
+
+    def __setitem__(self, key, value):
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_receipt_that_cannot_be_kept_is_given_all_the_same(url, push, counts, caplog):
+    async with Device(await url(), kept=Full()) as device:
+        await device.opened()
+        id = await push("c", 1)
+        await device.has(1)
+        assert await counts(id) == {"processed": 1}
+    assert "cannot be kept" in caplog.text
+    caplog.clear()
+
+
+async def test_what_is_kept_and_is_no_receipt_is_left_alone(url, caplog):
+    kept = {"d 1-0": b"nonsense", "d 2-0": b"{}", "?": b'{"event_id":"","channel":"c","state":"failed"}', "d 3-0": b'{"event_id":"4-0","channel":"c","state":"failed"}'}
+    before = dict(kept)
+    async with Device(await url(), kept=kept) as device:
+        await device.opened()
+        assert device.client.unanswered == 0 and kept == before
+    assert sum("is no receipt" in record.message for record in caplog.records) == 4
+    caplog.clear()
 
 
 # Publishing

@@ -1,7 +1,6 @@
 """The whole of a visitor, on asyncio: push, listen, give receipts, ask."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import aclosing
 from inspect import isawaitable
@@ -15,7 +14,7 @@ from pere.client.backoff import Backoff
 from pere.client.endpoints import Administrator
 from pere.client.event import Event, Retry, word
 from pere.client.http import Http, Token, is_final, part
-from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, News, OnNews, Opened, Removed, to_log
+from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, News, OnNews, Opened, Removed, log, to_log
 from pere.client.reading import OnLost, Watch, frames, number, said
 from pere.client.receipts import HARD, SOFT, Receipts
 from pere.errors import Refusal
@@ -24,8 +23,6 @@ from pere.sse import Message
 
 # The server can ask for no more (`--receipt-jitter`), and no stranger is to hold receipts up for ever.
 LONGEST_JITTER = 60.0
-
-log = logging.getLogger("pere.client")
 
 Channels = str | Iterable[str]
 Handler = Callable[[Event], object | Awaitable[object]]
@@ -43,7 +40,7 @@ class Client(Administrator):
 
     `on_news` is called with all that a listener may want to know beside its events (see `pere.client.news`); without it, that is logged. What it raises ends the
     feed that it is told of. `kept` is where receipts are kept until they are answered, any mapping of str to bytes, such as an open `dbm`: with one that survives
-    the process, what was answered before its end is told to the server by the next.
+    the process, what was answered before its end is told to the server by the next. It belongs to this client alone.
 
     All methods raise Refusal where the server says no (`code`, `message`, `status`, `retry_after`) and ConnectionError where it says nothing. Raises ValueError
     if `url` is none, or a token cannot be one.
@@ -60,11 +57,16 @@ class Client(Administrator):
         self._receipts: dict[str, Receipts] = {}
 
     async def __aenter__(self) -> Self:
-        for name in list(self._kept or ()):
-            # What an earlier life could not tell any more. A dbm has its keys as bytes.
-            assert self._kept is not None
-            device, _, _ = (name.decode() if isinstance(name, bytes) else name).partition(" ")
-            self._receipts_of(device).say(orjson.loads(self._kept[name]))
+        # What an earlier life could not tell any more. A dbm has its keys as bytes.
+        for name, receipt in list((self._kept or {}).items()):
+            device, _, id = (name.decode() if isinstance(name, bytes) else name).partition(" ")
+            try:
+                told = orjson.loads(receipt)
+                if told["event_id"] != id or not {"channel", "state"} <= told.keys():
+                    raise ValueError
+                self._receipts_of(device_name(device)).say(told)
+            except (ValueError, TypeError, KeyError, Refusal):
+                log.warning("what is kept as %r is no receipt", name)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

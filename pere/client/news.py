@@ -1,7 +1,7 @@
 """What a listener is told beside its events: how its connection fares, and what will never come.
 
 Every one names the `device` that it concerns (None for an anonymous feed). Nothing of this has to be acted upon; whoever hands in
-no `on_news` finds it in the log, under `pere.client`: what may have cost an event as a warning.
+no `on_news` finds it in the log, under `pere.client`: what is amiss as a warning, all else as information.
 """
 
 import logging
@@ -99,5 +99,17 @@ OnNews = Callable[[News], object]
 
 def to_log(news: News) -> None:
     """What happens to news that nobody asked for."""
-    is_grave = isinstance(news, (Gap, Removed, Unreceipted))
-    log.log(logging.WARNING if is_grave else logging.INFO, "%s", news)
+    who = f"device {news.device}" if news.device is not None else "an anonymous feed"
+    match news:
+        case Lost(error=error, wait=wait):
+            log.warning("%s: the feed was lost: %s; trying again in %.1f s", who, error, wait)
+        case Gap(channel=channel, lost=lost):
+            log.warning("%s: %s events of %s will never come", who, "nobody knows how many" if lost is None else lost, channel)
+        case Removed():
+            log.warning("%s was deleted, and listens no more", who)
+        case Unsent(waiting=waiting, error=error, wait=wait):
+            log.warning("%s: %d receipts wait: %s; trying again in %.1f s", who, waiting, error, wait)
+        case Unreceipted(id=id, error=error):
+            log.warning("%s: the receipt for %s is refused: %s", who, id, error)
+        case _:
+            log.info("%s: %s", who, news)

@@ -36,7 +36,8 @@ class Publisher:
         `data` as str is text, as bytes is JSON that is encoded already, and anything else becomes JSON. `key` is an
         Idempotency-Key: with one, a push whose answer got lost can be repeated and is still published once. With `wait` the answer is
         the delivery status, once `need` is met or cannot be any more, or after so many seconds. `callback` is the webhook that is told
-        what becomes of it, `traceparent` where it stands in a trace (W3C Trace Context). For `patience` seconds it is tried again where the server is away or says "not now"; then a key is made if none is given.
+        what becomes of it, `traceparent` where it stands in a trace (W3C Trace Context). For `patience` seconds it is tried again where the server is away or says "not now"; then a key is made if none is given
+        (which the server remembers for `--idempotency-window`, 10 min, so have no more patience than that).
         """
         kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
         body = data.encode() if isinstance(data, str) else data if isinstance(data, bytes) else orjson.dumps(data)

@@ -7,15 +7,15 @@ when PERE itself gives one; a proxy's or a captive portal's is none.
 
 import asyncio
 import random
-from collections.abc import MutableMapping
-from contextlib import suppress
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import orjson
 
 from pere.client.backoff import Backoff
 from pere.client.http import Http, is_final, part
-from pere.client.news import OnNews, Unreceipted, Unsent
+from pere.client.news import OnNews, Unreceipted, Unsent, log
 from pere.errors import Refusal, Stranger
 
 # Receipts in one request, where the server does not take fewer (`--max-batch`).
@@ -76,9 +76,10 @@ class Receipts:
             return  # the first word stands
         if receipt["state"] == "retry":
             self._answered.pop(id, None)
-        if self._kept is not None and receipt["state"] in SOFT:
-            self._kept[f"{self._device} {id}"] = orjson.dumps(receipt)
         self._waiting[id] = receipt
+        if self._kept is not None and receipt["state"] in SOFT:
+            with _spared():
+                self._kept[f"{self._device} {id}"] = orjson.dumps(receipt)
         if (self._task is None or self._task.done()) and not self._is_stopped:
             self._task = self._loop.create_task(self._send_all())
 
@@ -210,7 +211,17 @@ class Receipts:
     def _forget(self, id: str) -> None:
         if self._kept is not None:
             # It may never have been there: only receipts are, not `working`.
-            self._kept.pop(f"{self._device} {id}", None)
+            with _spared():
+                self._kept.pop(f"{self._device} {id}", None)
+
+
+@contextmanager
+def _spared() -> Iterator[None]:
+    """A disk that is full, or whatever else happens to what is kept, stops no receipt."""
+    try:
+        yield
+    except Exception:
+        log.exception("a receipt cannot be kept, or not be removed from what is kept")
 
 
 def _is_given_up(error: Exception) -> bool:

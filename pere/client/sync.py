@@ -1,7 +1,6 @@
 """The same for programs without asyncio: a Client on a thread of its own, whose methods wait."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import closing
@@ -10,9 +9,7 @@ from typing import Any, Self, TypeVar
 from pere.client.client import Channels, Client
 from pere.client.event import Event, Retry, word
 from pere.client.http import Token
-from pere.client.news import OnNews, to_log
-
-log = logging.getLogger("pere.client")
+from pere.client.news import OnNews, log, to_log
 
 Told = TypeVar("Told")
 # How long to wait for the end of what was interrupted.
@@ -21,7 +18,7 @@ LAST_MOMENT = 5.0
 
 class SyncClient:
     """To be used as `with SyncClient(url) as client`. What it takes, and what its methods take, return and raise, is told by Client. Its methods may be called
-    from any thread; receipts go out while your code works. `on_news` is called on the client's own thread."""
+    from any thread; receipts go out while your code works. `on_news` is called, and `kept` used, on the client's own thread."""
 
     def __init__(self, url: str, *, device: str | None = None, token: Token | None = None, timeout: float = 10.0, silence: float | None = None,
                  on_news: OnNews = to_log, kept: MutableMapping[str, bytes] | None = None):
