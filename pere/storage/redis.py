@@ -164,7 +164,7 @@ class RedisStore(Replica):
             return
         entry, _, slot, *_ = rows[0]
         old = entry.states[slot]
-        if entry.rules[state][old][0] == old and not self._replicas:
+        if entry.rules[state][old][0] == old and not self._replicas and (id, device) not in self._saying.under_way:
             # It changes nothing, so there is nothing to keep. (What it repeats may not be on the replicas yet, where that counts.)
             then(self.ledger.enter_many(rows, self.clock()))
         elif self._trouble is not None:

@@ -146,6 +146,16 @@ async def test_a_device_is_answered_on_any_node_and_known_on_all(node):
     assert [line["device"] for line in (await there.lines("c", id, "outstanding", 0, 10))[0]] == ["d2"]
 
 
+async def test_what_is_said_behind_a_receipt_that_is_on_its_way_is_answered_by_what_stands_then(node):
+    store = await node()
+    await join(store, "c", "d1")
+    id = (await push(store)).id
+    await say(store, "d1", id, DELIVERED)
+    told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.record_many([("d1", id, state, None, None, None) for state in (PROCESSED, DELIVERED, FAILED)], told.set_result)
+    assert [NAMES[state] for state, _ in await told] == ["processed"] * 3
+
+
 async def test_what_another_node_has_said_a_moment_ago_is_waited_for(node):
     here, there = await node(), await node()
     await join(here, "c", "d1")
