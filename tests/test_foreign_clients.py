@@ -63,5 +63,6 @@ def test_what_others_read_feeds_with_loses_and_doubles_nothing_while_the_server_
         push("end")
         all_have_read()
         assert {name: reader.events for name, reader in readers.items()} == {name: pushed for name in readers}
-        assert all(reader.lines.count("open") >= 3 for reader in readers.values())
+        # Who waits before it comes back may have missed the whole of a short life.
+        assert all(reader.lines.count("open") >= 2 for reader in readers.values())
         assert [reader.end() for reader in readers.values()] == [0] * len(readers)
