@@ -54,7 +54,7 @@ def test_every_device_answers_for_what_it_is_sent_and_comes_back_after_its_serve
         def pushed(dish):
             """An event to all of them, and what each said of it."""
             id = shop.push("orders", PUSHED | {"dish": dish}, to=names, patience=60)["id"]
-            status = shop.wait("orders", id, until="complete", seconds=20)
+            status = shop.wait("orders", id, until="complete", seconds=60)
             assert status["complete"], (list(shop.outstanding("orders", id)), {name: program.out + program.err for name, program in programs.items()})
             return {line["device"]: (line["state"], line["status"], line["attempt"]) for line in shop.devices("orders", id)}
 
@@ -70,7 +70,7 @@ def test_every_device_answers_for_what_it_is_sent_and_comes_back_after_its_serve
         # A device that is deleted stops, where it is told so.
         for device in names:
             subprocess.run(["curl", "-fsS", "-X", "DELETE", f"{served.url}/admin/devices/{device}"], env=ENVIRONMENT, check=True, timeout=20)
-        ended = {name: program.end() for name, program in programs.items() if name != "device.sh"}
+        ended = {name: program.end(seconds=60) for name, program in programs.items() if name != "device.sh"}
         assert set(ended.values()) == {0}, ended
 
 
