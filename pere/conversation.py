@@ -28,8 +28,8 @@ log = logging.getLogger("pere.http")
 class Conversation(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
-    __slots__ = ("_closing", "_door", "_ended", "_in_line", "_queued", "_rest", "_stuck", "_took_at", "_unsent", "_waiters",
-                 "account", "address", "app", "busy", "is_expected", "is_fresh", "pending", "served", "since", "transport", "turn")
+    __slots__ = ("_closing", "_door", "_ended", "_in_line", "_queued", "_stuck", "_took_at", "_unsent", "_waiters",
+                 "account", "address", "app", "busy", "is_expected", "is_fresh", "pending", "rest", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
         self._door = door
@@ -38,7 +38,7 @@ class Conversation(asyncio.Protocol):
         self.busy: Ask | Exchange | object | None = None  # the request that is being answered
         self.pending: deque[Ask] | None = None  # those that wait behind it
         self._queued = 0  # bytes of their bodies
-        self._rest = b""  # what is not parsed before its turn comes; both count in `Door.held`
+        self.rest = b""  # what is not parsed before its turn comes; both count in `Door.held`
         self._in_line = False
         self._closing = False  # nothing that comes from now on is read
         self.is_fresh = True  # it has asked nothing yet
@@ -78,7 +78,7 @@ class Conversation(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes. Only what
         waits in line is answered before; but TLS knows no half of an end."""
-        is_owed = self._in_line or self._stuck and bool(self.pending or self._rest)
+        is_owed = self._in_line or self._stuck and bool(self.pending or self.rest)
         self._ended = is_owed and self.transport.get_extra_info("sslcontext") is None
         return self._ended
 
@@ -113,7 +113,7 @@ class Conversation(asyncio.Protocol):
     def _is_full(self) -> bool:
         """Whether so much waits for its turn that the network is to hold the rest."""
         config = self._door.config
-        return bool(self._rest) or (self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes))
+        return bool(self.rest) or (self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes))
 
     def _read_on(self) -> None:
         """Read more, unless something is in the way: answers that are not read, or what waits."""
@@ -122,9 +122,9 @@ class Conversation(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Nothing is held here any more."""
-        self._door.held -= self._queued + len(self._rest)
+        self._door.held -= self._queued + len(self.rest)
         self._queued = 0
-        self._rest, self.pending = b"", None
+        self.rest, self.pending = b"", None
 
     def _wake(self, error: Exception | None) -> None:
         waiters, self._waiters = self._waiters, None
@@ -269,13 +269,13 @@ class Conversation(asyncio.Protocol):
 
     def _end(self) -> None:
         """Who says no more, and has been answered, has gone."""
-        if self._ended and self.busy is None and not self.pending and not self._rest and self.transport is not None:
+        if self._ended and self.busy is None and not self.pending and not self.rest and self.transport is not None:
             self._closing = True
             self.transport.close()
 
     def go_on(self) -> None:
         """With what waits behind the request that was answered, when its turn comes; but who does not read its answers is given no more."""
-        if (self.pending or self._rest) and self.busy is None and not self._in_line and not self._stuck:
+        if (self.pending or self.rest) and self.busy is None and not self._in_line and not self._stuck:
             self._in_line = True
             self._door.line.join(self.account if self.account is not None else self, self)
 
@@ -287,11 +287,11 @@ class Conversation(asyncio.Protocol):
                 self._queued -= len(ask.body)
                 self._door.held -= len(ask.body)
                 self._begin(ask)
-            elif self._rest:
-                piece, self._rest = self._rest[:SLICE], self._rest[SLICE:]
+            elif self.rest:
+                piece, self.rest = self.rest[:SLICE], self.rest[SLICE:]
                 self._door.held -= len(piece)
                 self._parse(piece)
-        self._in_line = bool(self.pending or self._rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()
+        self._in_line = bool(self.pending or self.rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()
         self._end()
         if not self._closing:
             self._read_on()

@@ -93,7 +93,7 @@ class Crowd:
                     pass  # full, or gone: the transport finds out which
             if taken < len(data):
                 transport.write(data[taken:])
-            if connection.pending:
+            if connection.pending or connection.rest:
                 connection.go_on()
         tally = self._route.tally
         tally[200] = tally.get(200, 0) + count

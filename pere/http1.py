@@ -104,7 +104,7 @@ class Connection(Conversation):
         """It is parsed when its turn comes, and nothing more is read until then."""
         door = self._door
         door.held += len(data)
-        self._rest += data
+        self.rest += data
         self.transport.pause_reading()
         if door.held > door.config.max_held_bytes:
             self._turn_away(busy())
@@ -203,8 +203,8 @@ class Connection(Conversation):
         """Answer what cannot be read, after all that came before it, and read no more: where the next request begins is unknown."""
         self._closing = True
         self._in_head = False
-        self._door.held -= self._growing + len(self._rest)
-        self._growing, self._body, self._rest = 0, b"", b""
+        self._door.held -= self._growing + len(self.rest)
+        self._growing, self._body, self.rest = 0, b"", b""
         ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
         self._ask = None
         ask.keep_alive = False

@@ -8,6 +8,8 @@ from doors import LAST, Caller, chunks, eventually, facts, io_loop, no_surprises
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from pere.line import SLICE
+
 
 def for_all(examples: int, **strategies: Any) -> Callable[[Any], Any]:
     """Runs an async test with so many examples, each on a door of its own."""
@@ -223,6 +225,18 @@ async def test_a_recognised_request_that_is_answered_later_keeps_its_place():
         house.stage.asks.pop()()
         answers = [answer.json for answer in await caller.answers()]
         assert [answer[3] if isinstance(answer, list) else answer["path"] for answer in answers] == ["1-2", "1-3", "/echo", "1-4", "/echo/last"]
+
+
+async def test_much_that_arrives_behind_a_recognised_request_that_is_answered_later_is_answered_too():
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(receipt())
+        await caller.answer()
+        many = SLICE // len(receipt()) + 1
+        await caller.say(receipt("held", "1-0"), b"".join(receipt("d", f"1-{n}") for n in range(1, many)) + LAST)
+        (held,) = house.stage.asks
+        held()
+        assert [answer.json[3] for answer in (await caller.answers())[:-1]] == [f"1-{n}" for n in range(many)]
 
 
 @pytest.mark.parametrize("next", [receipt("nobody"), request("GET /echo"), request("GET /detaches/hot"), receipt("d") + receipt("e")])
