@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import orjson
 import pytest
 import wire
 from minting import PRIVATE, SECRET, bearer, token
@@ -415,6 +416,22 @@ async def test_receipts_of_many_devices_on_one_connection_are_recognised_and_eac
             assert (await receipts(line, "c", "b", tokens["b"], id)).json["duplicate"] is True
         assert (await receipts(line, "c", device, text, id)).error == error
         assert unrecognised.count(b"b") == 1 + (device == "b"), "the second one of b is not recognised"
+
+
+@pytest.mark.parametrize("state", ["processed", "working"])
+async def test_the_body_of_a_recognised_receipt_may_not_name_another_device_either(kept, connect, state):
+    server = await kept()
+    text = token("d", feed=["c"])
+    await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
+    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+    line, unrecognised, answers = await connect(), in_the_usual_way(server), []
+    for named in ("d", "other", "d"):
+        body = orjson.dumps({"state": state, "device": named})
+        await line.send(wire.said("POST", "/feedback/c", body, {"Device": "d", "Last-Event-ID": id, "Authorization": f"Bearer {text}"}))
+        answers.append(await line.answer())
+    assert [answer.status for answer in answers] == [200, 403, 200]
+    assert answers[1].error == (403, "wrong_device")
+    assert unrecognised == [b"d"]
 
 
 @pytest.mark.parametrize("end", ["it expires", "it is revoked"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from pere.auth import FEED
+from pere.auth import FEED, Grant, Open
 from pere.bearers import Bearers
 from pere.config import Config
 from pere.door import Ask
@@ -158,7 +158,9 @@ class Feedback:
         return self._alike(channel, ask.headers.get(b"content-type", b""))
 
     def _receipts(self, channel: str, kind: bytes) -> Again:
-        return Receipts(self, channel, kind, self._bearers.of(channel) if self._bearers is not None else named)
+        if self._bearers is None:
+            return Receipts(self, channel, kind, named, Open)
+        return Receipts(self, channel, kind, self._bearers.of(channel), Grant)
 
     def go_on(self, channel: str | None, device: str, id: int, said: Said) -> tuple[int, int]:
         """The device says how it goes. Returns the state that stands, and DUPLICATE where the device owes nothing any more; raises as
@@ -350,10 +352,13 @@ class Feedback:
 
 
 class Receipts:
-    """What answers recognised receipts on this channel with bodies of this Content-Type; `who` tells whose they are."""
+    """What answers recognised receipts on this channel with bodies of this Content-Type; `who` tells whose they are, and a `grant` of whoever that
+    is what else a body may call them."""
 
-    def __init__(self, feedback: Feedback, channel: str, kind: bytes, who: Callable[[list[tuple[bytes, ...]]], tuple[list[str | None], list[int]]]):
+    def __init__(self, feedback: Feedback, channel: str, kind: bytes, who: Callable[[list[tuple[bytes, ...]]], tuple[list[str | None], list[int]]],
+                 grant: type[Grant]):
         self.who = who
+        self._grant = grant
         self._feedback = feedback
         self._channel = channel
         self._kind = kind
@@ -363,7 +368,7 @@ class Receipts:
         feedback, channel, kind = self._feedback, self._channel, self._kind
         receipts: list[Receipt] = []
         apart: list[tuple[int, bytes | Refusal]] = []
-        last, said, state, status, at = None, NOTHING, PROCESSED, None, None  # type: bytes | None, Said, int, bytes | None, float | None
+        last, said, is_plain, state, status, at = None, NOTHING, True, PROCESSED, None, None  # type: bytes | None, Said, bool, int, bytes | None, float | None
         named, id = None, 0  # type: bytes | None, int
         for place, (device, values) in enumerate(zip(names, requests, strict=True)):
             try:
@@ -371,9 +376,12 @@ class Receipts:
                 if body != last:
                     said = feedback.remembered(body, kind) if body else NOTHING
                     last, state, status, at = body, PROCESSED if said.state is None else said.state, said.status, feedback.at(said.at)
+                    is_plain = said.is_receipt and not said.device
                 if values[1] != named:
                     named, id = values[1], event_id(values[1])
-                if said.is_receipt:
+                if not is_plain:
+                    self._grant(device).named(device, said.device)
+                if is_plain or said.is_receipt:
                     receipts.append((device, id, state, status, at, channel))
                 else:
                     said.check()
