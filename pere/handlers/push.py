@@ -47,7 +47,7 @@ class Push:
         is_json = self._check_payload(ask.body, media_type(ask))
         draft = self._draft(
             channel, ask.body, is_json, device_of(ask, NO_QUERY), query.one("type"), query.every("to"), query.one("ttl"),
-            query.one("receipt"), query.one("need"), _key(ask), query.one("callback"), _trace(ask))
+            query.one("receipt"), query.one("need"), _key(ask), query.one("callback"), _trace(ask) if b"traceparent" in ask.headers else "")
         self._charge(ask, [draft.channel], len(draft.to))
         wait = _preferred_wait(ask.headers[b"prefer"], self._config.max_wait) if b"prefer" in ask.headers else None
 
