@@ -288,7 +288,9 @@ class Server:
             await asyncio.sleep(config.drain_delay)
         await self.listeners.close()
         feeds = self._feeds()
-        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, await self.store.has_others())
+        # Who is stopped again has no feeds, and a store that must not be asked any more.
+        has_others = feeds > 0 and await self.store.has_others()
+        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, has_others)
         await drain.let_go()
         self.door.drain()
         self.waits.drain()
