@@ -23,7 +23,7 @@ VERBS = {
     "bench": "Put a load on a server, and measure it.",
     "webhooks": "Endpoints that notices go to; and a receiver that verifies and prints them.",
     "completion": "Print what makes a shell complete verbs, options and channels.",
-    "store": "Look after the file of a store: stats, check, export, compact.",
+    "store": "Look after what a store holds: stats, check, export, compact, backup, restore, copy.",
 }
 
 

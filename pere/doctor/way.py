@@ -79,6 +79,8 @@ class Way:
             return wrong("way", f"{self.url} does not speak TLS: {said}", "http:// instead of https://, or give the server a certificate (--tls-cert)")
         if isinstance(error, TimeoutError):
             return wrong("way", f"{self.url} does not answer within {PATIENCE:g} s", "a firewall may drop what it does not let through; is the server running, and is it this address?")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            said = error.os_error.strerror or str(error.os_error)
         return wrong("way", f"{self.url} cannot be reached: {said}", "is the server running, and is it this address and port? `pere doctor` without --url looks at the machine that it runs on")
 
     async def _certificate(self, parts: URL) -> Finding:
