@@ -20,11 +20,12 @@ SWEEP = 60.0  # seconds
 
 
 class Revocations:
-    """Those that there are, in the store and in the verifier."""
+    """Those that there are, in the store and in the verifier; `end` ends the feeds that somebody has here."""
 
-    def __init__(self, store: Store, verifier: Verifier):
+    def __init__(self, store: Store, verifier: Verifier, end: Callable[[str], None]):
         self._store = store
         self._verifier = verifier
+        self._end = end
 
     def start(self) -> None:
         for subject, document in self._store.documents(KIND).items():
@@ -39,8 +40,10 @@ class Revocations:
 
     def heard(self, subject: str, document: bytes | None) -> None:
         """Another node has done so, or knows that it is of no more use."""
-        if document is not None:
-            self._verifier.revoke(subject, orjson.loads(document)["at"])
+        at = orjson.loads(document)["at"] if document is not None else 0.0
+        if at > self._verifier.revoked.get(subject, 0.0):
+            self._verifier.revoke(subject, at)
+            self._end(subject)
 
     def due(self, now: float) -> float:
         """Its turn on the wheel has come."""

@@ -115,7 +115,7 @@ class Server:
         self.answered: Counter[tuple[str, str, int]] = Counter()
 
         self.verifier = verifier_of(config)
-        self.revocations = Revocations(self.store, self.verifier) if self.verifier is not None else None
+        self.revocations = Revocations(self.store, self.verifier, self.followers.kick) if self.verifier is not None else None
         self.jwks = Jwks(config.jwt_jwks, self.verifier.fetch) if self.verifier is not None and config.jwt_jwks else None
         guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False)
 

@@ -9,6 +9,7 @@ import orjson
 import pytest
 import wire
 from hooks import LOCAL, Receiver
+from minting import SECRET, bearer
 from processes import Served
 from redises import RedisServer, named
 
@@ -419,3 +420,15 @@ async def test_nodes_on_one_machine_share_a_port(node):
     assert ids == sorted(ids, key=parse_id)
     assert min(here.store.events, there.store.events) > 0
     assert here.store.events + there.store.events == 50
+
+
+@pytest.mark.parametrize("target", ["/receipts/c", "/feed/c"])
+async def test_a_token_that_is_taken_back_at_one_node_ends_its_feeds_at_all(node, target):
+    here, there = await node(jwt_secret=SECRET, jwt_leeway=0.0), await node(jwt_secret=SECRET, jwt_leeway=0.0)
+    feed = wire.Feed((await wire.Wire.open(there.port)).sock)
+    await feed.start(target, bearer("d", feed=["c"], push=["c"], issued=-10))
+    await feed.control("pere.hello")
+    answer = await wire.request(here.port, "DELETE", "/admin/devices/d?revoke=true", **bearer("root", admin=True, expires=30))
+    assert answer.status == 204
+    assert (await feed.control("pere.bye"))["reason"] == "kicked"
+    feed.close()
