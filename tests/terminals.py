@@ -8,6 +8,7 @@ import select
 import struct
 import termios
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from processes import ENVIRONMENT, PERE
@@ -16,11 +17,13 @@ from processes import ENVIRONMENT, PERE
 class Terminal:
     """`seen` is all that was written so far, as a terminal gets it."""
 
+    command: Sequence[str] = PERE
+
     def __init__(self, *arguments: str, **variables: str):
         self.seen = b""
         self._pid, self._file = pty.fork()
         if not self._pid:
-            os.execve(PERE[0], [*PERE, *arguments], ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"} | variables)
+            os.execve(self.command[0], [*self.command, *arguments], ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"} | variables)
         fcntl.ioctl(self._file, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
     def __enter__(self) -> Self:
