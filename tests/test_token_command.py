@@ -73,7 +73,7 @@ def test_a_token_is_explained_in_plain_words():
 
 
 @pytest.mark.parametrize("make, said, code", [
-    (lambda: token("d"), "it holds", 0), (lambda: token("d", expires=-60), "it does not hold: the token expired 60 s ago", 1),
+    (lambda: token("d"), "it holds", 0), (lambda: token("d", expires=-3600.0), "it does not hold: the token expired ", 1),
     (lambda: token("d", key="another secret of thirty-two bytes"), "it does not hold: the signature", 1), (lambda: token("d", aud="x"), "it does not hold: the token is for somebody else", 1),
     (lambda: token("d", key=None, algorithm="none"), "it does not hold", 1), (lambda: token("d", pere=1), "it does not hold", 1)])
 def test_with_the_key_it_is_said_whether_it_holds_and_why_not(make, said, code):
