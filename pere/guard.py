@@ -60,6 +60,11 @@ class Guard:
         ask.grant = OPEN
         then(ask)
 
+    def look_again(self, ask: Ask) -> None:
+        """Whether a request that was let in would be now: what it asks for has taken its time, and its token may have ended meanwhile."""
+        if self._verifier is not None:
+            self._grant(ask, self._verifier)
+
     def _ask_for_token(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool = False) -> None:
         try:
             ask.grant = self._grant(ask, verifier)

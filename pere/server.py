@@ -129,7 +129,7 @@ class Server:
         self.webhooks = Webhooks(self.store, sender, outside, config, self.measures.post.observe)
         self.reporter = Reporter(self.store, self.webhooks)
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
-        feed = OpenFeed(self.hub, self.store, config, cors, self.gate)
+        feed = OpenFeed(self.hub, self.store, config, cors, self.gate, guard.look_again)
         receipts = OpenReceipts(self.followers, config, cors, self.gate)
         feedback = Feedback(self.store, self.hub.redelivery, config,
                             Bearers(self.verifier, self.gate, RECEIPTS, lambda: self.store.clock()) if self.verifier is not None else None)

@@ -7,8 +7,10 @@ import pytest
 import wire
 from minting import SECRET, bearer, token
 
+from pere import search
 from pere.config import Config
 from pere.errors import Unavailable
+from pere.search import Search
 from pere.server import open_store
 from pere.storage.memory import MemoryStore
 
@@ -59,6 +61,23 @@ async def test_a_token_that_was_taken_back_opens_nothing_and_its_feeds_end(kept)
     assert len(server.hub.feeds) == server.followers.count() == 1
     for feed in theirs:
         feed.close()
+
+
+async def test_a_token_that_is_taken_back_while_its_feed_is_being_opened_opens_nothing(kept, monkeypatch):
+    server = await kept()
+    for number in range(4):
+        server.store.open(f"c.{number}")
+    monkeypatch.setattr(search, "PIECE", 1)
+    step = Search.step
+
+    def meanwhile(self: Search) -> bool:
+        server.verifier.revoke("d", time.time())
+        return step(self)
+
+    monkeypatch.setattr(Search, "step", meanwhile)
+    assert (await get(server, "/feed?channel=c.*", token("d", feed=["c.*"], issued=-10))).error == (401, "revoked_token")
+    assert not server.hub.feeds
+    assert "d" not in server.store.devices.known
 
 
 async def test_a_token_that_is_minted_afterwards_is_good(kept):

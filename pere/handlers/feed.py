@@ -42,9 +42,10 @@ class Opening:
 
 
 class OpenFeed:
-    """Checks all that a feed asks for, then hands the connection to the hub."""
+    """Checks all that a feed asks for, then hands the connection to the hub. `look_again` raises a Refusal where who was let in would not be any more."""
 
-    def __init__(self, hub: Hub, store: Store, config: Config, cors: Cors, gate: Gate):
+    def __init__(self, hub: Hub, store: Store, config: Config, cors: Cors, gate: Gate, look_again: Callable[[Ask], None]):
+        self._look_again = look_again
         self._gate = gate
         self._hub = hub
         self._store = store
@@ -95,6 +96,7 @@ class OpenFeed:
             ask.charge(CHANNELS, born)
 
         def begin(named: Collection[str]) -> None:
+            self._look_again(ask)
             account = ask.account
             self._gate.check_feeds(account)
             meant = self._hub.admit(device, named, patterns, pay)
