@@ -407,7 +407,7 @@ def test_the_bar_is_as_long_as_it_should_be_whatever_it_shows(counts):
 
 
 @pytest.mark.parametrize("seconds, shown", [
-    (0.0012, "1.2 ms"), (0.85, "850 ms"), (1, "1 s"), (90, "90 s"), (120, "2 min"), (7200, "2 h"), (864_000, "10 d")])
+    (0.0012, "1.2 ms"), (0.85, "850 ms"), (0.9996, "1 s"), (1, "1 s"), (90, "90 s"), (119.9, "2 min"), (120, "2 min"), (7200, "2 h"), (864_000, "10 d")])
 def test_a_latency_is_shown_in_the_unit_that_people_would_use(seconds, shown):
     assert duration(seconds) == shown
 

@@ -8,14 +8,16 @@ import time
 from contextlib import ExitStack
 from urllib.request import urlopen
 
+import pytest
 from nodes import needed
 from processes import Served
-from readme import README, SERVER
+from readme import README, SERVER, blocks
+from redises import free_port
 from terminals import Terminal
 
 OTHER = "127.0.0.1:4568"
 # A command begins with "$ ", and what it prints follows; or it is curl, indented, and what it prints is shown later.
-COMMAND = re.compile(r"^    (curl .*)\n|^\$ (.*)\n((?:(?!\$ |```).*\n)*)", re.M)
+COMMAND = re.compile(r"^    (curl .*)\n|^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ |```).*\n)*)", re.M)
 LISTENS = re.compile(r"curl -N|.venv/bin/pere listen(?!.*--count)")
 ID = re.compile(r"\b\d{13}-\d+\b")
 VOLATILE = (
@@ -110,3 +112,29 @@ def test_what_is_typed_is_answered_as_it_is_printed(tmp_path):
         for indented, command, printed in commands:
             story.type(indented or command, printed)
         story.end()
+
+
+@pytest.mark.parametrize("first", ["PERE_TTL=60", ".venv/bin/pere serve --host 0.0.0.0\n", "export PERE_JWT_SECRET", "openssl", ".venv/bin/pere serve --no-tcp"])
+def test_a_server_of_ones_own_is_started_and_asked_as_it_is_printed(first, tmp_path):
+    needed("curl", "curl")
+    needed("openssl", "openssl")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    port = str(free_port())
+    [block] = [block for block in blocks() if block.language == "console" and block.code.startswith(f"$ {first}")]
+    before = f"cd '{tmp_path}'; "
+    with ExitStack() as stack:
+        for _, command, printed in COMMAND.findall(block.code):
+            if command.startswith("export "):
+                before += command + "; "
+                continue
+            alone = command.removesuffix(" &")
+            variables = {"PERE_PORT": port} if "pere serve" in command else {"PERE_URL": f"http://127.0.0.1:{port}"}
+            shell = stack.enter_context(Shell(before + alone.replace("4567", port), COLUMNS="240", **variables))
+            if alone != command:
+                shell.until("listening url")
+            elif "listen" in command:
+                shell.until("listening to")
+            else:
+                refused = "pere: " in printed
+                assert shell.end() == (2 if refused else 0), shell.text
+                assert not printed or said(shell.text) == said(printed)

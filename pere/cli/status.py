@@ -104,6 +104,7 @@ def device_table(devices: list[dict[str, Any]]) -> Table:
 
 def duration(seconds: float) -> str:
     """`850 ms`, `12 s`, `3.5 h`: two digits are all that a latency is good for."""
+    seconds = float(f"{seconds:.3g}")  # first: 999.6 ms is a second
     for limit, divisor, unit in ((1, 0.001, "ms"), (120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / divisor:.3g} {unit}"
