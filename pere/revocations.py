@@ -27,9 +27,10 @@ class Revocations:
         self._verifier = verifier
         self._end = end
 
-    def start(self) -> None:
+    def look(self) -> None:
+        """The store has read all that is kept, at the start or anew: nobody tells of what is in there one by one."""
         for subject, document in self._store.documents(KIND).items():
-            self._verifier.revoke(subject, orjson.loads(document)["at"])
+            self.heard(subject, document)
 
     def revoke(self, subject: str, then: Callable[[Refusal | None], None]) -> None:
         """Refuse every token of this subject that was issued up to now, from now on; `then` is told when that is kept, or why it is not:

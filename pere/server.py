@@ -226,7 +226,8 @@ class Server:
         self._lead(self.store.leads)
         self.store.on_lead, self.store.on_document = self._lead, self._heard
         if self.revocations is not None:
-            self.revocations.start()
+            self.revocations.look()
+            self.store.on_anew = self.revocations.look
             self.wheel.add(self.revocations, 1)
         if self.jwks is not None:
             self.wheel.add(self.jwks, 0)

@@ -432,3 +432,17 @@ async def test_a_token_that_is_taken_back_at_one_node_ends_its_feeds_at_all(node
     assert answer.status == 204
     assert (await feed.control("pere.bye"))["reason"] == "kicked"
     feed.close()
+
+
+async def test_a_node_that_has_to_read_everything_anew_knows_which_tokens_were_taken_back_meanwhile(asleep, node, caplog):
+    here, there = await node(jwt_secret=SECRET, jwt_leeway=0.0), await node(jwt_secret=SECRET, jwt_leeway=0.0)
+    text = bearer("d", push=["c"], issued=-10)
+    assert (await wire.request(there.port, "POST", "/push/c", b"1", **text)).status == 201
+    there.store._log._heard = lambda message: None
+    answer = await wire.request(here.port, "DELETE", "/admin/devices/d?revoke=true", **bearer("root", admin=True, expires=30))
+    assert answer.status == 204
+    await here.store._keeper.keep(False, is_last=True)
+    there.store._lost("what it has read is gone")
+    await there.store._reading
+    assert (await wire.request(there.port, "POST", "/push/c", b"1", **text)).error == (401, "revoked_token")
+    caplog.clear()

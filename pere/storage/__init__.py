@@ -128,7 +128,8 @@ class Store(ABC):
     `born` is the first id that this store could have given: it cannot vouch for anything older. `clock` is seconds since 1970. `deliver` is
     who is told of every event, and `withdraw` who is told that one was recalled; set both before the first append. `on_commit` is told of every commit how many seconds it took, and
     how many events and changes of states were in it. `dismiss` is told of a device that was removed on another node, and has feeds
-    on this one; `forsake` when the store has lost what it knew, so that every feed must begin anew; `heed` of what a device has said on another node of how it goes, as `pass_on` there. `events` and `event_bytes` count what was accepted,
+    on this one; `forsake` when the store has lost what it knew, so that every feed must begin anew, and `on_anew` when it has read
+    everything again; `heed` of what a device has said on another node of how it goes, as `pass_on` there. `events` and `event_bytes` count what was accepted,
     `bytes` is what the backlogs hold. `on_receipts` is told each channel of which records have become visible, maybe many times in
     a turn of the loop; None as long as nobody wants to know. `leads` tells whether it is this node that sends webhooks (one does), `on_lead` is
     told when that changes, and `on_document` of what another node has put away, or taken away (None). `decided` is what was decided while the store started, and of which nobody may have been told: which event that was, when, and how it stood.
@@ -145,6 +146,7 @@ class Store(ABC):
     withdraw: Callable[[Event], None]
     dismiss: Callable[[Device], None]
     forsake: Callable[[], None]
+    on_anew: Callable[[], None]
     leads: bool
     on_lead: Callable[[bool], None]
     on_document: Callable[[str, str, builtins.bytes | None], None]

@@ -443,6 +443,7 @@ class RedisStore(Replica):
             except (*Errors, Lost, ConfigError) as error:
                 self._failed(error)
                 await asyncio.sleep(BEAT)
+        self.on_anew()
         self._used.clear()
         self._present.clear()
         self._log.listen()

@@ -492,7 +492,7 @@ class Replica(MemoryStore):
 
     def _clear(self) -> None:
         """Back to nothing; what was counted, and who is told of what, stays."""
-        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "heed", "leads", "on_lead", "on_document", "on_commit", "on_receipts", "events", "event_bytes")}
+        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "on_anew", "heed", "leads", "on_lead", "on_document", "on_commit", "on_receipts", "events", "event_bytes")}
         ledger, on_presence = self.ledger, self.devices.on_presence
         Replica.__init__(self, self._config, self._system, self.node)
         for name, value in stays.items():

@@ -52,6 +52,7 @@ class WorkingSet(Store):
         self.forsake = lambda: None
         self.leads = True
         self.on_lead = lambda is_leading: None
+        self.on_anew = lambda: None
         self.on_document = lambda kind, name, document: None
         self.heed = lambda device, channel, id, word, delay: None
         self.on_commit = lambda seconds, size: None
