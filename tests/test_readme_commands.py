@@ -128,9 +128,11 @@ def test_a_server_of_ones_own_is_started_and_asked_as_it_is_printed(first, tmp_p
                 before += command + "; "
                 continue
             alone = command.removesuffix(" &")
+            if alone != command:
+                alone = f"exec {alone}"  # so that it is this that is ended
             variables = {"PERE_PORT": port} if "pere serve" in command else {"PERE_URL": f"http://127.0.0.1:{port}"}
             shell = stack.enter_context(Shell(before + alone.replace("4567", port), COLUMNS="240", **variables))
-            if alone != command:
+            if alone.startswith("exec"):
                 shell.until("listening url")
             elif "listen" in command:
                 shell.until("listening to")
