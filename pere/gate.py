@@ -31,6 +31,7 @@ class Gate:
         self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
         self.feeds: Callable[[], int] = lambda: 0
         self.limited = Counter(dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0))
+        self.turned_away = 0  # connections that could not stay
         self.time = time
         self._most = most_connections(config)
         self._config = config
@@ -61,6 +62,14 @@ class Gate:
     def enter(self, account: Account | None, connections: int) -> Refusal | None:
         """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
         connections of the account until somebody says otherwise."""
+        refusal = self._why_not(account, connections)
+        if refusal is not None:
+            self.turned_away += 1
+        elif account is not None:
+            account.connections += 1
+        return refusal
+
+    def _why_not(self, account: Account | None, connections: int) -> Refusal | None:
         held = connections + self.feeds()
         if held >= self._most:
             return self._full("connections", ALL, f"no more than {self._most} connections are open at once")
@@ -69,10 +78,7 @@ class Gate:
         if not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
             return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
         wait = self.accounts.take(account, CONNECTS, self.time())
-        if wait:
-            return self._too_many(CONNECTS, wait, self.accounts, CLIENT)
-        account.connections += 1
-        return None
+        return self._too_many(CONNECTS, wait, self.accounts, CLIENT) if wait else None
 
     def note(self, refusal: Refusal) -> None:
         """Something is refused: that is counted where the reason is a limit."""

@@ -27,7 +27,7 @@ from pere.tls import Certificate
 log = logging.getLogger("pere.listening")
 
 BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes back comes at once
-CROWD, MOMENT = 256, 0.1  # so many connections in so many seconds are a crowd
+CROWD, MOMENT = 128, 0.1  # so many who cannot stay, in so many seconds, are a crowd
 TURN = 0.0003  # seconds of each turn in which it is taken in, before those who are there are served
 CALM = 5.0  # seconds without a crowd until the loop takes them by itself again
 REST = 1.0  # seconds until it is tried again, where no file could be opened
@@ -39,7 +39,8 @@ class Listener:
     the same socket, so that what waits in its queue is not ours alone. `url` is where it is; where TLS is spoken, `secured` is what the loop is told of it.
 
     The loop takes one connection in each turn, so where somebody makes them faster than that, all others wait behind him in the queue of the kernel. In a
-    crowd they are taken here, many in a turn, and who cannot stay is sent away before anything is made of it. (Not always, for it costs 9 us more for each who can.)"""
+    crowd they are taken here, many in a turn, and who cannot stay is sent away before anything is made of it. A fleet that comes back is none: to be taken
+    here costs each who can stay 9 us and 200 bytes more."""
 
     def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], door: Door, secured: dict[str, Any]):
         self.sock = sock
@@ -48,7 +49,8 @@ class Listener:
         self._meet = meet
         self._handshakes = Handshakes(door, meet, secured)
         self._is_secured = bool(secured)
-        self._met, self._since = 0, 0.0  # how many in this moment
+        self._gate = door.gate
+        self._turned_away, self._since = 0, 0.0  # how many had been when this moment began
         self._crowded = 0.0  # until when they are taken here
         self._resting: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
@@ -68,9 +70,9 @@ class Listener:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if now > self._since + MOMENT:
-            self._since, self._met = now, 0
-        self._met += 1
-        if self._met == CROWD:
+            self._since, self._turned_away = now, self._gate.turned_away
+        elif self._gate.turned_away >= self._turned_away + CROWD:
+            self._turned_away = self._gate.turned_away
             loop.call_soon(self._take_over)
         return self._meet()
 

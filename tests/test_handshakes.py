@@ -155,11 +155,14 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
     monkeypatch.setattr("pere.listening.CROWD", 5)
     monkeypatch.setattr("pere.listening.MOMENT", 60.0)
     monkeypatch.setattr("pere.listening.CALM", 0.05)
-    server = await start(limits_exempt="", max_connections_per_peer=30)
+    server = await start(limits_exempt="", max_connections_per_peer=20)
     listener, = server.listeners._open
-    socks = [await _knock(server.port) for _ in range(20)]
-    await until(lambda: listener._server is None and len(server.door.connections) == 20)
-    crowd = [await come() for _ in range(10)]
+    fleet = [await _knock(server.port) for _ in range(20)]
+    await until(lambda: len(server.door.connections) == 20)
+    assert listener._server is not None  # a fleet that may come is no crowd
+    socks = [*fleet, *[await _knock(server.port) for _ in range(6)]]
+    await until(lambda: listener._server is None)
+    crowd = [await come(OTHER) for _ in range(10)]
     for line in crowd:
         await line.send(wire.said("POST", "/push/c", b"1"))
         assert (await line.answer()).status == 201
@@ -167,7 +170,7 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
     answer = await late.answer()
     assert answer.error == (429, "too_many_connections")
     assert await late.rest() == b""
-    assert +server.gate.limited == {("connections", "client"): 1}
+    assert +server.gate.limited == {("connections", "client"): 7}
     await asyncio.sleep(0.1)
     friend = await come(OTHER)
     await friend.send(wire.said("POST", "/push/c", b"1"))
@@ -184,11 +187,14 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
     assert server.door.handshakes == 0
 
 
-async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_connected(start, monkeypatch):
+async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_connected(start, until, monkeypatch):
     monkeypatch.setattr("pere.listening.CROWD", 5)
     monkeypatch.setattr("pere.listening.MOMENT", 60.0)
-    server = await start()
-    socks = [await _knock(server.port) for _ in range(50)]
+    server = await start(limits_exempt="", max_connections_per_peer=20)
+    listener, = server.listeners._open
+    socks = [await _knock(server.port) for _ in range(26)]
+    await until(lambda: listener._server is None)
+    socks += [await _knock(server.port) for _ in range(26)]
     await server.stop()
     for sock in socks:
         sock.close()
