@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import threading
@@ -43,7 +44,8 @@ async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manag
         server.until("the loop goes on")
         assert manager.next() == {"WATCHDOG": "1"}
         told = (await wire.request(server.port, "GET", "/metrics")).body.decode()
-        assert 'pere_stuck_total{what="loop"} 1.0' in told and 'pere_stuck_total{what="writer"} 0.0' in told
+        # A busy machine may have let it stand still for 0.2 s once more.
+        assert re.search(r'^pere_stuck_total\{what="loop"\} [1-9]', told, re.M) and 'pere_stuck_total{what="writer"} 0.0' in told
         assert server.end(signal.SIGTERM) == 0
 
 

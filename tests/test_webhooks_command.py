@@ -145,7 +145,7 @@ def test_a_sender_who_does_not_wait_for_the_answer_breaks_nothing():
 
 def test_ctrl_c_ends_it_quietly():
     with Receiving("--secret", SECRET) as receiver:
-        assert receiver.end(SIGINT) == 0
+        assert receiver.end(SIGINT) == 130
         assert receiver.err.count("\n") == 1
 
 
