@@ -131,5 +131,13 @@ class Ear:
         self._is_closed = True
         for task in (self._listening, self._telling):
             if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await ended(task)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    """Cancel a task until it has ended: what it waits for in redis-py may swallow that once."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=0.2)
+    if not task.cancelled():
+        task.exception()  # which is of no interest any more

@@ -30,6 +30,7 @@ from pere.ledger import Entry, Receipt, unknown_receipt
 from pere.names import is_pattern
 from pere.storage import Accepted, Page, Shelf
 from pere.storage.committing import Together
+from pere.storage.ear import ended
 from pere.storage.keeper import Keeper
 from pere.storage.loading import load
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
@@ -560,8 +561,7 @@ class RedisStore(Replica):
         if self._beating is None:
             return
         beating, self._beating = self._beating, None
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+        await ended(beating)
         await self.settle()
         try:
             if self._trouble is None:

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, RedisError
 from pere.config import without_password
 from pere.errors import ConfigError
 from pere.storage import scripts
-from pere.storage.ear import Ear, Topic
+from pere.storage.ear import Ear, Topic, ended
 
 log = logging.getLogger("pere.store")
 
@@ -285,8 +285,7 @@ class SharedLog:
         await self.ear.close()
         for task in (self._waking, self._next, self._reading):
             if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await ended(task)
         for client in (self.ear.client, self.client):
             sentinels = getattr(client.connection_pool, "sentinel_manager", None)
             for each in (client, *(sentinels.sentinels if sentinels is not None else ())):
