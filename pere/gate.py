@@ -31,7 +31,7 @@ class Gate:
         self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
         self.feeds: Callable[[], int] = lambda: 0
         self.limited = Counter(dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0))
-        self.turned_away = 0  # connections that could not stay
+        self.on_turned_away: Callable[[], None] = lambda: None  # a connection could not stay
         self.time = time
         self._most = most_connections(config)
         self._config = config
@@ -64,7 +64,7 @@ class Gate:
         connections of the account until somebody says otherwise."""
         refusal = self._why_not(account, connections)
         if refusal is not None:
-            self.turned_away += 1
+            self.on_turned_away()
         elif account is not None:
             account.connections += 1
         return refusal
@@ -118,7 +118,7 @@ class Gate:
             raise self._full("feeds", ALL, f"no more than {config.max_feeds} feeds are open at once")
         if account is not None and not has_room(account.feeds, feeds, config.max_feeds, config.max_feeds_per_peer):
             raise self._full("feeds", CLIENT, f"one client may not have more than the {account.feeds} feeds that this one has")
-        if not has_room(own, feeds, config.max_feeds, 0):
+        if own and not has_room(own, feeds, config.max_feeds, 0):
             raise self._full("feeds", SUBJECT, f"one subject may not have more than the {own} feeds that this one has")
 
     def _too_many(self, kind: int, wait: float, accounts: Accounts, whose: str) -> TooMany:

@@ -49,8 +49,6 @@ class Listener:
         self._meet = meet
         self._handshakes = Handshakes(door, meet, secured)
         self._is_secured = bool(secured)
-        self._gate = door.gate
-        self._turned_away, self._since = 0, 0.0  # how many had been when this moment began
         self._crowded = 0.0  # until when they are taken here
         self._resting: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
@@ -64,21 +62,11 @@ class Listener:
             self.sock.listen(BACKLOG)
             self._watch()
         else:
-            self._server = await make.create_server(self._greet, sock=self.sock.dup(), backlog=BACKLOG)
+            self._server = await make.create_server(self._meet, sock=self.sock.dup(), backlog=BACKLOG)
 
-    def _greet(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now > self._since + MOMENT:
-            self._since, self._turned_away = now, self._gate.turned_away
-        elif self._gate.turned_away >= self._turned_away + CROWD:
-            self._turned_away = self._gate.turned_away
-            loop.call_soon(self._take_over)
-        return self._meet()
-
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         """There is a crowd."""
-        if self._server is not None:
+        if self._server is not None and self.sock.family != socket.AF_UNIX:
             self._server.close()
             self._server = None
             self._crowded = asyncio.get_running_loop().time() + CALM
@@ -150,6 +138,18 @@ class Listeners:
         self._open: list[Listener] = []
         self._apart: list[Listener] = []  # for administration: these close last
         self._unix: tuple[int, int] | None = None  # the file that is ours
+        self._turned_away, self._since = 0, 0.0  # how many could not stay in this moment, which began then
+        door.gate.on_turned_away = self._count
+
+    def _count(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now > self._since + MOMENT:
+            self._since, self._turned_away = now, 0
+        self._turned_away += 1
+        if self._turned_away == CROWD:
+            for each in (*self._open, *self._apart):
+                loop.call_soon(each.take_over)
 
     @property
     def sockets(self) -> list[socket.socket]:

@@ -80,6 +80,8 @@ class Replay:
         whose next event is the oldest. It ends where there is no next event anywhere, one has to be fetched first, or too much is under way."""
         care = feed.care
         behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
+        if not behind:
+            return  # as it is with most that open
         for place in behind if care is None or not care.is_full() else ():
             self._reach(feed, place)
         # Ids order events across channels.

@@ -95,8 +95,11 @@ class OpenFeed:
             ask.charge(REGISTRATIONS, registrations)
             ask.charge(CHANNELS, born)
 
+        is_later = False
+
         def begin(named: Collection[str]) -> None:
-            self._look_again(ask)
+            if is_later:
+                self._look_again(ask)
             account = ask.account
             self._gate.check_feeds(account)
             meant = self._hub.admit(device, named, patterns, pay)
@@ -113,6 +116,7 @@ class OpenFeed:
 
         # Another node may have sent it something a moment ago, or heard it: first that is to be at hand here too, or it would come twice.
         self._reaching.first(ask, cursor or 0, (*channels, *patterns), search_and_begin)
+        is_later = True
 
     def _look(self, ask: Ask, search: Search, then: Callable[[], None]) -> None:
         """Look for what the patterns mean, and go on with it, unless the client has gone by then."""
