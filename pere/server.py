@@ -41,7 +41,7 @@ from pere.handlers.admin import AdminEvents, AllDevices, Connections, Health, Me
 from pere.handlers.base import Elsewhere, Handler, NotThere, channel_of
 from pere.handlers.behind import Behind
 from pere.handlers.console import File, Home
-from pere.handlers.description import Description
+from pere.handlers.description import Description, Document
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback
@@ -144,6 +144,7 @@ class Server:
         }
         self.watchdog = Watchdog(config, lambda: self.wheel.now, lambda: self.store.writing)
         self._cors = cors
+        self._openapi, self._asyncapi = Document(lambda: openapi(self.config, self._addresses())), Document(lambda: asyncapi(self.config))
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
         self._forget_receipts = feedback.forget
@@ -153,7 +154,10 @@ class Server:
         self.registry.register(self._collector)
         self._sweeper = Sweeper(self.store, self.hub)
         self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets)
-        self._reloading = Reloading(config, layers, [self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._renew_bodies, self._renew_keys, _renew_log])
+        self._reloading = Reloading(config, layers, [
+            self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._openapi.renew, self._asyncapi.renew,
+            self._renew_bodies, self._renew_keys, _renew_log,
+        ])
 
     def _handlers(self) -> list[tuple[str, str, type[Handler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
@@ -186,8 +190,8 @@ class Server:
             (ADMIN, "/metrics", Metrics, {"scrape": Scrape(self.registry)}),
             (PUBLIC, "/healthz", Health, {"watchdog": self.watchdog}),
             (PUBLIC, "/readyz", Ready, store),
-            (PUBLIC, "/openapi.json", Description, {"describe": lambda: openapi(self.config, self._addresses())}),
-            (PUBLIC, "/asyncapi.json", Description, {"describe": lambda: asyncapi(self.config)}),
+            (PUBLIC, "/openapi.json", Description, {"document": self._openapi}),
+            (PUBLIC, "/asyncapi.json", Description, {"document": self._asyncapi}),
             (PUBLIC, "/", Home, {}),
             (PUBLIC, "/console/{name}", File, {"folder": "console", "name": ""}),
             (PUBLIC, "/pere.js", File, {"folder": "browser", "name": "pere.js"}),

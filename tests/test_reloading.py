@@ -70,6 +70,17 @@ async def test_what_holds_at_once_does_and_the_rest_is_named(said, push, ask):
     assert change(backlog_events=1000, retry=3.0) == {"said": "reloaded"}
 
 
+async def test_the_description_says_the_new_settings(said, ask):
+    _, change = await said()
+
+    async def usual() -> int:
+        return (await ask("GET", "/openapi.json")).json["components"]["schemas"]["Push"]["properties"]["ttl"]["default"]
+
+    assert await usual() == 86400
+    change(ttl=60)
+    assert await usual() == 60
+
+
 async def test_a_connection_that_was_known_is_looked_at_again(said, connect, push, listen):
     """A receipt like the last one on its connection needs no parser, and would be read under the old limits for ever."""
     server, change = await said(limits_exempt="", peer_receipts="0")

@@ -1,7 +1,7 @@
 """What a program may know of the server: `/openapi.json` (OpenAPI 3.1), made of the table of addresses, the settings and the table of errors.
 
 An address without an Operation cannot be described, and an Operation without an address would describe nothing: both are found when the
-document is made, which is once, when it is first asked for.
+document is made.
 """
 
 from collections.abc import Iterable
