@@ -15,16 +15,16 @@ serve: $(READY) ## run the server; ARGS="--port 8080" hands it flags
 	@$(BIN)/pere serve $(ARGS)
 
 # Many tests wait for a process, a disk or a deadline, so three at once take hardly more than half the time on two cores.
-test: $(READY) ## run the tests; ARGS="-k receipt" hands pytest flags
+test: $(READY)-test ## run the tests; ARGS="-k receipt" hands pytest flags
 	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
-crash: $(READY) ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
+crash: $(READY)-test ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
 	@$(BIN)/python -m tests.crash $(ARGS)
 
-chaos: $(READY) ## kill nodes and Redis under load, stop it, fill it, cut its links, and look for losses; ARGS="--minutes 10 --seed 7" hands flags
+chaos: $(READY)-test ## kill nodes and Redis under load, stop it, fill it, cut its links, and look for losses; ARGS="--minutes 10 --seed 7" hands flags
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-soak: $(READY) ## do everything at random to a server and to a model of it, and compare; ARGS="--minutes 60 --seed 7" hands flags
+soak: $(READY)-test ## do everything at random to a server and to a model of it, and compare; ARGS="--minutes 60 --seed 7" hands flags
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 fuzz: $(READY)-fuzz ## say hostile bytes to all that reads them (Linux); ARGS="--minutes 60 --seed 7 --target http" hands flags
@@ -54,18 +54,24 @@ $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "PERE needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true);" \
 	         "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[test]'
+	@echo "installing what PERE needs into $(VENV), which takes some 20 seconds, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[redis]'
+	@touch $@
+
+$(READY)-test: $(READY)
+	@echo "installing what the tests need too, which takes a minute or two, once"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
 $(READY)-bench: $(READY)
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
-$(READY)-audit: $(READY)
+$(READY)-audit: $(READY)-test
 	$(BIN)/pip install --quiet --editable '.[audit]'
 	@touch $@
 
-$(READY)-fuzz: $(READY)
+$(READY)-fuzz: $(READY)-test
 	$(BIN)/pip install --quiet --editable '.[fuzz]'
 	@touch $@

@@ -152,7 +152,7 @@ class Config:
 
     # watching
     watchdog: float = setting(30.0, "a loop that does not turn, or a commit that does not end, for so long is stuck: that is logged, counted and told to whoever started the server; 0 is never", low=0, high=3600)
-    otlp: str = setting("", "where spans are sent by OTLP over HTTP, such as `http://localhost:4318/v1/traces`; needs what `pip install pere[otel]` installs")
+    otlp: str = setting("", "where spans are sent by OTLP over HTTP, such as `http://localhost:4318/v1/traces`; needs what `pip install 'pere[otel]'` installs")
     log_level: str = setting("info", "least level that is logged; `debug` adds a line for each feed, event and refusal", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", "`json` writes a line as one object, for machines", choices=("text", "json"))
     metrics_channels: str = setting("", "channels, separated by commas, that metrics may name; all others are counted together")

@@ -351,7 +351,7 @@ def spans_to(url: str) -> Any:
     try:
         from pere.spans import Spans
     except ImportError as error:
-        raise ConfigError(f"--otlp needs what `pip install pere[otel]` installs ({error})") from None
+        raise ConfigError(f"--otlp needs what `pip install 'pere[otel]'` installs ({error})") from None
     return Spans.to(url)
 
 
@@ -389,7 +389,7 @@ def open_store(config: Config) -> Store:
         try:
             from pere.storage.redis import RedisStore
         except ImportError as error:
-            raise ConfigError(f"--store {kind}: needs what `pip install pere[redis]` installs ({error})") from None
+            raise ConfigError(f"--store {kind}: needs what `pip install 'pere[redis]'` installs ({error})") from None
         return RedisStore(config, time.time, config.store)
     raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
 

@@ -85,7 +85,7 @@ def test_what_was_answered_before_a_backup_is_there_when_it_comes_back(tmp_path)
         events, receipts = list(life.events), list(life.receipts)
         done = pere("store", "backup", path, copy)
         assert (done.returncode, done.stderr) == (0, "")
-        assert re.fullmatch(rf"{copy}: \d+ events, 1 registrations, \d+ documents\n", done.stdout)
+        assert re.fullmatch(rf"{copy}: \d+ events, 1 registrations, \d+ records of webhooks and revoked tokens\n", done.stdout)
         life.until(len(life.receipts) + 5)  # it went on meanwhile, and goes on
         life.end()
         later = life.events[-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import wire
 from cryptography.hazmat.primitives import serialization as form
-from processes import Process, pere
+from processes import Process, Served, pere
 
 from pere.client import Client
 from pere.config import Config
@@ -169,6 +169,21 @@ async def test_a_hangup_reads_the_certificate_again(authority):
         assert "cannot be read" in served.until("not reloaded.*")[0]
         assert await name_shown(port, authority.context) == "later"
         assert served.end(signal.SIGTERM) == 0
+
+
+def test_who_takes_tls_for_plain_http_or_the_other_way_round_is_told(authority):
+    cert, key = authority.sign("process")
+    with Served("--tls-cert", cert, "--tls-key", key, "--admin-port", "0") as served:
+        url, plain = (served.until(rf"{scheme}://127\.0\.0\.1:\d+")[0] for scheme in ("https", "http"))
+        told = {}
+        for verb in (["push", "c", "1"], ["listen", "c", "--device", "d"]):
+            for there in (url.replace("https", "http"), url, plain.replace("http", "https")):
+                done = pere(*verb, "--url", there)
+                assert (done.returncode, done.stdout) == (1, "")
+                told.setdefault(there, set()).add(done.stderr.strip().rpartition("; ")[2])
+        assert told == {url.replace("https", "http"): {f"TLS is spoken there: try {url}"}, url: {"SSL_CERT_FILE names the certificates to trust instead of the system's"},
+                        plain.replace("http", "https"): {f"nobody speaks TLS there: try {plain}"}}
+        assert f"{url.replace('https', 'http')} speaks TLS" in pere("doctor", "--url", url.replace("https", "http")).stdout
 
 
 def test_what_makes_no_certificate_is_said_at_the_start(tmp_path, authority):

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import orjson
 import pytest
+import wire
 from jsonschema import Draft202012Validator
+from minting import SECRET, token
 from openapi_spec_validator import validate
+from processes import ENVIRONMENT, Served
 
 from pere.config import Config
 from pere.openapi.codes import TABLE
 from pere.openapi.document import openapi
 from pere.openapi.operations import EVERYWHERE, operations
 from pere.sse import Decoder
-from tests import wire
-from tests.minting import SECRET, token
-from tests.processes import ENVIRONMENT, Served
 
 HOUSE = Path(__file__).parent.parent
 STATUS = {code: {row.status for row in TABLE if code in row.codes} for row in TABLE for code in row.codes}

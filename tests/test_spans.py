@@ -79,4 +79,4 @@ async def test_who_wants_no_spans_has_nothing_of_it(start):
 def test_without_its_library_it_says_what_is_missing(tmp_path):
     (tmp_path / "opentelemetry.py").write_text("")
     ended = pere("serve", "--port", "0", "--store", "memory:", "--otlp", "http://127.0.0.1:9/v1/traces", PYTHONPATH=str(tmp_path))
-    assert ended.returncode == 2 and "pip install pere[otel]" in ended.stderr
+    assert ended.returncode == 2 and "pip install 'pere[otel]'" in ended.stderr

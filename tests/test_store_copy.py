@@ -100,7 +100,7 @@ def redis(tmp_path) -> str:
 
 def test_everything_goes_from_a_file_to_redis_and_back_and_everybody_goes_on_where_they_were(life, redis, tmp_path):
     path, ids, told = life
-    assert re.fullmatch(rf"{re.escape(redis)}: 7 events, 2 channels, 3 registrations, 1 Idempotency-Keys, 1 patterns, \d+ documents, \d+ receipts\n", copy(path, redis))
+    assert re.fullmatch(rf"{re.escape(redis)}: 7 events, 2 channels, 3 registrations, 1 Idempotency-Keys, 1 patterns, \d+ records of webhooks and revoked tokens, \d+ receipts\n", copy(path, redis))
     with Served("--store", redis) as served:
         assert answers(served.url, ids) == told
         assert asked(served.url, "/push/orders", 7, Idempotency_Key="k-1")["id"] == ids["keyed"]

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,6 +123,8 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     chosen = Scenario(chosen.run, chosen.question, options)
     if plot is not None and not plot.endswith(picture.FORMS):
         raise click.BadParameter(f"a picture is one of {', '.join(picture.FORMS)}, not {plot}", param_hint="--plot")
+    if plot is not None and find_spec("matplotlib") is None:
+        raise click.UsageError("--plot needs what `pip install 'pere[bench]'` installs")
     host, port = aim(url, anywhere)
     target = Target(host, port, feed_path, push_path, feedback_path, push_body, push_type, headers, jwt_secret)
     processes = processes or max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2) - 1)
@@ -149,8 +152,6 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     if plot is not None:
         try:
             picture.draw(plot, f"{scenario}: {chosen.question}", curves)
-        except ImportError:
-            fail("a picture needs matplotlib: pip install 'pere[bench]'")
         except OSError as error:
             fail(f"{plot} cannot be written: {error.strerror or error}")
 

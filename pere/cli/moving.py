@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # they need what the extra `redis` installs, and who makes a 
     from pere.storage.shared import Shared
 
 ROOM = ("backlog_events", "backlog_bytes", "backlog_total_bytes", "receipts_kept")
-KINDS = {"members": "registrations", "keys": "Idempotency-Keys", "wishes": "patterns"}
+DOCUMENTS = "records of webhooks and revoked tokens"
+KINDS = {"members": "registrations", "keys": "Idempotency-Keys", "wishes": "patterns", "documents": DOCUMENTS}
 
 force_option = click.option("--force", is_flag=True, help="also where something is there already")
 
@@ -123,7 +124,7 @@ async def copied(source: str, target: str, config: Config, is_forced: bool, watc
     try:
         from pere.storage import filed
     except ImportError as error:
-        raise ConfigError(f"this needs what `pip install pere[redis]` installs ({error})") from None
+        raise ConfigError(f"this needs what `pip install 'pere[redis]'` installs ({error})") from None
     if source.startswith(SHARED):
         async with shared(source, config) as there:
             contents = await there.take(watched)
@@ -173,4 +174,4 @@ def watching(bar: Progress, name: str) -> Callable[[int, int], None]:
 
 
 def told(counts: dict[str, int]) -> str:
-    return f"{counts['events']:,} events, {counts['members']:,} registrations, {counts['documents']:,} documents"
+    return f"{counts['events']:,} events, {counts['members']:,} registrations, {counts['documents']:,} {DOCUMENTS}"

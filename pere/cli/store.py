@@ -94,7 +94,7 @@ def check(path: str) -> None:
     \b
     Examples:
       pere store check pere.db
-      pere store check pere.db && cp pere.db elsewhere/
+      pere store check pere.db && pere store stats pere.db
     """
     faults: list[str] = []
     count = 0
@@ -181,7 +181,7 @@ def opened(path: str) -> "Archive | Onlooker":
     try:
         from pere.storage.onlooker import Onlooker
     except ImportError as error:
-        raise ConfigError(f"{without_password(path)}: needs what `pip install pere[redis]` installs ({error})") from None
+        raise ConfigError(f"{without_password(path)}: needs what `pip install 'pere[redis]'` installs ({error})") from None
     return Onlooker(path)
 
 

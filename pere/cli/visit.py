@@ -10,6 +10,7 @@ import click
 import orjson
 
 from pere.client import Client
+from pere.client.http import speaks_tls
 from pere.errors import Refusal
 
 Visited = TypeVar("Visited")
@@ -79,7 +80,19 @@ def run(visit: Coroutine[Any, Any, Visited]) -> Visited | None:
     except Refusal as refusal:
         fail(f"{refusal.code}: {refusal.message}")
     except ConnectionError as error:
-        fail(str(error))
+        fail(f"{error}{_remedy(str(error))}")
+
+
+def _remedy(said: str) -> str:
+    """What to try where one end speaks TLS and the other does not, or is not known."""
+    url = str(click.get_current_context().params.get("url"))
+    if "WRONG_VERSION_NUMBER" in said:
+        return f"; nobody speaks TLS there: try {url.replace('https://', 'http://', 1)}"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "; SSL_CERT_FILE names the certificates to trust instead of the system's"
+    if "broke off" in said and url.startswith("http://") and asyncio.run(speaks_tls(url)):
+        return f"; TLS is spoken there: try {url.replace('http://', 'https://', 1)}"
+    return ""
 
 
 def fail(sentence: str) -> NoReturn:

@@ -30,6 +30,9 @@ Token = str | Callable[[], str | Awaitable[str]]
 # A refusal has some hundred bytes; what is longer is not PERE's.
 LONGEST_PAGE = 64 * 1024
 
+# Seconds for a TLS handshake that only asks whether there is one.
+SHAKING = 3.0
+
 # Connections of one client on which something is asked, a receipt given or an answer waited for.
 MOST_ASKING = 100
 
@@ -216,6 +219,19 @@ def trusted(file: str | None, folder: str | None) -> ssl.SSLContext:
     """Whom to believe about servers: those whom this machine believes, or those in SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL reads by itself.
     It takes half a megabyte and 25 ms, so all clients share it."""
     return ssl.create_default_context()
+
+
+async def speaks_tls(url: str) -> bool:
+    """Whether somebody speaks TLS at the host and port of this URL, whoever it is: nothing is said there, so nobody need be trusted."""
+    parsed, context = URL(url), ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(SHAKING):
+            _, writer = await asyncio.open_connection(parsed.host, parsed.port, ssl=context)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def checked(token: str) -> str:

@@ -19,6 +19,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from pere.client.http import speaks_tls
 from pere.config import without_password
 from pere.doctor import Finding, advice, ok, wrong
 from pere.doctor.keys import ended
@@ -69,14 +70,16 @@ class Way:
             except _Astray as end:
                 yield end.finding
             except ERRORS as error:
-                yield self._unreachable(error)
+                yield await self._unreachable(error)
 
-    def _unreachable(self, error: BaseException) -> Finding:
+    async def _unreachable(self, error: BaseException) -> Finding:
         said = str(error) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in said:
             return wrong("certificate", f"{self.url}: {said}", "install a certificate for this name with those that signed it behind it; name your own authority with SSL_CERT_FILE; or somebody on the way shows another")
         if isinstance(error, ssl.SSLError | aiohttp.ClientConnectorSSLError):
             return wrong("way", f"{self.url} does not speak TLS: {said}", "http:// instead of https://, or give the server a certificate (--tls-cert)")
+        if isinstance(error, aiohttp.ServerDisconnectedError) and self._base.startswith("http://") and self.url == self._base and await speaks_tls(self._base):
+            return wrong("way", f"{self.url} speaks TLS", "https:// instead of http://")
         if isinstance(error, TimeoutError):
             return wrong("way", f"{self.url} does not answer within {PATIENCE:g} s", "a firewall may drop what it does not let through; is the server running, and is it this address?")
         if isinstance(error, aiohttp.ClientConnectorError):

@@ -51,7 +51,6 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     bodies: dict[str, Schema] = field(default_factory=dict)
     needs_body: bool = True
-    description: str = ""
     headers: dict[int, tuple[str, ...]] = field(default_factory=dict)
     leads_to: tuple[str, ...] = ()
 

@@ -24,6 +24,7 @@ from pere.errors import ConfigError, StoreInUse
 
 APPLICATION = 0x50455245  # "PERE": SQLite's application_id says whose file it is
 VERSION = 5
+LOCKED = "-lock"  # the end of the name of the file that keeps a second process out
 ROOM_BYTES = 64 * 1024  # less is as good as none: the index of the write-ahead log alone takes 32 KiB
 PAGE_BYTES = 8192  # measured: 10 % less to write per commit of many receipts than with 4096, and the same for one
 
@@ -128,7 +129,7 @@ class Lock:
     """Keeps a second process from the file. SQLite's own exclusive mode would keep our own readers out too."""
 
     def __init__(self, path: str):
-        self._path = path + "-lock"
+        self._path = path + LOCKED
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -156,7 +157,7 @@ class Lock:
         except OSError:
             return self._path
         try:
-            anew = Lock(self._path.removesuffix("-lock"))
+            anew = Lock(self._path.removesuffix(LOCKED))
         except ConfigError:
             return self._path
         os.close(self._file)

@@ -9,6 +9,7 @@ the like may be a moment old after a crash: then a device is sent again what it 
 """
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ class SqliteStore(Committing):
     cannot be used."""
 
     def __init__(self, config: Config, clock: Callable[[], float], path: str):
+        if not os.path.exists(path + schema.LOCKED):
+            schema.check(path)  # beside what is not ours we leave no lock either
         self._lock = schema.Lock(path)
         try:
             writer = schema.prepare(path, config.sync)
