@@ -59,6 +59,11 @@ class Audience:
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())
 
+    def has(self, device: str) -> bool:
+        """Whether it is a member, and not only expected to be one."""
+        member = self.members.get(device)
+        return member is not None and member.slot >= 0
+
     def expect(self, device: str, position: int, now: float) -> Member:
         """A member that is yet to join, and has no slot: it is in the audience of no event before it does."""
         member = self.members[device] = Member(device, -1, position, now)

@@ -14,7 +14,7 @@ from processes import Served
 from redises import RedisServer, named
 
 from pere.config import Config
-from pere.event import parse_id
+from pere.event import Draft, parse_id
 from pere.server import Server, open_store
 from pere.storage import redis as storage
 from pere.storage import sharedlog
@@ -94,6 +94,24 @@ async def test_whoever_is_asked_at_once_knows_what_another_node_has_just_taken(n
     assert there.store.newest >= parse_id(id)
     later = await push(there)
     assert (await feed.event()).id == later
+
+
+@pytest.mark.parametrize("word", ["processed", "working", "retry"])
+async def test_what_a_device_says_overtakes_its_event_and_is_waited_for_though_it_is_recognised(node, at, word):
+    here, there = await node(), await node()
+    there.store._log._heard = lambda message: None  # nothing comes by itself
+    await at(here, "c", device="d")
+    connection = await wire.Wire.open(there.port)
+    for number in range(3):
+        id = await push(here, data=number)
+        await connection.send(wire.said("POST", "/feedback/c", orjson.dumps({"state": word}), {"Device": "d", "Last-Event-ID": id, "Content-Type": "application/json"}))
+        answer = await connection.answer()
+        assert (answer.status, answer.json["duplicate"]) == (200, False), (number, answer)
+    # What is answered later does not hold up those who say it in the same turn, or get another's answer.
+    await connection.send(b"".join(wire.said("POST", "/feedback/c", body, {"Device": device, "Last-Event-ID": id, "Content-Type": "application/json"}) for body, device in (
+        (b'{"state":"retry"}', "nobody"), (b'{"state":"processed"}', "d"), (b'{"state":"working"}', "d"), (b'{"state":"retry"}', "no device"))))
+    assert [(await connection.answer()).status for _ in range(4)] == [404, 200, 200, 400]
+    connection.close()
 
 
 @pytest.fixture
@@ -220,6 +238,40 @@ async def test_a_channel_that_is_born_on_one_node_is_joined_by_patterns_on_anoth
     answer = await wire.push(here.port, "orders.eu")
     assert answer.json["audience"] == 1
     assert [(await each.event()).id for each in (feed, anonymous)] == [answer.json["id"]] * 2
+
+
+async def test_who_stays_for_longer_than_devices_are_kept_still_joins_what_is_born(tmp_path):
+    now = 1_417_444_080.0
+    here, there = (storage.RedisStore(Config(device_ttl=100), lambda: now, named("redis", tmp_path)) for _ in range(2))
+    for store in (here, there):
+        await store.begin()
+
+    async def born(channel: str) -> int:
+        taken = asyncio.get_running_loop().create_future()
+        here.append(Draft(channel=channel, data=b"1", ttl=60), taken.set_result)
+        return (await taken).audience
+
+    async def pass_by(store: storage.RedisStore) -> None:
+        nonlocal now
+        for _ in range(4):
+            now += 30
+            store.sweep(now, lambda channel: False)
+            await store.settle()
+
+    try:
+        there.want("d", "x.*")
+        device = there.devices.known["d"]
+        there.devices.open(device, "a feed")
+        await pass_by(there)
+        assert await born("x.1") == 1
+        # Who has gone counts from then on, and not for ever.
+        device.seen = now
+        there.devices.close(device, "a feed")
+        await pass_by(there)
+        assert await born("x.2") == 0
+    finally:
+        for store in (here, there):
+            await store.close()
 
 
 async def test_who_is_online_and_who_was_sent_what_is_known_on_every_node(node, at):

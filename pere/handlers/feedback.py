@@ -4,7 +4,8 @@ This is the most frequent request of all, ten thousand for one event: what can b
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -83,7 +84,7 @@ class Feedback:
         self.varying = VARYING if bearers is None else (*VARYING, b"authorization")
         self._bearers = bearers
         self.store = store
-        self._reaching = Reaching(store)
+        self.reaching = Reaching(store)
         self._redelivery = redelivery
         self._config = config
         # Devices mostly say the same words, so what was read is remembered: at most MAX_REMEMBERED times `max_body` bytes.
@@ -143,7 +144,7 @@ class Feedback:
             else:
                 ask.answer(200, ANSWERS[stands][outcome])
 
-        self._reaching.first(ask, id, (channel,), go_on)
+        self.reaching.first(ask, id, (channel,), go_on)
 
     def again(self, ask: Ask) -> Again | None:
         """For the requests that will differ from this one only in device, event and body: what is the same is looked up now."""
@@ -293,7 +294,7 @@ class Feedback:
                 ask.answer(200, b'{"results":[%b]%b}' % (",".join(results).encode(), end))
 
             if any(said is not None for _, _, said in apart):
-                self._reaching.first(ask, 0, (), answer)
+                self.reaching.first(ask, 0, (), answer)
             else:
                 answer()
 
@@ -348,7 +349,7 @@ class Feedback:
             ids, is_more = self.store.pending(channel, device, id, self._config.max_batch)
             self._answer(ask, device, [{"event_id": format_id(id), "state": "delivered"} for id in ids], b',"more":true' if is_more else b',"more":false')
 
-        self._reaching.first(ask, id, (channel,), look)
+        self.reaching.first(ask, id, (channel,), look)
 
 
 class Receipts:
@@ -368,6 +369,7 @@ class Receipts:
         feedback, channel, kind = self._feedback, self._channel, self._kind
         receipts: list[Receipt] = []
         apart: list[tuple[int, bytes | Refusal]] = []
+        going: list[tuple[int, str, int, Said]] = []  # what only says how it goes
         last, said, is_plain, state, status, at = None, NOTHING, True, PROCESSED, None, None  # type: bytes | None, Said, bool, int, bytes | None, float | None
         named, id = None, 0  # type: bytes | None, int
         for place, (device, values) in enumerate(zip(names, requests, strict=True)):
@@ -385,20 +387,34 @@ class Receipts:
                     receipts.append((device, id, state, status, at, channel))
                 else:
                     said.check()
-                    stands, outcome = feedback.go_on(channel, device, id, said)
-                    apart.append((place, ANSWERED[stands, outcome]))
+                    going.append((place, device, id, said))
             except Refusal as refusal:
                 last = named = None
                 apart.append((place, refusal))
 
-        def told(answers: list[tuple[int, int] | Refusal]) -> None:
+        def go_on(answers: list[tuple[int, int] | Refusal]) -> None:
+            # Another node may have sent the event a moment ago.
+            feedback.reaching.reach(max(id for _, _, id, _ in going), (channel,), partial(reached, answers))
+
+        def reached(answers: list[tuple[int, int] | Refusal], refusal: Refusal | None) -> None:
+            for place, device, id, said in going:
+                try:
+                    if refusal is not None:
+                        raise refusal
+                    apart.append((place, ANSWERED[feedback.go_on(channel, device, id, said)]))
+                except Refusal as why:
+                    apart.append((place, refused(device, why)))
+            apart.sort(key=itemgetter(0))
+            tell(answers)
+
+        def tell(answers: list[tuple[int, int] | Refusal]) -> None:
             bodies = [ANSWERED[answer] if answer.__class__ is tuple else refused(device, answer)  # type: ignore[arg-type]
                       for answer, (device, *_) in zip(answers, receipts, strict=True)]
             for place, answer in apart:
                 bodies.insert(place, answer)
             then(bodies)
 
-        feedback.store.record_many(receipts, told)
+        feedback.store.record_many(receipts, go_on if going else tell)
 
 
 def named(requests: list[tuple[bytes, ...]]) -> tuple[list[str | None], list[int]]:

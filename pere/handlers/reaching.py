@@ -21,16 +21,33 @@ class Reaching:
         if not self._store.lags(id, *names):
             then()
             return
-        task = asyncio.ensure_future(self._reach(ask, id, names, then))
+        gone: list[bool] = []
+        ask.on_gone(lambda: gone.append(True))
+
+        def reached(refusal: Refusal | None) -> None:
+            try:
+                if refusal is not None:
+                    raise refusal
+                if not gone:
+                    then()
+            except Refusal as refusal:
+                ask.refuse(refusal)
+
+        self.reach(id, names, reached)
+
+    def reach(self, id: int, names: Collection[str], then: Callable[[Refusal | None], None]) -> None:
+        """The same for many at once: `then` is told why there cannot be all of it, if that is so."""
+        if not self._store.lags(id, *names):
+            then(None)
+            return
+        task = asyncio.ensure_future(self._reach(id, names, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reach(self, ask: Ask, id: int, names: Collection[str], then: Callable[[], None]) -> None:
-        gone: list[bool] = []
-        ask.on_gone(lambda: gone.append(True))
+    async def _reach(self, id: int, names: Collection[str], then: Callable[[Refusal | None], None]) -> None:
         try:
             await self._store.reach(id, *names)
-            if not gone:
-                then()
         except Refusal as refusal:
-            ask.refuse(refusal)
+            then(refusal)
+        else:
+            then(None)

@@ -1,8 +1,8 @@
 """All that a store holds, apart from any store: what is read from one and written to another.
 
 Things look as they are kept in Redis (`keeping.py`): by kind and name, each as bytes. The log of receipts is in rows (`recent.py`). Whether
-two stores hold the same is told by a digest of each kind, of what they have in common: when a channel was last touched, or whether an
-event has been found to be over, a file does not say, and finds out again.
+two stores hold the same is told by a digest of each kind, of what they have in common: when a channel was last touched, who is waited for there, or
+whether an event has been found to be over, a file does not say, and finds out again.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def _common(kind: str, value: bytes) -> Any:
     """What every store knows of a thing."""
     told = keeping.unpack_value(value)
     if kind == "channels":
-        last, gone, _, left = told
+        last, gone, _, left, *_ = told
         return last, gone, sorted(map(tuple, left))
     if kind == "events":
         return [*told[:10], *told[11:]]  # 10 is whether it has been found to be over

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import groupby
@@ -104,7 +104,6 @@ class Taking:
                     left.append((gone_at, slot))
                     shelf.audience.restore(member, gone_at)
             self._devices[name] = shelf.audience.names
-            kept["channels"][name] = keeping.pack_shelf(shelf)
 
     def _events(self) -> None:
         """The newest of each channel, as far as there is room, newest first: so each channel has those that come one after the other."""
@@ -113,17 +112,15 @@ class Taking:
         count: Counter[int] = Counter()
         held: Counter[int] = Counter()
         full: set[int] = set()
-        weight = 0
+        weight, now = 0, time.time()
         for place, (number, need, version, columns, sayings, *row) in enumerate(self._file.execute(ALL_EVENTS)):
-            event = event_of(self._names[number], row)
+            event, shelf = event_of(self._names[number], row), self._shelves[number]
             opened = zlib.decompress(columns) if columns is not None else None
             event.weigh(len(parted(opened)[0]) if opened is not None else 0)
             if number not in full and (count[number] >= config.backlog_events or (count[number] and held[number] + event.size > config.backlog_bytes)
                                        or weight + event.weight > config.backlog_total_bytes):
                 full.add(number)
-                shelf = self._shelves[number]
                 shelf.backlog.begin(shelf.backlog.last, event.id)
-                kept["channels"][shelf.name] = keeping.pack_shelf(shelf)
             if number in full:
                 self._contents.left_out += 1
                 continue
@@ -135,8 +132,13 @@ class Taking:
             if opened is not None:
                 kept["columns"][name] = keeping.squeeze((need, version, opened, words(sayings)))
                 self._entries[event.id] = event, parted(opened)[0]
+            for device in event.to or () if event.expires > now else ():
+                if not shelf.audience.has(device):  # as a start finds them (`reading.py`)
+                    shelf.waiting.setdefault(device, deque()).appendleft(event.ordinal)
             if not place % 1000:
                 self._watched("events", place, total)
+        for shelf in self._shelves.values():
+            kept["channels"][shelf.name] = keeping.pack_shelf(shelf)
 
     def _rows(self, number: int) -> None:
         """The newest changes of states, as far as no number is missing and their events go along."""

@@ -8,7 +8,7 @@ This file knows how things look when they are kept. It sends nothing.
 """
 
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -91,15 +91,19 @@ def unpack_entry(event: Event, shelf: Shelf, value: bytes) -> Entry:
 
 
 def pack_shelf(shelf: Shelf) -> bytes:
-    """The channel itself: its newest ordinal, the newest id that made way, and the slots that were left."""
-    return _pack((shelf.backlog.last, shelf.backlog.evicted_id, shelf.touched, list(shelf.audience.left())))
+    """The channel itself: its newest ordinal, the newest id that made way, the slots that were left, and who is waited for."""
+    return _pack((shelf.backlog.last, shelf.backlog.evicted_id, shelf.touched, list(shelf.audience.left()),
+                  {device: list(ordinals) for device, ordinals in shelf.waiting.items()}))
 
 
-def unpack_shelf(shelf: Shelf, value: bytes, members: Iterable[bytes], events: int) -> None:
-    """`events` is how many will follow."""
-    last, gone, shelf.touched, left = _unpack(value)
+def unpack_shelf(shelf: Shelf, value: bytes, members: Iterable[bytes], events: int) -> bool:
+    """`events` is how many will follow. Returns whether it tells who is waited for: version 1 did not."""
+    last, gone, shelf.touched, left, *more = _unpack(value)
     shelf.backlog.begin(last - events, gone)
     shelf.audience.restore_all([_member(value) for value in members], [tuple(each) for each in left])
+    for waiting in more:
+        shelf.waiting = {device: deque(ordinals) for device, ordinals in waiting.items()}
+    return bool(more)
 
 
 def pack_member(member: Member) -> bytes:

@@ -42,8 +42,9 @@ from pere.storage.sharedlog import Entry as Written
 log = logging.getLogger("pere.store")
 
 WEBHOOK = "webhook"  # documents of this kind are endpoints
-VERSION = 1  # of what stands in Redis
+VERSION, OLDEST = 2, 1  # of what stands in Redis: what is written, and what is still read
 RETRY = 5  # seconds after which a client may ask again when Redis is away
+STAY = 3600.0  # seconds after which who is still there is said to be: nobody is taken to have been seen last before that who was there until a node died
 MAX_DUE = 1_000  # events that expire in one sweep
 
 
@@ -71,6 +72,8 @@ class RedisStore(Replica):
         self._settling = Settling()
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
+        self._stay = min(STAY, config.device_ttl / 2)
+        self._stayed = 0.0  # when was last said who stays
         self._beating: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,8 +105,8 @@ class RedisStore(Replica):
     async def _read_all(self) -> None:
         """What is kept, and the log from there. Raises Lost if it is cut meanwhile."""
         born, version, limits = await self._log.open(self._system(), secrets.token_hex(8), VERSION)
-        if version != VERSION:
-            raise ConfigError(f"--store: what is in {self._where()} is of version {version}, and this server reads {VERSION}")
+        if not OLDEST <= version <= VERSION:
+            raise ConfigError(f"--store: what is in {self._where()} is of version {version}, and this server reads {OLDEST} to {VERSION}")
         await self._agree(limits)
         self._keeper.kept = await load(self._log, self, born)
 
@@ -115,7 +118,8 @@ class RedisStore(Replica):
         if known and theirs != mine and await client.zcard(keys["nodes"]):
             raise ConfigError("--store: the nodes that are there have " + ", ".join(
                 f"--{name.replace('_', '-')} {theirs.get(name)}, not {mine[name]}" for name in LIMITS if theirs.get(name) != mine[name]))
-        await client.hset(keys["head"], "limits", orjson.dumps(mine))
+        # What is kept from now on is not for nodes of an older version.
+        await client.hset(keys["head"], mapping={"limits": orjson.dumps(mine), "version": VERSION})
 
     async def has_others(self) -> bool:
         # One that has just come may not have been heard of here yet.
@@ -461,17 +465,27 @@ class RedisStore(Replica):
                 self._say(("expire", event.channel, event.id) if not event.expired else ("drop", event.channel, now))
         self._is_used = is_used
         self._sweep_channels(now, is_used)
-        present = {device.name for device in self.devices.known.values() if device.feeds}
-        if present != self._present:
-            self._say(("present", self.node, sorted(present - self._present), sorted(self._present - present)))
-            self._present = present
+        self._say_present({device.name for device in self.devices.known.values() if device.feeds}, now)
+
+    def _say_present(self, present: set[str], now: float) -> None:
+        """Who has come and who has gone; and now and then who stays and has asked for what is yet to be born, for that holds from when this was last said."""
+        came, gone, self._present = present - self._present, self._present - present, present
+        if now >= self._stayed + self._stay:
+            self._stayed = now
+            came |= {name for name in present if self.devices.known[name].patterns}
+        if came or gone:
+            self._say(("present", self.node, sorted(came), sorted(gone)))
 
     def _visit(self, shelf: Shelf) -> None:
         """What is to be told to the others."""
         if shelf.name not in self._begun:
             return
-        rows = []
+        rows, now = [], self.clock()
         for member in shelf.audience.members.values():
+            # Whoever loads, after we have died too, is to know that it was there, and not only that it came.
+            heard = now if member.feeds else member.answered if not member.elsewhere else 0.0
+            if heard >= member.seen + self._stay:
+                member.seen = heard
             if member.slot >= 0 and member.saved != (told := mark(member)):
                 member.saved = told
                 rows.append((member.device, told[0], member.position, member.since, member.seen))
@@ -568,6 +582,7 @@ class RedisStore(Replica):
                 self._is_used = lambda channel: False
                 for shelf in self._shelves.values():
                     self._visit(shelf)
+                self._say_present(set(), self.clock())
                 self._say(("gone", self.node))
                 await self.settle()
                 if self.leads:

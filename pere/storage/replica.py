@@ -65,7 +65,7 @@ class Replica(MemoryStore):
         self._next_id = 0
         self._begun: set[str] = set()  # channels that all nodes know of; others are only open here
         self._users: dict[str, frozenset[str]] = {}  # nodes on which somebody listens to a channel
-        self._wishes: dict[str, dict[str, float]] = {}  # by pattern, who wants it and said so when
+        self._wishes: dict[str, dict[str, float]] = {}  # by pattern, who wants it, and when that was last said, or that it is there
         self._leaving: dict[tuple[str, str], Member] = {}  # members that are no more here, and still are in the log
         self._aside: dict[tuple[str, str], Member | None] = {}  # while an entry is applied, those who are here in their place
         self._nodes: set[str] = set()
@@ -343,8 +343,17 @@ class Replica(MemoryStore):
                 member.saved = mark(member)  # what another node says of it need not be said once more
 
     def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
+        """Who is there, or was until now, still wants what it has asked for."""
+        names = {*there, *away}
+        for pattern, devices in self._wishes.items():
+            for name in names & devices.keys():
+                devices[name] = self.clock()
+                self._note("wishes", name, pattern)
         if node == self.node:
             return
+        for name in names:
+            if (device := self.devices.get(name)) is not None:
+                device.seen = max(device.seen, self.clock())
         for name in there:
             if (device := self.devices.get(name)) is not None:  # it may have been removed since
                 self.devices.is_elsewhere(device, node, True)
@@ -454,19 +463,26 @@ class Replica(MemoryStore):
         for name, value in kept["members"].items():
             home, _, _ = name.partition(keeping.SEPARATOR)
             members.setdefault(home, []).append(value)
+        untold: set[str] = set()  # channels of which it is not kept who is waited for
         for name, value in kept["channels"].items():
             shelf = self.open(name)
             self._begun.add(name)
-            keeping.unpack_shelf(shelf, value, members.get(name, ()), len(events.get(name, ())))
+            if not keeping.unpack_shelf(shelf, value, members.get(name, ()), len(events.get(name, ()))):
+                untold.add(name)
             for member in shelf.audience:
                 self.devices.register(member.device, name)
                 member.saved = mark(member)
         for id, name, value in sorted((id, name, value) for name, found in events.items() for id, value in found):
-            self._restore_event(self._shelves[name], keeping.unpack_event(id, value), kept["columns"].get(joined(name, str(id))))
+            shelf, event = self._shelves[name], keeping.unpack_event(id, value)
+            self._restore_event(shelf, event, kept["columns"].get(joined(name, str(id))))
+            for device in event.to or () if name in untold else ():
+                if not shelf.audience.has(device):
+                    shelf.waiting.setdefault(device, deque()).append(event.ordinal)
         for name, value in kept["wishes"].items():
             device, _, pattern = name.partition(keeping.SEPARATOR)
             self._wishes.setdefault(pattern, {})[device] = said = keeping.unpack_value(value)
-            self.devices.want(device, pattern).seen = said
+            known = self.devices.want(device, pattern)
+            known.seen = max(known.seen, said)
         for name, value in kept["documents"].items():
             kind, _, rest = name.partition(keeping.SEPARATOR)
             self._documents.setdefault(kind, {})[rest] = keeping.unpack_value(value)
@@ -486,9 +502,6 @@ class Replica(MemoryStore):
         if event.expired:
             self._schedule.remove(event, event.expires)
             self._schedule.add(event, event.expires + self._config.keep_expired)
-        for device in event.to or ():
-            if device not in shelf.audience.members:
-                shelf.waiting.setdefault(device, deque()).append(event.ordinal)
 
     def _clear(self) -> None:
         """Back to nothing; what was counted, and who is told of what, stays."""

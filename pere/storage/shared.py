@@ -18,7 +18,7 @@ from pere.event import SEQUENCE_BITS, SEQUENCE_MASK
 from pere.storage import keeping, scripts
 from pere.storage.contents import FOREVER, Contents, Watched
 from pere.storage.loading import look
-from pere.storage.redis import VERSION
+from pere.storage.redis import OLDEST, VERSION
 from pere.storage.replica import LIMITS, Replica
 from pere.storage.sharedlog import SILENCE, Lost, SharedLog
 
@@ -98,8 +98,8 @@ class Shared:
         if not await self.is_there():
             raise ConfigError(f"there is nothing in {self.name}")
         before = await self._client.hgetall(self._keys["head"])
-        if int(before[b"version"]) != VERSION:
-            raise ConfigError(f"what is in {self.name} is of version {int(before[b'version'])}, and this PERE reads {VERSION}")
+        if not OLDEST <= (version := int(before[b"version"])) <= VERSION:
+            raise ConfigError(f"what is in {self.name} is of version {version}, and this PERE reads {OLDEST} to {VERSION}")
         base = await look(self._log)
         kept, rows = await self._read(self._keys, watched)
         known = orjson.loads(before.get(b"limits", b"{}"))

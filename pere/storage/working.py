@@ -113,7 +113,7 @@ class WorkingSet(Store):
         event.weigh(len(entry.states) if entry is not None else 0)
         self._keep(shelf, event)
         for device in draft.to:
-            if device not in shelf.audience.members:
+            if not shelf.audience.has(device):
                 shelf.waiting.setdefault(device, deque()).append(event.ordinal)
         accepted = Accepted(event.id, audience)
         if draft.key:

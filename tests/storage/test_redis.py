@@ -13,10 +13,10 @@ from made import NOW
 from redis.exceptions import RedisError
 from redises import RedisServer, free_port
 
-from pere.config import Config
+from pere.config import DAY, Config
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, keeper, sharedlog
+from pere.storage import Accepted, keeper, keeping, sharedlog
 from pere.storage import redis as module
 from pere.storage.redis import RedisStore
 
@@ -89,6 +89,7 @@ def picture(store: RedisStore) -> dict[str, Any]:
             "slots": (list(audience.names), bytes(audience.template), list(audience.left())),
             "members": {member.device: member.slot for member in audience},
             "events": [(event.id, event.ordinal, event.data, event.expired, event.recalled, event.expires) for event in shelf.backlog],
+            "waiting": {device: list(ordinals) for device, ordinals in shelf.waiting.items()},
             "made way": (shelf.backlog.first, shelf.backlog.last, shelf.gone_id),
         }
     entries = {
@@ -247,6 +248,61 @@ async def test_all_is_there_after_a_restart(node, is_orderly):
         assert after[name] == value, name
     node.clock.now -= 3600
     assert before["newest"] < (await push(second)).id
+
+
+async def test_who_is_waited_for_is_kept_and_not_found_again(node):
+    first = await node()
+    await join(first, "c", "d1")
+    await push(first, to=("d1",))
+    first.unregister("c", "d1")
+    await push(first, to=("d2",))
+    first.register("e", "d3")  # it is on its way when it is named
+    await push(first, "e", to=("d3",))
+    await first.close()
+    second = await node()
+    assert {name: {device: list(ordinals) for device, ordinals in second.open(name).waiting.items()} for name in "ce"} == {"c": {"d2": [2]}, "e": {}}
+    assert second.settled(second.open("e"), second.open("e").audience.members["d3"]) == 0
+
+
+async def test_what_was_kept_by_version_1_is_read_and_is_of_this_version_from_then_on(node):
+    first = await node()
+    await join(first, "c", "d1")
+    await push(first, to=("d1", "d2"))
+    await first.close()
+    spare = await node()
+    client, keys = spare._log.client, spare._log.keys
+    await spare.close()
+    async with client:
+        told = keeping.unpack_value(await client.hget(keys["channels"], "c"))
+        await client.hset(keys["channels"], "c", keeping.pack_value(told[:4]))
+        await client.hset(keys["head"], "version", 1)
+        second = await node()
+        assert {device: list(ordinals) for device, ordinals in second.open("c").waiting.items()} == {"d2": [1]}
+        assert await client.hget(keys["head"], "version") == b"%d" % module.VERSION
+        await second.close()
+        await client.hset(keys["head"], "version", module.VERSION + 1)
+        with pytest.raises(ConfigError, match="of version 3, and this server reads 1 to 2"):
+            await node()
+
+
+async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until_then(node, monkeypatch):
+    monkeypatch.setattr(keeper, "CUT_AFTER", -1.0)
+    first = await node()
+    await join(first, "c", "d1", "d2", "d3")
+    first.open("c").audience.members["d1"].feeds = 1
+    for day in range(31):
+        if day == 15:
+            await say(first, "d2", (await push(first)).id)
+        node.clock.now += DAY
+        first.sweep(node.clock.now, lambda channel: True)
+        await first.settle()
+    for _ in range(2):
+        await first._keeper.keep(False, is_last=True)
+    assert await first._log.client.xlen(first._log.keys["log"]) < 5
+    second = await node()
+    second.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    assert sorted(second.open("c").audience.members) == ["d1", "d2"]
 
 
 async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
