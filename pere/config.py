@@ -68,6 +68,7 @@ class Config:
     tls_key: str = setting("", "its key in PEM, without a passphrase; none is that it is in the file of the certificate")
     admin_port: int = setting(-1, "port of a listener of its own for `/admin`, `/metrics` and `/webhooks`, which --port then has not; 0 takes a free one, -1 is none", low=-1, high=65_535)
     admin_host: str = setting("127.0.0.1", "address of that listener; it speaks plain HTTP on loopback, elsewhere as --port does")
+    handover: str = setting("", "a Unix socket, by its path, at which the next process that is started with the same takes over from this one: what listens, what is connected, what is open")
     trusted_proxies: str = setting("", "networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, such as `10.0.0.0/8`; `unix` is whoever comes by the Unix socket")
 
     # who may do what
@@ -168,6 +169,10 @@ class Config:
             raise ConfigError(f"--backlog-total-bytes ({self.backlog_total_bytes}) must hold one channel of --backlog-bytes ({self.backlog_bytes})")
         if self.workers > 1:
             self._check_workers()
+        if self.handover and self.workers > 1:
+            raise ConfigError(f"--handover {self.handover} is of one process, and --workers {self.workers} are several")
+        if self.handover and self.store == "memory:":
+            raise ConfigError(f"--handover {self.handover} asks for a store that outlives the process, and --store memory: does not")
         if self.redis_wait and not self.is_shared:
             raise ConfigError(f"--redis-wait {self.redis_wait} is for a store in Redis, --store redis://HOST:PORT/DB, not {self.store}")
         if not self.tcp and not self.unix:

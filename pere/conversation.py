@@ -56,6 +56,11 @@ class Conversation(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         raise NotImplementedError
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether it is over TLS, of which only this process has the keys."""
+        return self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
+
     # What the transport says
 
     def connection_made(self, transport: Any) -> None:
@@ -79,7 +84,7 @@ class Conversation(asyncio.Protocol):
         """The client will say no more, which here means that it has gone: what was half said is dropped, the transport closes. Only what
         waits in line is answered before; but TLS knows no half of an end."""
         is_owed = self._in_line or self._stuck and bool(self.pending or self.rest)
-        self._ended = is_owed and self.transport.get_extra_info("sslcontext") is None
+        self._ended = is_owed and not self.is_secured
         return self._ended
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -117,7 +122,7 @@ class Conversation(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Read more, unless something is in the way: answers that are not read, or what waits."""
-        if self.transport is not None and not self._stuck and not self._is_full():
+        if self.transport is not None and not self._stuck and not self._is_full() and not self._door.is_passing:
             self.transport.resume_reading()
 
     def _let_go(self) -> None:
@@ -228,7 +233,7 @@ class Conversation(asyncio.Protocol):
         return self._door.proxies.peer(self.address, ask.fields)
 
     def scheme(self, ask: Ask) -> str:
-        own = "https" if self.transport.get_extra_info("sslcontext") is not None else "http"
+        own = "https" if self.is_secured else "http"
         return self._door.proxies.scheme(self.address, ask.fields, own)
 
     def charge(self, ask: Ask, kind: int, count: int) -> None:

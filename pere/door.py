@@ -82,6 +82,7 @@ class Door:
         self.handshakes = 0  # under way, of those who are to be connections
         self.held = 0  # bytes of bodies that are not whole yet, or that wait behind another request
         self.draining = False  # it is about to end: each connection closes behind its next answer
+        self.is_passing = False  # what nobody has read yet is for another process
         self.shapes = Shapes()
         self.crowds = Crowds(self)
         self.loop = asyncio.get_running_loop()

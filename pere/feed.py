@@ -21,6 +21,7 @@ from pere.sse import chunk, frame
 
 # Why a feed was closed: each is counted by name.
 GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER, EXPIRED = "gone", "slow", "drain", "replaced", "kicked", "unkept", "redeliver", "expired"
+PASSED = "passed"  # on, to the process that follows this one: the connection goes on
 
 
 def bye(reason: str, retry: float) -> bytes:
@@ -71,8 +72,8 @@ class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on);
     `expires` is when its token does, in seconds since 1970, if it has one."""
 
-    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "stuck_since", "transport", "unsent",
-                 "written")
+    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "rest", "stuck_since", "transport",
+                 "unsent", "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
                  expires: float | None = None):
@@ -91,6 +92,7 @@ class Feed(asyncio.Protocol):
         self.reason = ""
         self.stuck_since = 0.0  # since when the socket is full and takes nothing
         self.unsent = 0  # bytes that waited for it when we last looked
+        self.rest: list[bytes | memoryview] | None = None  # what the transport was left to write since it is full
         self.written = now
         self.fd: int = transport.get_extra_info("socket").fileno()
         self.pause_early()
@@ -133,6 +135,9 @@ class Feed(asyncio.Protocol):
     def keep(self, rest: bytes | memoryview) -> None:
         """Let the transport write what the socket did not take, and say when it has."""
         self.transport.write(rest)
+        if self.rest is None:
+            self.rest = []
+        self.rest.append(rest)
         if not self.stuck_since and not self.transport.get_write_buffer_size():
             # The socket had room again by now, so nobody will call back.
             asyncio.get_running_loop().call_soon(self.resume_writing)
@@ -176,6 +181,14 @@ class Feed(asyncio.Protocol):
         else:
             self.transport.close()
 
+    def pass_on(self) -> tuple[int, bytes]:
+        """Leave the connection to another process: a descriptor of it, and what is still to be written to it before anything else."""
+        own, size = os.dup(self.fd), self.transport.get_write_buffer_size()
+        rest = b"".join(self.rest or ())[-size:] if size else b""
+        self._leave(PASSED)
+        self.transport.abort()  # which closes our descriptor, and not the connection
+        return own, rest
+
     # What the transport says
 
     def data_received(self, data: bytes) -> None:
@@ -194,6 +207,7 @@ class Feed(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.stuck_since = 0.0
         self.unsent = 0
+        self.rest = None
         if not self.reason:
             self.owner.catch_up(self)
 

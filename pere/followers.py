@@ -17,7 +17,8 @@ from pere import sse
 from pere.auth import OPEN, Grant
 from pere.config import Config
 from pere.errors import Refusal
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, SLOW, Feed, bye, kind_of
+from pere.event import SECURE
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, SLOW, Feed, bye, kind_of
 from pere.storage import Page, Store
 from pere.wheel import Wheel
 
@@ -106,7 +107,8 @@ class Followers:
     def __init__(self, store: Store, wheel: Wheel, config: Config):
         self.written = 0
         self.gaps = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, KICKED, EXPIRED), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, KICKED, EXPIRED, PASSED), 0)
+        self.taken_over = 0  # from the process before this one
         self.clock = store.clock
         self.retry = config.retry
         self._store = store
@@ -129,6 +131,16 @@ class Followers:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, grant)
+        self._enlist(follower)
+        feed = follower.feed
+        log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
+        hello = sse.frame(orjson.dumps({"channel": channel, "position": str(position)}), event=b"pere.hello")
+        feed.write(greeting + feed.control(hello))
+        follower.catch_up(feed)
+        return feed
+
+    def _enlist(self, follower: Follower) -> None:
+        channel, grant = follower.channel, follower.grant
         if channel not in self._channels:
             self._channels[channel] = {}
             self._store.follow(channel)
@@ -137,13 +149,27 @@ class Followers:
             self.subjects[grant.subject] += 1
         # Who is told of nothing costs nothing: the store looks once, and that is all.
         self._store.on_receipts = self._heard
-        feed = follower.feed
-        self._wheel.add(feed, feed.soon(self._config.heartbeat))
-        log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
-        hello = sse.frame(orjson.dumps({"channel": channel, "position": str(position)}), event=b"pere.hello")
-        feed.write(greeting + feed.control(hello))
-        follower.catch_up(feed)
-        return feed
+        self._wheel.add(follower.feed, follower.feed.soon(self._config.heartbeat))
+
+    def pass_on(self, feed: Feed, client: str | None) -> tuple[int, list[Any]] | None:
+        """Let another process go on with one of these: its descriptor, and what it is; None where that cannot be, because of TLS."""
+        follower = feed.owner
+        if feed.form & SECURE or not isinstance(follower, Follower):
+            return None
+        fd, rest = feed.pass_on()
+        return fd, [feed.form, follower.channel, follower.position, follower.gap, follower.is_from_all, follower.grant.subject, feed.expires, client, rest.decode("latin-1")]
+
+    def take_over(self, transport: Any, told: list[Any]) -> Feed:
+        """Go on with one that another process had, where it was."""
+        form, channel, position, gap, is_from_all, subject, expires, _, rest = told
+        follower = Follower(self, transport, form, channel, position, Grant(subject, expires=expires))
+        follower.gap, follower.is_from_all = gap, is_from_all
+        self._enlist(follower)
+        self.taken_over += 1
+        if rest:
+            follower.feed.keep(rest.encode("latin-1"))
+        follower.catch_up(follower.feed)
+        return follower.feed
 
     # There is more
 
@@ -230,7 +256,7 @@ class Followers:
         if not self._channels:
             self._store.on_receipts = None
         self.closes[reason] += 1
-        level = logging.DEBUG if reason in (GONE, DRAIN) else logging.INFO
+        level = logging.DEBUG if reason in (GONE, DRAIN, PASSED) else logging.INFO
         log.log(level, "receipts no longer followed", extra={"facts": {"reason": reason, "channel": follower.channel}})
 
     def kick(self, subject: str) -> None:

@@ -59,6 +59,10 @@ class Gate:
             return None
         return self.accounts.of(client_of(address), self.time())
 
+    def clients(self) -> dict[Account, str]:
+        """Whose each account is."""
+        return {account: client for client, account in self.accounts.known.items()}
+
     def enter(self, account: Account | None, connections: int) -> Refusal | None:
         """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
         connections of the account until somebody says otherwise."""

@@ -8,6 +8,7 @@ This file knows no channel, no device and no event.
 """
 
 import logging
+import os
 from typing import Any
 
 import httptools
@@ -138,7 +139,7 @@ class Connection(Conversation):
         self._alike = self._lessons.learn(self._door, model, data, self.account)
         if self._alike is not None:
             # What is written to a descriptor does not get encrypted: with none that is one, the door leaves it to the transport.
-            self.fd = self.transport.get_extra_info("socket").fileno() if self.transport.get_extra_info("sslcontext") is None else -1
+            self.fd = self.transport.get_extra_info("socket").fileno() if not self.is_secured else -1
 
     def pays(self) -> bool:
         """Whether there is room for what was recognised in the account of whoever pays for it."""
@@ -364,6 +365,19 @@ class Connection(Conversation):
         if self.is_idle:
             self._closing = True
             self.transport.close()
+
+    def pass_on(self) -> int | None:
+        """Leave the connection to another process: a descriptor of it. None as long as something is asked that is not answered, or half
+        asked; nothing further is read then. TLS cannot go on elsewhere."""
+        transport = self.transport
+        if self._in_head or self._in_body or self.is_secured or transport.is_closing():
+            return None
+        transport.pause_reading()
+        if self.busy is not None or self._in_line or self._closing or self._ended or transport.get_write_buffer_size():
+            return None
+        own = os.dup(transport.get_extra_info("socket").fileno())
+        self.detach().abort()  # which closes our descriptor, and not the connection
+        return own
 
     @property
     def is_idle(self) -> bool:

@@ -24,7 +24,7 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
 from pere.event import SECURE, Event, format_id
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye, kind_of
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye, kind_of
 from pere.names import pattern as compiled
 from pere.redelivery import Care, Redelivery
 from pere.replay import Replay, cancel, mark
@@ -66,7 +66,8 @@ class Hub:
         self.feeds: dict[int, Feed] = {}  # all that are open, by descriptor
         self.behind = 0
         self.opens = 0
-        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER, EXPIRED), 0)
+        self.closes = dict.fromkeys((GONE, SLOW, DRAIN, REPLACED, KICKED, UNKEPT, REDELIVER, EXPIRED, PASSED), 0)
+        self.taken_over = 0  # from the process before this one
         self.deliveries = 0
         self.redelivery = Redelivery(store, wheel)
         self.replay = Replay(store, self.redelivery)
@@ -80,6 +81,10 @@ class Hub:
         self._dirty: list[Channel] = []
         self._wildcards: dict[str, set[Feed]] = {}  # feeds by the patterns they listen to
         self._fresh_since = 0.0  # when the oldest event that is not yet broadcast was accepted
+
+    @property
+    def now(self) -> float:
+        return self._wheel.now
 
     # An event comes
 
@@ -108,7 +113,7 @@ class Hub:
         channel.flushed = newest
         for feed in self._wanting(name):
             member = self._store.register(name, feed.device.name) if feed.device is not None else None
-            place = self._place(feed, name, member)
+            place = self.place(feed, name, member)
             feed.places += (place,)
             place.ordinal = newest
             channel.shared += 1
@@ -250,29 +255,17 @@ class Hub:
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         told: list[bytes] = []
-        places = [self._place(feed, name, member) for name, member in meant.items()]
+        places = [self.place(feed, name, member) for name, member in meant.items()]
         feed.places = tuple(places)
         for place in places:
             self.replay.begin(place, start, cursor)
             if feed.greeting:
                 told.append(feed.greeting)
                 feed.greeting = b""
-        for pattern in patterns:
-            if pattern not in self._wildcards:
-                self._wildcards[pattern] = set()
-                store.follow(pattern)
-            self._wildcards[pattern].add(feed)
-        if patterns or len(feed.places) > 1:
-            for place in feed.places:
-                place.channel.shared += 1
         hello = self._hello(feed, cursor if cursor is not None else start) + b"".join(told)
         feed.greeting = greeting
-        if known is not None:
-            store.devices.open(known, feed)
-        self.feeds[feed.fd] = feed
+        self.enlist(feed)
         self.opens += 1
-        self.behind += feed.care is None
-        self._wheel.add(feed, feed.soon(self._config.heartbeat))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
         if known is not None:
@@ -282,6 +275,22 @@ class Hub:
         else:
             self._greet(feed, hello, None)
         return feed
+
+    def enlist(self, feed: Feed) -> None:
+        """It is one of those that are open, behind as yet; what it has missed it is still to catch up with."""
+        for pattern in feed.patterns:
+            if pattern not in self._wildcards:
+                self._wildcards[pattern] = set()
+                self._store.follow(pattern)
+            self._wildcards[pattern].add(feed)
+        if feed.patterns or len(feed.places) > 1:
+            for place in feed.places:
+                place.channel.shared += 1
+        if feed.device is not None:
+            self._store.devices.open(feed.device, feed)
+        self.feeds[feed.fd] = feed
+        self.behind += feed.care is None
+        self._wheel.add(feed, feed.soon(self._config.heartbeat))
 
     def _greet(self, feed: Feed, hello: bytes, refusal: Refusal | None) -> None:
         if refusal is not None:
@@ -314,7 +323,7 @@ class Hub:
             self._manners,
         ))
 
-    def _place(self, feed: Feed, name: str, member: Member | None) -> Place:
+    def place(self, feed: Feed, name: str, member: Member | None) -> Place:
         """A place for the feed at the end of a channel, which is made if nobody listened to it before."""
         channel = self.channels.get(name)
         if channel is None:
@@ -428,7 +437,7 @@ class Hub:
         del self.feeds[feed.fd]
         self.closes[feed.reason] += 1
         # That clients come and go is no news; that we sent one away is.
-        level = logging.DEBUG if feed.reason in (GONE, DRAIN) else logging.INFO
+        level = logging.DEBUG if feed.reason in (GONE, DRAIN, PASSED) else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "feed closed", extra={"facts": {"reason": feed.reason, **self._facts(feed)}})
 

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -20,8 +19,10 @@ from tornado.web import Application
 
 from pere.config import Config, is_loopback
 from pere.door import Door
+from pere.handover import make_room
 from pere.handshakes import Handshakes
 from pere.http1 import Connection
+from pere.peers import of_socket
 from pere.tls import Certificate
 
 log = logging.getLogger("pere.listening")
@@ -45,7 +46,7 @@ class Listener:
     def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], door: Door, secured: dict[str, Any]):
         self.sock = sock
         self.url = url
-        self._is_shared = is_shared
+        self.is_shared = is_shared
         self._meet = meet
         self._handshakes = Handshakes(door, meet, secured)
         self._is_secured = bool(secured)
@@ -110,7 +111,7 @@ class Listener:
             loop.remove_reader(self.sock)
         self.sock.close()
         try:
-            while not self._is_shared:
+            while not self.is_shared:
                 visitor, address = same.accept()
                 if self._is_secured:
                     self._handshakes.take(visitor, address)
@@ -125,9 +126,10 @@ class Listener:
 
 class Listeners:
     """All that a server listens on. `public` is what those meet who come by `--port` or `--unix`, `admin` who come by `--admin-port`. `given` are sockets that
-    listen already, by what they are for (see `systemd.py`). Raises ConfigError where there is no certificate in the files that are named."""
+    listen already and stay with somebody else (see `systemd.py`), `taken` those that are ours alone (see `handover.py`), by what they are for. Raises ConfigError where there is no certificate in the files that are named."""
 
-    def __init__(self, door: Door, config: Config, public: Application, admin: Application, given: Mapping[str, list[socket.socket]] = {}):
+    def __init__(self, door: Door, config: Config, public: Application, admin: Application, given: Mapping[str, list[socket.socket]] = {},
+                 taken: Mapping[str, list[socket.socket]] = {}):
         self.certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
         self.port = self.admin_port = 0
         self._door = door
@@ -135,6 +137,7 @@ class Listeners:
         self._public = public
         self._admin = admin
         self._given = given
+        self._taken = taken
         self._open: list[Listener] = []
         self._apart: list[Listener] = []  # for administration: these close last
         self._unix: tuple[int, int] | None = None  # the file that is ours
@@ -182,7 +185,7 @@ class Listeners:
             "ssl": certificate.context, "ssl_handshake_timeout": self._config.head_timeout, "ssl_shutdown_timeout": GOODBYE}
         given, is_shared = self._given.get(kind), not self._config.reuse_port
         taken = 0
-        for sock in given or bound(host, port, self._config.reuse_port):
+        for sock in given or self._taken.get(kind) or bound(host, port, self._config.reuse_port):
             own: int = sock.getsockname()[1]
             url = f"{'http' if certificate is None else 'https'}://{_named(host)}:{own}"
             among.append(Listener(sock, url, given is not None and is_shared, partial(Connection, self._door, app), self._door, secured))
@@ -191,14 +194,15 @@ class Listeners:
         return taken
 
     async def _by_unix(self, path: str) -> None:
-        given = self._given.get("unix")
-        listening = given[0] if given else socket.socket(socket.AF_UNIX)
+        given, taken = self._given.get("unix"), self._taken.get("unix")
+        listening = (given or taken or [socket.socket(socket.AF_UNIX)])[0]
         try:
-            if not given:
-                _make_room(path)
+            if not given and not taken:
+                make_room(path)
                 listening.bind(path)
                 # Before it listens, so nobody gets in who may not.
                 os.chmod(path, int(self._config.unix_mode, 8))
+            if not given:
                 found = os.stat(path)
                 self._unix = found.st_dev, found.st_ino
             self._open.append(Listener(listening, f"unix:{path}", bool(given), partial(Connection, self._door, self._public), self._door, {}))
@@ -206,6 +210,31 @@ class Listeners:
         except OSError as error:
             listening.close()
             raise OSError(error.errno, error.strerror or str(error), path) from None
+
+    def sockets_by_kind(self) -> list[tuple[tuple[str, str, int], socket.socket]]:
+        """Those that listen, each with its kind, and with what it was told to listen on."""
+        config = self._config
+        public = [(("unix", config.unix, 0) if each.sock.family == socket.AF_UNIX else ("tcp", config.host, config.port), each.sock) for each in self._open]
+        return public + [(("admin", config.admin_host, config.admin_port), each.sock) for each in self._apart]
+
+    def share(self) -> None:
+        """Another process has all of these sockets too: who waits in their queues is left to it, and so is the file."""
+        for each in (*self._open, *self._apart):
+            each.is_shared = True
+        self._unix = None
+
+    def is_admin(self, connection: Connection) -> bool:
+        """Whether somebody came by the listener for administration."""
+        return self._admin is not self._public and connection.app is self._admin
+
+    async def adopt(self, visitor: socket.socket, is_admin: bool) -> None:
+        """Go on with a connection that another process has let in, between two requests. Raises OSError where it has ended."""
+        account = self._door.gate.account(of_socket(visitor.getpeername()), is_socket=True)
+        connection = Connection(self._door, self._admin if is_admin else self._public)
+        connection.account, connection.is_expected, connection.is_fresh = account, True, False
+        if account is not None:
+            account.connections += 1
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, visitor)
 
     def renew(self, config: Config) -> Callable[[], None]:
         """The certificate, if there is one."""
@@ -261,23 +290,3 @@ def bound(host: str, port: int, is_shared: bool) -> list[socket.socket]:
 
 def _named(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _make_room(path: str) -> None:
-    """Remove a socket that a process left behind. Raises OSError where what is there is no socket, or somebody listens on it."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, "a file is there that is no socket")
-    with socket.socket(socket.AF_UNIX) as visitor:
-        visitor.setblocking(False)
-        try:
-            visitor.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so somebody has one
-    raise OSError(errno.EADDRINUSE, "another process listens there")

@@ -115,6 +115,7 @@ class Collector:
         yield by_state
         yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.channels()))
         yield CounterMetricFamily("pere_feed_opens", "Feeds opened.", hub.opens)
+        yield CounterMetricFamily("pere_feeds_taken_over", "Open feeds, those of receipts included, that went on here from the process before.", hub.taken_over + self._followers.taken_over)
         closes = CounterMetricFamily("pere_feed_closes", "Feeds closed, by reason.", labels=["reason"])
         for reason, count in hub.closes.items():
             closes.add_metric([reason], count)

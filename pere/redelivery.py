@@ -17,7 +17,7 @@ import math
 import random
 from collections import deque
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pere.devices import Device
 from pere.errors import Full, Gone, NotFound, Refusal, TooMany
@@ -123,6 +123,15 @@ class Care:
         if self._is_awaited:
             first = max(0.01, self._deadlines[0][0] - now) if self._deadlines else LOOK
             self._all.wheel.add(self, min(LOOK, self.ack_wait or LOOK, first))
+
+    def told(self) -> list[Any]:
+        """What another process is to go on with: `ack_wait`, `window`, and of each event that is under way what it is to be told again."""
+        now = self._all.wheel.time()
+        return [self.ack_wait, self.window, [(id, sent.deadline - now if self.ack_wait else 0.0, sent.channel, sent.expires) for id, sent in self.under_way.items()]]
+
+    def take_over(self, under_way: list[tuple[int, float, str, float]]) -> None:
+        for id, seconds, channel, expires in under_way:
+            self._await(id, channel, expires, max(0.0, seconds))
 
     def _look(self) -> None:
         """Let go of what has ended without a receipt."""
@@ -254,6 +263,15 @@ class Redelivery:
         if not self._is_on_wheel:
             self._is_on_wheel = True
             self.wheel.add(self, 0)
+
+    def told(self) -> list[tuple[str, int, float, str, float]]:
+        """The retries that are waited for, as another process is told of them."""
+        now = self.wheel.time()
+        return [(name, id, retry.deadline - now, retry.channel, retry.asked) for name, known in self._retries.items() for id, retry in known.items()]
+
+    def take_over(self, retries: list[tuple[str, int, float, str, float]]) -> None:
+        for name, id, seconds, channel, asked in retries:
+            self._put_off(name, id, Retry(self.wheel.time() + seconds, channel, asked))
 
     # What is due
 

@@ -5,13 +5,8 @@ reads it and sends feedback; the receipt is entered in the ledger.
 """
 
 import asyncio
-import contextlib
-import faulthandler
-import gc
 import logging
-import os
 import re
-import signal
 import socket
 import time
 from collections import Counter
@@ -21,18 +16,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import uvloop
 from tornado.web import Application, RequestHandler
 
 import pere
-from pere import systemd
 from pere.auth import FEED, PUSH, Verifier
 from pere.bearers import Bearers
 from pere.config import KIB, Config, networks, without_password, words
 from pere.cors import Cors
 from pere.door import Door, Route
 from pere.drain import Drain
-from pere.errors import ConfigError, StoreInUse
+from pere.errors import ConfigError
 from pere.feed import UNKEPT
 from pere.followers import Followers
 from pere.gate import Gate
@@ -49,17 +42,19 @@ from pere.handlers.overview import Overview
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
+from pere.handover import Line
 from pere.hub import Hub
 from pere.jwks import Jwks
 from pere.keys import Key, of_pem, of_secret
 from pere.layers import Layers
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
-from pere.listening import Listeners, bound
-from pere.log import change, set_up
+from pere.listening import Listeners
+from pere.log import change
 from pere.metrics import Collector, Measures, Scrape, registry
 from pere.openapi.asyncapi import asyncapi
 from pere.openapi.document import openapi
 from pere.outside import Outside
+from pere.predecessor import Predecessor
 from pere.reloading import Reloading
 from pere.reporter import Reporter
 from pere.revocations import KIND as REVOKED
@@ -68,6 +63,7 @@ from pere.sender import Sender
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
+from pere.successor import Successor
 from pere.waiting import Waits
 from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
@@ -80,7 +76,7 @@ log = logging.getLogger("pere")
 PUBLIC, ADMIN = "public", "admin"
 NAMED = re.compile(r"\{\w+\}")  # in a path, whatever stands there
 
-PATIENCE = 30.0  # seconds that the process before us may take for its end, beside those that it is given for it
+ANSWERED, POSTED, LONGEST = 1.0, 0.25, 10.0  # seconds that requests, and those of webhooks, may take where another process takes over: it waits for the store, or not
 
 class Server:
     """One PERE, in this process and on the running loop: the same in production and in tests.
@@ -92,7 +88,7 @@ class Server:
     """
 
     def __init__(self, config: Config, store: Store | None = None, sockets: Mapping[str, list[socket.socket]] = {},
-                 layers: Layers | None = None):
+                 layers: Layers | None = None, taken: Mapping[str, list[socket.socket]] = {}):
         loop = asyncio.get_running_loop()
         self.config = config
         self.wheel = Wheel(loop.time, loop.call_later)
@@ -153,7 +149,7 @@ class Server:
         self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered, self.watchdog)
         self.registry.register(self._collector)
         self._sweeper = Sweeper(self.store, self.hub)
-        self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets)
+        self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets, taken)
         self._reloading = Reloading(config, layers, [
             self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._openapi.renew, self._asyncapi.renew,
             self._renew_bodies, self._renew_keys, _renew_log,
@@ -243,6 +239,11 @@ class Server:
         self.watchdog.start()
         log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
+    async def follow(self, before: Successor) -> None:
+        """Go on with what the process before this one had open."""
+        revoked = self.verifier.revoked if self.verifier is not None else {}
+        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, revoked)
+
     def reload(self) -> None:
         """Read again what may change while the server runs (see `reloading.py`)."""
         self._reloading.reload()
@@ -283,24 +284,39 @@ class Server:
         await self.reporter.stop()
         await self.webhooks.stop(seconds)
 
-    async def stop(self) -> None:
+    async def stop(self, heir: Line | None = None) -> None:
         """Take leave, so that nobody notices: say that it ends (`/readyz`), and after `drain_delay` take no further connections; let the
-        feeds go (see `drain.py`) while all else is answered; then answer what is under way, for at most `drain_seconds`, and put all away."""
+        feeds go (see `drain.py`) while all else is answered; then answer what is under way, for at most `drain_seconds`, and put all away.
+        What an heir can take is handed over to it instead, and there is no delay."""
         config, loop = self.config, asyncio.get_running_loop()
+        handing = Predecessor(heir, self.hub, self.followers, self.store, self.door, config) if heir is not None else None
+        seconds = config.drain_seconds
+        if handing is not None:
+            await self.listeners.close()
+            await self.listeners.close_apart()
+            await handing.pass_connections(self.listeners.is_admin, self.waits.drain, min(seconds, LONGEST if config.is_shared else ANSWERED))
         self.door.draining = True
-        if config.drain_delay and self.listeners.sockets:
+        if handing is not None:
+            if not config.is_shared:
+                seconds = 0.0  # it waits for the store
+                await self._resign(POSTED)
+            await self.store.settle()
+            await handing.pass_feeds()
+            if config.is_shared:
+                await handing.end()
+        elif config.drain_delay and self.listeners.sockets:
             log.info("ending", extra={"facts": {"feeds": self._feeds(), "delay": config.drain_delay}})
             await asyncio.sleep(config.drain_delay)
         await self.listeners.close()
         feeds = self._feeds()
         # Who is stopped again has no feeds, and a store that must not be asked any more.
         has_others = feeds > 0 and await self.store.has_others()
-        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, config.drain_seconds, has_others)
+        drain = self._collector.drain = Drain(lambda: chain(self.hub.feeds.values(), self.followers.feeds()), self._feeds, config.retry, seconds, has_others)
         await drain.let_go()
         self.door.drain()
         self.waits.drain()
         # Who asked in the last moment is to have one too.
-        drain.deadline = max(drain.deadline, loop.time() + min(1.0, config.drain_seconds))
+        drain.deadline = max(drain.deadline, loop.time() + min(ANSWERED, config.drain_seconds))
         while (cut := self.door.under_way()) and drain.seconds_left:
             await asyncio.sleep(0.02)
             self.door.drain()
@@ -313,6 +329,8 @@ class Server:
         if self.jwks is not None:
             await self.jwks.stop()
         await self.store.close()
+        if handing is not None and not config.is_shared:
+            await handing.end()
         if self.spans is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.spans.close)
         await self.listeners.close_apart()
@@ -392,91 +410,6 @@ def open_store(config: Config) -> Store:
             raise ConfigError(f"--store {kind}: needs what `pip install 'pere[redis]'` installs ({error})") from None
         return RedisStore(config, time.time, config.store)
     raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
-
-
-def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None,
-          layers: Layers | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, `facts` stand in every line of
-    the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
-    set_up(config.log_level, config.log_format, facts)
-    config, sockets = systemd.adopted(config, systemd.inherited())
-    with contextlib.suppress(OSError, ValueError):  # where there is no standard error
-        faulthandler.enable()  # what a manager kills because it is stuck says where it was
-    uvloop.run(_serve(config, sockets, ready, layers))
-
-
-async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None], layers: Layers | None) -> None:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-
-    def end() -> None:
-        if ended.is_set():
-            log.warning("stopping at once")
-            raise SystemExit(1)
-        ended.set()
-
-    is_at_terminal = os.isatty(0)
-    serving: list[Server] = []
-    hung_up: list[None] = []
-
-    def hang_up() -> None:
-        if is_at_terminal and not os.isatty(0):
-            end()  # it was closed, and nobody can end us from there any more
-        elif serving:
-            systemd.notify(*systemd.reloading())
-            serving[0].reload()
-            systemd.notify("READY=1")
-        else:
-            hung_up.append(None)
-
-    for number, does in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, hang_up)):
-        loop.add_signal_handler(number, does)
-    if config.reuse_port and config.tcp and config.port and "tcp" not in sockets:
-        # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
-        sockets["tcp"] = bound(config.host, config.port, is_shared=True)
-    store = await _store_when_free(config, bool(sockets), ended)
-    if store is None:
-        return
-    try:
-        await store.begin()
-        server = Server(config, store, sockets, layers)
-        await server.start()
-    except BaseException:
-        await store.close()
-        raise
-    if not config.has_keys and config.exposed:
-        log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
-    serving.append(server)
-    if hung_up:
-        hang_up()
-    # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
-    # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    ready(server)
-    systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
-    await ended.wait()
-    systemd.notify("STOPPING=1")
-    await server.stop()
-
-
-async def _store_when_free(config: Config, is_handed_over: bool, ended: asyncio.Event) -> Store | None:
-    """The store, or None if we are ended before it could be had. A process that has its sockets from somebody, or shares them, is to follow
-    another one, which has the file until it ends."""
-    until = asyncio.get_running_loop().time() + PATIENCE + config.drain_delay + 2 * config.drain_seconds
-    is_waiting = False
-    while not ended.is_set():
-        try:
-            return open_store(config)
-        except StoreInUse as refusal:
-            if not is_handed_over or asyncio.get_running_loop().time() > until:
-                raise
-            if not is_waiting:
-                log.info("waiting for the store", extra={"facts": {"because": str(refusal)}})
-                is_waiting = True
-            await asyncio.sleep(0.01)
-    return None
 
 
 def _renew_log(config: Config) -> Callable[[], None]:

@@ -175,7 +175,7 @@ async def test_feeds_may_be_closed_removed_or_drained_while_they_are_full(start,
     feeds[2].close()
     await until(lambda: len(server.hub.feeds) == 2)
     await server.stop()
-    assert server.hub.closes == {"gone": 1, "slow": 0, "drain": 2, "replaced": 1, "kicked": 1, "unkept": 0, "redeliver": 0, "expired": 0}
+    assert server.hub.closes == {"gone": 1, "slow": 0, "drain": 2, "replaced": 1, "kicked": 1, "unkept": 0, "redeliver": 0, "expired": 0, "passed": 0}
     assert (server.hub.feeds, server.hub.channels, server.hub.behind) == ({}, {}, 0)
 
 

@@ -1,11 +1,11 @@
 """What do devices and publishers notice of a server that is started anew while they go on?
 
-    python -m bench.load.restart                              all ways, 5,000 devices, 3 restarts each: four minutes
+    python -m bench.load.restart                              all ways, 5,000 devices, 3 restarts each: seven minutes
     python -m bench.load.restart --way sqlite --devices 500 --restarts 1
 
 Devices with feeds on many channels, each of which answers every event; a publisher that pushes all the time. Meanwhile the server ends and another begins: *sqlite*, where one
 process follows another on a socket that is handed in, as systemd does it; *overlap*, where the next one is there before and waits for the file of the last one; *redis*, where both
-serve for a while, on a port that they share by SO_REUSEPORT.
+serve for a while, on a port that they share by SO_REUSEPORT; *handover* and *redis handover*, where the next one takes over what is open (`--handover`).
 
 A latency counts from the time for which a push was scheduled, to its arrival at a device. *During* is from the signal (the start of the next process, where that is earlier) until all feeds are
 back and a second longer. *Refused* is a connection that was, *cut* a request whose connection ended before its answer came (it is said again, a push with the same Idempotency-Key),
@@ -34,7 +34,7 @@ import uvloop
 
 from bench.handing import handed, listening
 
-WAYS = ("sqlite", "overlap", "redis")
+WAYS = ("sqlite", "overlap", "handover", "redis", "redis handover")
 LINES = 16  # connections that carry the receipts
 RETRY = 3.0  # seconds after which a feed that ended without a word comes back
 KNOCK = 0.05  # and who was refused or cut
@@ -261,7 +261,8 @@ class Servers:
         self._log = open(os.path.join(folder, "servers.log"), "w+b")
         self._socket = listening()
         self.port = self._socket.getsockname()[1]
-        if way == "redis":
+        self._folder = folder
+        if self._is_shared:
             self._redis_port = listening()
             port = self._redis_port.getsockname()[1]
             self._redis_port.close()
@@ -274,16 +275,23 @@ class Servers:
                 except OSError:
                     time.sleep(0.02)
             self._socket.close()
-        store = f"redis://127.0.0.1:{port}/0" if way == "redis" else f"sqlite:{folder}/pere.db"
+        store = f"redis://127.0.0.1:{port}/0" if self._is_shared else f"sqlite:{folder}/pere.db"
         self._arguments = ["serve", "--store", store, "--log-level", "info", *flags]
+        if "handover" in way:
+            self._socket.close()
+            self._arguments += ["--handover", os.path.join(folder, "handover")]
         self.current: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._way.startswith("redis")
 
     async def start(self, word: str = "listening url=") -> "subprocess.Popen[bytes]":
         """A further process, which has said this when this returns."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("PERE_")}
         lines = self._said().count(word)
-        if self._way == "redis":
-            made = subprocess.Popen([sys.executable, "-m", "pere", *self._arguments, "--reuse-port", "--port", str(self.port)], env=env, stderr=self._log)
+        if self._way != "sqlite" and self._way != "overlap":
+            made = subprocess.Popen([sys.executable, "-m", "pere", *self._arguments, *(["--reuse-port"] if self._way == "redis" else []), "--port", str(self.port)], env=env, stderr=self._log)
         else:
             made = handed([self._socket], self._arguments, env, stderr=self._log)
         while self._said().count(word) == lines:
@@ -308,6 +316,12 @@ class Servers:
         if self._way == "redis":
             self.current = await self.start()
             await self.ended(before)
+        elif "handover" in self._way:
+            self.current = await self.start()
+            while before.poll() is None:
+                await asyncio.sleep(0.01)
+            if before.returncode:
+                raise SystemExit(f"a server ended with {before.returncode}: {self._said()}")
         elif self._way == "overlap":
             self.current, lines = await self.start("waiting for the store"), self._said().count("listening url=")
             await self.ended(before)
@@ -362,7 +376,7 @@ async def _measure(servers: Servers, load: Load, restarts: int, usual: float) ->
     return {
         "devices": len(load.devices), "restarts": restarts, "pushes": len(load.pushed), "deliveries": len(load.latencies), "receipts": load.receipts,
         "refused": load.counts["refused"], "cut": load.counts["cut"], "other answers": sum(count for what, count in load.counts.items() if what.startswith("answered")),
-        "lost events": lost, "lost receipts": await load.unkept(), "doubled": doubled,
+        "came back": load.counts["feeds opened"] - len(load.devices), "lost events": lost, "lost receipts": await load.unkept(), "doubled": doubled,
         "p50 usual, ms": _quantile(before, 0.5), "p99 usual, ms": _quantile(before, 0.99),
         "p50 during, ms": _quantile(during, 0.5), "p99 during, ms": _quantile(during, 0.99), "worst during, ms": 1000 * max(during, default=0.0),
         "restart took, s": statistics.mean(took) if took else 0.0, "until all were back, s": statistics.mean(end - begin - 1 for begin, end in windows) if windows else 0.0,

@@ -73,7 +73,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 def run(config: Config, ready: Callable[..., None] = lambda server: None, facts: Mapping[str, object] | None = None,
         layers: Layers | None = None) -> None:
     """Serve in this process."""
-    from pere.server import serve
+    from pere.serving import serve
 
     with told(config):
         serve(config, ready, facts, layers)

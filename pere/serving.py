@@ -1,0 +1,140 @@
+"""A server as a process: its signals, what it has from the process before it or from a manager, and how it becomes ready and ends."""
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+
+import uvloop
+
+from pere import systemd
+from pere.config import Config
+from pere.errors import StoreInUse
+from pere.handover import Line
+from pere.layers import Layers
+from pere.listening import bound
+from pere.log import set_up
+from pere.predecessor import Following
+from pere.server import Server, open_store
+from pere.storage import Store
+from pere.successor import Successor
+
+log = logging.getLogger("pere")
+
+PATIENCE = 30.0  # seconds that the process before us may take for its end, beside those that it is given for it
+
+
+def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None,
+          layers: Layers | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, `facts` stand in every line of
+    the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
+    set_up(config.log_level, config.log_format, facts)
+    config, sockets = systemd.adopted(config, systemd.inherited())
+    with contextlib.suppress(OSError, ValueError):  # where there is no standard error
+        faulthandler.enable()  # what a manager kills because it is stuck says where it was
+    uvloop.run(_serve(config, sockets, ready, layers))
+
+
+async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None], layers: Layers | None) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    asked: list[None] = []
+    heirs: list[Line | None] = []
+
+    def end() -> None:
+        if asked:
+            log.warning("stopping at once")
+            raise SystemExit(1)
+        asked.append(None)
+        ended.set()
+
+    def follow(heir: Line | None) -> None:
+        heirs.append(heir)
+        ended.set()
+
+    is_at_terminal = os.isatty(0)
+    serving: list[Server] = []
+    hung_up: list[None] = []
+
+    def hang_up() -> None:
+        if is_at_terminal and not os.isatty(0):
+            end()  # it was closed, and nobody can end us from there any more
+        elif serving:
+            systemd.notify(*systemd.reloading())
+            serving[0].reload()
+            systemd.notify("READY=1")
+        else:
+            hung_up.append(None)
+
+    for number, does in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, hang_up)):
+        loop.add_signal_handler(number, does)
+    before = await _take_over(config, sockets) if not config.is_shared else None
+    if config.reuse_port and config.tcp and config.port and "tcp" not in sockets and not config.handover:
+        # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
+        sockets["tcp"] = bound(config.host, config.port, is_shared=True)
+    store = await _store_when_free(config, bool(sockets) or before is not None, ended)
+    if store is None:
+        return
+    try:
+        await store.begin()
+        if config.is_shared:
+            before = await _take_over(config, sockets)
+        server = Server(config, store, sockets, layers, before.sockets if before is not None else {})
+        if before is not None and not config.is_shared:
+            await server.follow(before)  # and only then is it told who comes and goes
+        await server.start()
+        if before is not None and config.is_shared:
+            await server.follow(before)
+        following = Following(config, server.listeners, follow)
+        if config.handover:
+            following.open()
+    except BaseException:
+        await store.close()
+        raise
+    if not config.has_keys and config.exposed:
+        log.warning("there are no keys: whoever reaches %s may push, read every channel, answer for every device and administer (--insecure)", config.exposed)
+    serving.append(server)
+    if hung_up:
+        hang_up()
+    # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
+    # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    ready(server)
+    systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
+    await ended.wait()
+    systemd.notify("STOPPING=1")
+    following.close()
+    await server.stop(heirs[0] if heirs else None)
+
+
+async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]]) -> Successor | None:
+    """What the process before us hands over, if there is one and it does. Where the store is its own, it has put it away when this returns."""
+    before = await Successor.find(config, sockets) if config.handover else None
+    if before is not None and not config.is_shared:
+        await before.gather()
+    return before
+
+
+async def _store_when_free(config: Config, is_handed_over: bool, ended: asyncio.Event) -> Store | None:
+    """The store, or None if we are ended before it could be had. A process that has its sockets from somebody, or shares them, is to follow
+    another one, which has the file until it ends."""
+    until = asyncio.get_running_loop().time() + PATIENCE + config.drain_delay + 2 * config.drain_seconds
+    is_waiting = False
+    while not ended.is_set():
+        try:
+            return open_store(config)
+        except StoreInUse as refusal:
+            if not is_handed_over or asyncio.get_running_loop().time() > until:
+                raise
+            if not is_waiting:
+                log.info("waiting for the store", extra={"facts": {"because": str(refusal)}})
+                is_waiting = True
+            await asyncio.sleep(0.01)
+    return None

@@ -1,0 +1,183 @@
+"""A server that begins goes on with what the process before it had open (see `predecessor.py`).
+
+With a store of one process it takes everything first, and serves when that process has put the store away. With one that is shared it serves already, and each feed goes
+on the moment that it comes; first all that the other process could have written to it must be at hand here, or it would come twice.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from pere.config import Config
+from pere.errors import ConfigError, Refusal
+from pere.event import UNCHUNKED
+from pere.feed import DRAIN, KICKED, Feed, bye
+from pere.followers import Followers
+from pere.gate import Gate
+from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
+from pere.hub import Hub
+from pere.listening import Listeners
+from pere.passing import Told, take_over
+from pere.search import Search
+from pere.sse import chunk
+from pere.storage import Store
+
+log = logging.getLogger("pere.handover")
+
+
+class Held(asyncio.Protocol):
+    """A feed on its way: its client has nothing to say, and if it goes the transport closes."""
+
+
+class Successor:
+    """What comes from the process at the other end of `line`; `sockets` listen, by what they are for."""
+
+    def __init__(self, line: Line, sockets: dict[str, list[socket.socket]]):
+        self.sockets = sockets
+        self._line = line
+        self._words: list[tuple[Word, list[Any]]] = []
+        self._is_over = False
+        self._feeds = self._connections = self._lost = 0
+
+    @classmethod
+    async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
+        """Who serves now, if anybody does, and lets us take over. `has` is what we have sockets for already. Raises ConfigError where they
+        have another store, OSError where that cannot be found out."""
+        line: Line | None = await aside(visit, config.handover)
+        if line is None:
+            return None
+        try:
+            await aside(line.say, {"pere": VERSION, "store": place_of(config)})
+            word, handed = await aside(line.hear)
+            if "refused" in word:
+                raise ConfigError(f"--handover {config.handover}: {word['refused']}, and not {place_of(config)}")
+            mine = cls(line, _wanted(config, word["listening"], handed, has))
+            if word["pere"] != VERSION:
+                log.warning("the process before is of another version: its feeds are let go", extra={"facts": {"pid": word["pid"]}})
+                await mine._outlive(config)
+                return mine
+        except Broken as broken:
+            # It ends for another reason, or has died: then the store tells whether it is there.
+            log.warning("nothing was handed over", extra={"facts": {"because": str(broken)}})
+            line.close()
+            return None
+        log.info("taking over", extra={"facts": {"pid": word["pid"]}})
+        return mine
+
+    async def _outlive(self, config: Config) -> None:
+        self._is_over = True
+        with contextlib.suppress(Broken):
+            await aside(self._line.hear, PATIENCE + config.drain_delay + 2 * config.drain_seconds)
+        self._line.close()
+
+    async def _next(self) -> tuple[Word, list[Any]] | None:
+        """The next word, its sockets with transports where they are feeds. None at the end, also where that is the other's."""
+        try:
+            word, handed = await aside(self._line.hear)
+        except Broken as broken:
+            log.error("the process before has gone in the middle", extra={"facts": {"because": str(broken)}})
+            self._is_over = True
+            self.drop()
+            return None
+        if word.get("over"):
+            self._is_over = True
+            return None
+        return word, handed if "connections" in word else [await _transport(each) for each in handed]
+
+    async def gather(self) -> None:
+        """Take everything, and wait until the store is free."""
+        while not self._is_over and (some := await self._next()) is not None:
+            self._words.append(some)
+
+    def drop(self) -> None:
+        """What was taken and is nobody's: it is closed, and comes back by itself."""
+        for _, handed in self._words:
+            for each in handed:
+                each.close()
+        self._words.clear()
+
+    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, revoked: dict[str, float]) -> None:
+        """Go on with all of it, and with what still comes; then the other process may end."""
+        def account_of(feed: Feed, client: str | None) -> None:
+            feed.count_for(gate.accounts.of(client, gate.time()) if client is not None else None)
+
+        while True:
+            some = self._words.pop(0) if self._words else None if self._is_over else await self._next()
+            if some is None:
+                break
+            word, handed = some
+            if "connections" in word:
+                await self._go_on(word["connections"], handed, listeners)
+            for told, born, transport in await self._at_hand(store, word, handed) if "feeds" in word else ():
+                feed = take_over(hub, store, transport, told, born) if not transport.is_closing() else None
+                if feed is not None:
+                    account_of(feed, told.client)
+                    self._feeds += 1
+                elif not transport.is_closing():
+                    self._lost += 1
+                    last = bye(DRAIN, hub.retry)
+                    transport.write(last if told.form & UNCHUNKED else chunk(last) + b"0\r\n\r\n")
+                    transport.close()
+            for about, transport in zip(word["followers"], handed, strict=True) if "followers" in word else ():
+                if transport.is_closing():
+                    continue
+                feed = followers.take_over(transport, about)
+                account_of(feed, about[-2])
+                self._feeds += 1
+                if revoked.get(about[5], 0.0) > word["at"]:
+                    feed.close(KICKED, bye(KICKED, hub.retry))  # while it was on its way
+            hub.redelivery.take_over(word.get("retries", ()))
+        with contextlib.suppress(Broken):
+            await aside(self._line.say, {"serving": True})
+        self._line.close()
+        if self._feeds or self._connections:
+            log.info("taken over", extra={"facts": {"feeds": self._feeds, "connections": self._connections, "let_go": self._lost}})
+
+    async def _go_on(self, kinds: list[bool], handed: list[socket.socket], listeners: Listeners) -> None:
+        for is_admin, visitor in zip(kinds, handed, strict=True):
+            try:
+                await listeners.adopt(visitor, is_admin)
+                self._connections += 1
+            except OSError:
+                visitor.close()  # it has gone by now
+
+    async def _at_hand(self, store: Store, word: Word, handed: list[Any]) -> list[tuple[Told, list[tuple[str, int]], Any]]:
+        """The feeds, what of their patterns they have not met yet, and their transports; with all that they have been sent at hand here."""
+        feeds = [Told(**told) for told in word["feeds"]]
+        try:
+            await store.reach(word["newest"], *{stand[0] for told in feeds for stand in told.places}, *{each for told in feeds for each in told.patterns})
+        except Refusal as refusal:
+            log.warning("what feeds were sent is not at hand", extra={"facts": {"because": refusal.code}})
+        meant: dict[tuple[str, ...], list[str]] = {}
+        found = []
+        for told, transport in zip(feeds, handed, strict=True):
+            patterns = tuple(told.patterns)
+            if patterns and patterns not in meant:
+                search = Search(store, (), patterns)
+                while search.step():
+                    await asyncio.sleep(0)
+                meant[patterns] = search.found()
+            known = {stand[0] for stand in told.places}
+            found.append((told, [(name, store.seek(store.open(name), word["newest"])) for name in meant.get(patterns, ()) if name not in known], transport))
+        return found
+
+
+async def _transport(handed: socket.socket) -> Any:
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(Held, handed)
+    return transport
+
+
+def _wanted(config: Config, listening: list[list[Any]], handed: list[socket.socket], has: Iterable[str]) -> dict[str, list[socket.socket]]:
+    """Those of the sockets that we would make too; the others are closed."""
+    places = {"tcp": [config.host, config.port] if config.tcp else None, "unix": [config.unix, 0] if config.unix else None,
+              "admin": [config.admin_host, config.admin_port] if config.admin_port >= 0 else None}
+    wanted: dict[str, list[socket.socket]] = {}
+    for (kind, *place), each in zip(listening, handed, strict=True):
+        if kind not in has and places.get(kind) == place:
+            wanted.setdefault(kind, []).append(each)
+        else:
+            each.close()
+    return wanted

@@ -1,0 +1,351 @@
+"""One process takes over from another (`--handover`): feeds and connections go on where they are, and whoever dies on the way loses nothing that was answered."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+import uvloop
+import wire
+from certificates import Authority
+from minting import SECRET, token
+from processes import Process, pere
+from redises import named, needed
+
+from bench.load import restart
+from pere.config import Config
+from pere.handover import VERSION, Broken, Line, place_of, visit
+
+
+class Server(Process):
+    """One that tells its port once it serves, whatever it speaks there."""
+
+    def __init__(self, *flags: str, **variables: str):
+        super().__init__("serve", "--port", "0", *flags, **variables)
+        try:
+            self.port = int(self.until(r"listening url=https?://127\.0\.0\.1:(\d+)")[1])
+        except BaseException:
+            self.__exit__()
+            raise
+
+
+@contextmanager
+def serving(tmp_path, kind: str = "sqlite", *flags: str, **variables: str):
+    """A server, and what starts one that takes over from it."""
+    if kind == "redis":
+        needed()
+    arguments = ("--store", named(kind, tmp_path), "--handover", str(tmp_path / "h"), *flags)
+    with ExitStack() as stack:
+        first = stack.enter_context(Server(*arguments, **variables))
+        # One that has been followed waits there itself a moment later.
+        until_it_waits(tmp_path)
+        yield first, lambda *more: stack.enter_context(Server(*arguments, *more, **variables))
+
+
+def until_it_waits(tmp_path) -> None:
+    for _ in range(1500):
+        if (tmp_path / "h").exists():
+            return
+        time.sleep(0.01)
+    raise AssertionError("nobody waits there")
+
+
+async def number(port: int, name: str) -> float:
+    said = (await wire.request(port, "GET", "/metrics")).body.decode()
+    return sum(float(each) for each in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", said, re.M))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_feeds_of_every_kind_and_connections_go_on_where_they_are(tmp_path, kind):
+    with serving(tmp_path, kind, "--unix", str(tmp_path / "u"), "--admin-port", "0", "--retry", "0.5") as (first, follow):
+        port = first.port
+        admin = int(re.search(r"url=\S+,http://127\.0\.0\.1:(\d+)", first.err)[1])
+        raw, envelope, anonymous = [await wire.listen(port, "c.1", device="raw"), await wire.listen(port, "c.1", "c.*", device="env"), await wire.listen(port, "c.1")]
+        old, unix = await wire.listen(port, "c.1", device="old", version="1.0"), await wire.listen(str(tmp_path / "u"), "c.1", device="unix")
+        careful = await wire.listen(port, "c.1", device="careful", format="envelope", ack_wait=1, window=5)
+        receipts = await wire.Feed.open(port)
+        await receipts.start("/receipts/c.1", {})
+        assert await receipts.control("pere.hello")
+        feeds = [raw, envelope, anonymous, old, unix, careful]
+        lines = [await wire.Wire.open(way) for way in (port, str(tmp_path / "u"), admin)]
+        for line in lines:
+            await line.send(wire.said("GET", "/healthz"))
+            assert (await line.answer()).status == 200
+
+        async def push(line: wire.Wire, data: str) -> str:
+            await line.send(wire.said("POST", "/push/c.1", data.encode(), {"Content-Type": "text/plain"}))
+            return (await line.answer()).json["id"]
+
+        await push(lines[0], "before")
+        assert {json.loads(feed.data)["data"] if feed.data.startswith("{") else feed.data for feed in [await each.event() for each in feeds]} == {"before"}
+        second = follow()
+        assert first.end() == 0 and second.port == port
+        id = await push(lines[0], "after")
+        for feed in feeds[:-1]:
+            message = await feed.event()
+            assert "after" in message.data and not feed.controls, message
+        # What it did not answer is waited for, as before.
+        sent = set()
+        while not sent >= {("before", 2), ("after", 1)}:
+            told = json.loads((await careful.event()).data)
+            assert (told["data"], told["attempt"]) not in sent
+            sent.add((told["data"], told["attempt"]))
+        await lines[1].send(wire.said("POST", "/feedback/c.1", b"", {"Device": "raw", "Last-Event-ID": id}))
+        assert (await lines[1].answer()).json == {"state": "processed", "duplicate": False}
+        assert json.loads((await receipts.event()).data)["device"] == "raw"
+        await lines[2].send(wire.said("GET", "/admin/connections"))
+        there = (await lines[2].answer()).json
+        assert there["c.1"] == 6 and there["total number"] == 6
+        await lines[0].send(wire.said("GET", "/admin/connections"))
+        assert (await lines[0].answer()).status == 404, "what administers is not there for who came by the public listener"
+        assert await number(admin, "pere_feeds_taken_over_total") == 7
+        assert second.end(signal.SIGTERM) == 0
+        assert not (tmp_path / "h").exists() and not (tmp_path / "u").exists()
+        for each in (*feeds, *lines, receipts):
+            each.close()
+
+
+async def test_a_slow_feed_is_sent_the_rest_of_what_it_was_in_the_middle_of(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, follow):
+        slow = await wire.listen(first.port, "c", device="slow", buffer=4096)
+        other = await wire.listen(first.port, "c", device="other")
+        for n in range(150):
+            await wire.push(first.port, "c", f"{n} " + "x" * 30_000)
+            await other.event()
+        assert await number(first.port, "pere_feeds_behind") == 1
+        second = follow()
+        assert first.end() == 0
+        await wire.push(second.port, "c", "150 x")
+        assert [data.split(" ")[0] for data in await slow.events(151)] == [str(n) for n in range(151)]
+        assert (await other.event()).data == "150 x"
+        slow.close()
+        other.close()
+
+
+async def test_three_in_a_row_take_over_and_nobody_notices(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, follow):
+        feed, line, last = await wire.listen(first.port, "c", device="d"), await wire.Wire.open(first.port), first
+        for n in range(3):
+            following = follow()
+            assert last.end() == 0
+            until_it_waits(tmp_path)
+            await line.send(wire.said("POST", "/push/c", b"%d" % n))
+            assert (await line.answer()).status == 201
+            assert (await feed.event()).data == str(n)
+            last = following
+        feed.close()
+        line.close()
+
+
+async def test_what_is_under_way_is_answered_first(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, follow):
+        device = await wire.listen(first.port, "c", device="d")
+        waiting, half, fresh, gone = [await wire.Wire.open(first.port) for _ in range(4)]
+        await waiting.send(wire.said("POST", "/push/c", b"1", {"Prefer": "wait=60"}))
+        assert (await device.event()).data == "1"
+        request = wire.said("POST", "/push/c", b"2")
+        await half.send(request[:-1])
+        await gone.send(wire.said("GET", "/healthz"))
+        await gone.answer()
+        visitor = asyncio.get_running_loop().run_in_executor(None, follow)
+        assert (await waiting.answer()).status == 201, "with what was answered until now"
+        await half.send(request[-1:])
+        second = await visitor
+        assert first.end() == 0
+        # Perhaps it came too late for that, and was cut; but never is it answered and not kept.
+        try:
+            kept = (await half.answer()).status == 201
+        except EOFError:
+            kept = False
+        for line in (waiting, fresh):
+            await line.send(wire.said("GET", "/healthz"))
+            assert (await line.answer()).status == 200
+        await wire.push(second.port, "c", 3)
+        assert await device.events(2 if kept else 1) == ["2", "3"][not kept :]
+        for each in (device, waiting, half, fresh, gone):
+            each.close()
+
+
+async def test_what_a_token_allows_ends_when_it_does(tmp_path):
+    variables = {"PERE_JWT_SECRET": SECRET}
+    with serving(tmp_path, "sqlite", "--max-feeds-per-peer", "3", "--limits-exempt", "", **variables) as (first, follow):
+        keys = {"access_token": token(admin=True)}
+        feeds = [await wire.listen(first.port, "c", access_token=token(name, feed=["c"], push=["c"], expires=seconds)) for name, seconds in (("a", 600), ("b", 8))]
+        receipts = await wire.Feed.open(first.port)
+        await receipts.start("/receipts/c?access_token=" + token("p", push=["c"]), {})
+        await receipts.control("pere.hello")
+        second = follow()
+        assert first.end() == 0
+        answer = await wire.request(second.port, "GET", "/feed/c?access_token=" + token("e", feed=["c"]))
+        assert answer.error == (429, "too_many_feeds"), "they count where they did"
+        for name in ("a", "p"):
+            await wire.request(second.port, "DELETE", f"/admin/devices/{name}?revoke=true&access_token={keys['access_token']}")
+        assert [json.loads(each.data)["reason"] for feed in (feeds[0], receipts, feeds[1]) for each in await feed.end()] == ["kicked", "kicked", "expired"]
+        for each in (*feeds, receipts):
+            each.close()
+
+
+async def test_tls_cannot_go_over_so_it_is_let_go_and_comes_to_the_next(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("one")
+    with serving(tmp_path, "sqlite", "--tls-cert", certificate, "--tls-key", key, "--unix", str(tmp_path / "u"), "--retry", "0.1") as (first, follow):
+        plain, secured = str(tmp_path / "u"), wire.Secure(first.port, authority.context)
+        feeds = [await wire.listen(way, "c", device=f"d{n}") for n, way in enumerate((plain, secured))]
+        second = follow()
+        assert first.end() == 0
+        assert [message.event for message in await feeds[1].end()] == ["pere.bye"]
+        back = await wire.listen(wire.Secure(second.port, authority.context), "c", device="d1")
+        await wire.push(plain, "c", 1)
+        assert [(await feed.event()).data for feed in (feeds[0], back)] == ["1", "1"]
+        for each in (*feeds, back):
+            each.close()
+
+
+# Who dies on the way
+
+
+async def test_a_successor_that_dies_leaves_devices_that_are_told_to_come_back(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, _):
+        feeds = [await wire.listen(first.port, "c", device="d"), await wire.listen(first.port, "c", version="1.0")]
+        line = visit(str(tmp_path / "h"))
+        line.say({"pere": VERSION, "store": place_of(Config(store=f"sqlite:{tmp_path / 'pere.db'}"))})
+        word, sockets = line.hear()
+        assert [kind for kind, *_ in word["listening"]] == ["tcp"]
+        word, more = line.hear()
+        assert [told["device"] for told in word["feeds"]] == ["d", ""]
+        for each in (*sockets, *more):
+            each.close()
+        line.close()
+        for feed in feeds:
+            assert [message.event for message in await feed.end()] == ["pere.bye"]
+            feed.close()
+        assert first.end() == 0
+        assert "does not serve" in first.err
+
+
+async def fake(tmp_path, says) -> asyncio.Task:
+    """Somebody serves, who says this to whoever comes to take over, and dies."""
+    path = str(tmp_path / "h")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+
+    def serve() -> dict:
+        visitor, _ = listening.accept()
+        listening.close()
+        os.unlink(path)
+        line = Line(visitor)
+        word, _ = line.hear()
+        says(line)
+        line.close()
+        return word
+
+    return asyncio.get_running_loop().run_in_executor(None, serve)
+
+
+@pytest.mark.parametrize("version", [VERSION, VERSION + 1])
+async def test_a_predecessor_that_dies_or_is_of_another_version_leaves_its_sockets(tmp_path, version):
+    """Who connects meanwhile waits in the queue, and is not refused."""
+    tcp, device = socket.create_server(("127.0.0.1", 0)), socket.socketpair()
+    port = tcp.getsockname()[1]
+    waiting = await wire.Wire.open(port)
+
+    def says(line: Line) -> None:
+        line.say({"pere": version, "pid": 1, "listening": [["tcp", "127.0.0.1", port], ["unix", "/elsewhere", 0]]}, [tcp.fileno(), tcp.fileno()])
+        if version == VERSION:
+            told = {"form": 0, "device": "d", "patterns": [], "expires": None, "client": None, "places": [["c", 0, 0, 0, 0, 0, 0]], "care": None, "greeting": "", "rest": ""}
+            line.say({"feeds": [told], "newest": 0}, [device[0].fileno()])
+        tcp.close()
+        device[0].close()
+
+    before = await fake(tmp_path, says)
+    with Process("serve", "--port", str(port), "--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", str(tmp_path / "h")) as second:
+        greeting = await before
+        assert greeting == {"pere": VERSION, "store": f"sqlite:{os.path.realpath(tmp_path / 'pere.db')}"}
+        second.until("listening")
+        await waiting.send(wire.said("POST", "/push/c", b"1"))
+        assert (await waiting.answer()).status == 201
+        device[1].setblocking(False)
+        assert version != VERSION or await asyncio.get_running_loop().sock_recv(device[1], 100) == b"", "it is closed, and comes back by itself"
+        assert ("gone in the middle" in second.err) == (version == VERSION) and ("another version" in second.err) == (version != VERSION)
+        assert second.end(signal.SIGTERM) == 0
+    waiting.close()
+    device[1].close()
+
+
+async def test_a_successor_of_another_version_gets_the_sockets_and_feeds_are_let_go(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, _):
+        feed = await wire.listen(first.port, "c", device="d")
+        line = visit(str(tmp_path / "h"))
+        line.say({"pere": VERSION + 1, "store": place_of(Config(store=f"sqlite:{tmp_path / 'pere.db'}"))})
+        word, (tcp,) = line.hear()
+        assert (word["pere"], tcp.getsockname()[1]) == (VERSION, first.port)
+        assert [message.event for message in await feed.end()] == ["pere.bye"]
+        with pytest.raises(Broken):
+            line.hear()
+        assert first.end() == 0
+        for each in (feed, line, tcp):
+            each.close()
+
+
+# Who may
+
+
+async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothing(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, _):
+        feed = await wire.listen(first.port, "c", device="d")
+        other = pere("serve", "--port", "0", "--store", f"sqlite:{tmp_path / 'other.db'}", "--handover", str(tmp_path / "h"))
+        assert other.returncode == 2 and "has another store, sqlite:" in other.stderr
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b"", b"\0\0\0\2[]", b"\0\0\0\2{}", b"\xff\xff\xff\xff"):
+            with socket.socket(socket.AF_UNIX) as visitor:
+                visitor.connect(str(tmp_path / "h"))
+                visitor.sendall(words)
+                visitor.shutdown(socket.SHUT_WR)
+                visitor.settimeout(15)
+                with suppress(ConnectionResetError):  # it did not read all that was said
+                    assert visitor.recv(10) == b""
+        await wire.push(first.port, "c", 1)
+        assert (await feed.event()).data == "1"
+        feed.close()
+
+
+AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(15); print(s.recv(1))"
+
+
+async def test_it_is_for_processes_of_the_same_user(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, _):
+        path = tmp_path / "h"
+        assert path.stat().st_mode & 0o777 == 0o600
+        if os.geteuid() == 0:  # who is somebody else already can become nobody else
+            for folder in (tmp_path, *tmp_path.parents[:3]):
+                folder.chmod(0o755)
+            as_nobody = [sys.executable, "-I", "-S", "-c", AS_NOBODY, str(path)]
+            assert b"Permission denied" in subprocess.run(as_nobody, capture_output=True, check=False).stderr
+            path.chmod(0o666)
+            assert subprocess.run(as_nobody, capture_output=True, check=False).stdout == b"b''\n", "it is hung up on before it has said a word"
+        assert first._popen.poll() is None
+
+
+def test_what_is_there_and_is_no_socket_is_left_alone(tmp_path):
+    (tmp_path / "h").write_text("mine")
+    ended = pere("serve", "--port", "0", "--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", str(tmp_path / "h"))
+    assert ended.returncode == 1 and f"cannot listen on {tmp_path / 'h'}" in ended.stderr
+    assert (tmp_path / "h").read_text() == "mine"
+
+
+@pytest.mark.parametrize("way", ["handover", "redis handover"])
+def test_under_load_nobody_notices(way):
+    """The short form of `python -m bench.load.restart`."""
+    if way == "redis handover":
+        needed()
+    found = uvloop.run(restart.measure(way, devices=200, restarts=2, per_second=40, usual=0.3))
+    assert found["pushes"] and found["deliveries"] == 20 * found["pushes"]
+    assert {name: found[name] for name in ("refused", "cut", "other answers", "lost events", "lost receipts", "doubled", "came back")} == dict.fromkeys(
+        ("refused", "cut", "other answers", "lost events", "lost receipts", "doubled", "came back"), 0)
