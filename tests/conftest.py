@@ -5,7 +5,9 @@ The plugin for async tests knows no async fixtures, so those that have something
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,11 @@ from pere.storage import Store
 # No property is judged by how long an example takes: a machine may be as busy as it likes.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A machine may forbid Python to keep what it compiled. Then each of the thousand programs that are started here would compile all of PERE
+# anew, which takes longer than to start does, and each worker all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Who is started by a shell in the background has Ctrl-C ignored, and so would all programs that are started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
