@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pere.audience import Audience, Member
+from pere.bulk import Bulk, Receipt
 from pere.errors import BadRequest, Gone, NotFound
 from pere.event import Event, format_id
 from pere.names import shown
@@ -22,6 +23,7 @@ from pere.receipt import (
     DELIVERED,
     EXPIRED,
     FAILED,
+    FIRST,
     LATE,
     MAX_RESENDS,
     NAMES,
@@ -34,6 +36,7 @@ from pere.receipt import (
     STATE,
     bucket,
     closes,
+    edges,
     ending,
     quantiles,
 )
@@ -185,11 +188,7 @@ def moment_of(event: Event, at: float | None, now: float) -> float:
     return now if at is None else min(max(at, event.time), now)
 
 
-# What a device says: who it is, of which event, the state, its own word as JSON, when it did it (seconds since 1970), if it says so, and
-# on which channel, if it names one.
-Receipt = tuple[str, int, int, bytes | None, float | None, str | None]
-
-# The same once it was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
+# A receipt that was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
 Row = tuple[Entry, Member | None, int, int, bytes | None, float]
 
 
@@ -228,14 +227,21 @@ class Ledger:
         self.statuses_dropped = 0
         self.bytes = 0  # what the sayings of all entries take
         self._max_status_bytes = max_status_bytes
+        # Whom the newest event with `to` is for, and where they stand: often it is the same devices again, and a hundred of them take 6 KB.
+        self._named: frozenset[str] = frozenset()
+        self._names: list[str] = []
+        self._slots: dict[str, int] = {}
 
     def open(self, event: Event, audience: Audience, need: int | str | None) -> Entry | None:
         """Enter an accepted event for its audience; None if it asks for no receipts. Raises BadRequest for an impossible `need`."""
         if event.level == NONE:
             return None
         if event.to:
-            names = sorted(event.to)
-            entry = Entry(event, audience, bytearray(len(names)), names, {name: slot for slot, name in enumerate(names)})
+            if event.to != self._named:
+                self._names = sorted(event.to)
+                self._slots = {name: slot for slot, name in enumerate(self._names)}
+                self._named = event.to
+            entry = Entry(event, audience, bytearray(len(self._names)), self._names, self._slots)
         else:
             entry = Entry(event, audience, audience.template[:], audience.names, None)
         entry.demand(needed(need, entry.size))
@@ -369,6 +375,82 @@ class Ledger:
         for entry in watched:
             entry.tell()
         return answers
+
+    def enter_run(self, bulk: Bulk, now: float) -> list[Event]:
+        """Enter the first of many receipts, for as long as each is the device's first word on its event, as nearly all are; returns
+        these events. It does what `find_many` and `enter_many` do, which are for what is behind them, without a row for each receipt."""
+        events: list[Event] = []
+        watched: dict[Entry, None] = {}
+        entries, roundtrips, device, closings = self.entries, self.roundtrips, bulk.device, 0
+        audience: Audience | None = None
+        member: Member | None = None
+        slots: dict[str, int] | None = None
+        own = named = -1
+        since = low = high = 0.0  # when it came back; and the latencies that are in the bucket `took`
+        for id, new, status, at in zip(bulk.ids, bulk.states, bulk.statuses, bulk.times, strict=True):
+            entry = entries.get(id)
+            if entry is None:
+                break
+            if entry.audience is not audience:
+                audience, slots = entry.audience, None
+                member = audience.members.get(device)
+                if member is not None:
+                    if member.careful:
+                        break
+                    since = member.since
+                own = member.slot if member is not None else -1
+            if entry.slots is None:
+                slot = own
+            else:
+                if entry.slots is not slots:
+                    slots = entry.slots
+                    named = slots.get(device, -1)
+                slot = named
+            states = entry.states
+            if not 0 <= slot < len(states) or states[slot] != PENDING:
+                break
+            event, counts, latencies, histogram = entry.event, entry.counts, entry.latencies, entry.histogram
+            accepted = event.time
+            moment = now if at is None else moment_of(event, at, now)
+            # They come in the order of their events, so most are in the bucket of the one before.
+            if not low <= moment - accepted < high:
+                took = bucket(moment - accepted)
+                low, high = edges(took)
+            if latencies is None:
+                latencies = entry.latencies = bytearray(len(states))
+            states[slot] = new
+            latencies[slot] = took
+            counts[PENDING] -= 1
+            counts[new] += 1
+            histogram[took] = histogram.get(took, 0) + 1
+            roundtrips[new][took if member is None or not accepted < since <= moment else bucket(moment - since)] += 1
+            if new != DELIVERED or event.level == DELIVERED:
+                closings += 1
+                entry.owed -= 1
+            if member is not None:
+                member.answered = now
+                member.last_id = id
+            if status is not None:
+                code = entry.sayings.get(status) if entry.said is not None else None
+                if code is not None:
+                    entry.said[slot] = code  # type: ignore[index]
+                else:
+                    self._say(entry, slot, status)
+            if counts[PROCESSED] >= entry.goal or not entry.owed:
+                if not entry.owed:
+                    self._open.pop(id, None)
+                self.decide(entry, moment)
+                audience = None
+            entry.version += 1
+            if entry.watchers:
+                watched[entry] = None
+            events.append(event)
+        for new, number in Counter(bulk.states[: len(events)]).items():
+            self.receipts[new][FIRST] += number
+        self.outstanding -= closings
+        for entry in watched:
+            entry.tell()
+        return events
 
     def apply(self, entry: Entry, member: Member | None, slot: int, state: int, status: bytes | None, now: float) -> int:
         """Enter a change of any kind, as a log says it: a receipt, a slot that joins (`pending`), an end of one delivery or of ALL that

@@ -100,6 +100,12 @@ _EDGES = (-math.inf, *(SHORTEST * math.exp((i - 0.5) / _STEPS) for i in range(1,
 # the arithmetic around it.
 bucket: Callable[[float], int] = partial(bisect_right, _EDGES)
 
+
+def edges(bucket: int) -> tuple[float, float]:
+    """The latencies of a bucket: from the first up to, and without, the second."""
+    return _EDGES[bucket - 1], _EDGES[bucket] if bucket < len(_EDGES) else math.inf
+
+
 # The middle of each bucket in seconds, to four digits: with fewer, the rounding would add to the 5 %.
 SECONDS = (0.0, *(float(f"{SHORTEST * math.exp((i - 1) / _STEPS):.4g}") for i in range(1, 256)))
 

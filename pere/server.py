@@ -38,6 +38,7 @@ from pere.handlers.description import Description, Document
 from pere.handlers.events import Events, Status, StatusDevices
 from pere.handlers.feed import FeedHead, OpenFeed
 from pere.handlers.feedback import Feedback
+from pere.handlers.many import Many
 from pere.handlers.overview import Overview
 from pere.handlers.push import Push
 from pere.handlers.receipts import OpenReceipts
@@ -136,7 +137,7 @@ class Server:
             b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED),
             b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS, needs=PUSH),
             b"POST /feedback/": Route("/feedback/{channel}", 0, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED),
-            b"POST /feedback": Route("/feedback", 0, feedback.many, kind=RECEIPTS, needs=FEED),
+            b"POST /feedback": Route("/feedback", 0, Many(feedback, config).many, kind=RECEIPTS, needs=FEED),
         }
         self.watchdog = Watchdog(config, lambda: self.wheel.now, lambda: self.store.writing)
         self._cors = cors

@@ -18,10 +18,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
 
 import pere
+from pere.bulk import Receipt
 from pere.errors import Refusal
 from pere.event import Draft, format_id
 from pere.hub import Hub
-from pere.ledger import Receipt
 from pere.sender import Outcome, Sender
 from pere.storage import Accepted, Store
 

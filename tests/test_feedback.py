@@ -14,6 +14,7 @@ from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
+from pere.handlers.many import alike
 from pere.receipt import PROCESSED
 from pere.server import Server, open_store
 
@@ -506,6 +507,26 @@ async def test_a_bad_receipt_among_many_does_not_spoil_the_others(start, sent, a
     assert (results[1]["status"], results[1]["error"]) == error
     named = item.get("event_id") if isinstance(item, dict) else None
     assert results[1]["event_id"] == (named if isinstance(named, str) else None)
+
+
+WORDS = st.sampled_from(['"state":"failed"', '"status":"}],{\\"event_id\\":\\"1-0\\""', '"status":{"event_id":"1-0"}', '"status": [1]', '"event_id":"0-0"', '"event_id":"1-0"', '"x":"é"', ''])
+GAPS = st.sampled_from(["", " ", "\n\t", "\x0b", "\u00a0"])
+ITEMS = st.tuples(st.sampled_from(["0-0", "1-0", "1-1", "01-0", "", "x", '1-0"},{"event_id":"2-0']), st.lists(WORDS, max_size=2), st.booleans())
+
+
+@given(st.lists(ITEMS, max_size=4), st.lists(WORDS, max_size=2), GAPS, GAPS, st.sampled_from(["]}", "]", "] }", "]}x", '],"device":"d"}', "],]}", "\n]}\n"]), st.booleans())
+def test_a_body_whose_items_are_alike_is_read_as_any_json(items, words, gap, space, end, is_alike):
+    """Where it is taken for such a body at all; and it is, where nothing is amiss."""
+    written = (",".join([f'"event_id":{space}"{id}"', *(words if is_alike else own)][:: -1 if is_last and not is_alike else 1]) for id, own, is_last in items)
+    body = f'{{"receipts":{space}[{f",{gap}".join(f"{{{each}}}" for each in written)}{end}'
+    found = alike(body.encode())
+    if found is not None:
+        texts, ids, item = found
+        assert orjson.loads(body) == {"receipts": [{**item, "event_id": text} for text in texts]}
+        assert ids == [parse_id(text) for text in texts]
+    else:
+        is_plain = is_alike and all(word[1:3] == "st" and '{"event_id' not in word for word in words) and len(items) > 1 and all(id in ("0-0", "1-0", "1-1") for id, *_ in items)
+        assert not is_plain or {gap, space} & {"\x0b", "\u00a0"} or end not in ("]}", "] }", "\n]}\n")
 
 
 @pytest.mark.parametrize("body, headers, error", [

@@ -18,6 +18,7 @@ from pere.config import Config
 from pere.door import Ask, Route
 from pere.event import Draft, format_id
 from pere.handlers.feedback import Feedback
+from pere.handlers.many import Many
 from pere.redelivery import Redelivery
 from pere.storage.memory import MemoryStore
 from pere.wheel import Wheel
@@ -48,6 +49,7 @@ def ask(path: bytes, device: bytes, body: bytes, **headers: bytes) -> Ask:
 def operations() -> dict[str, tuple[Callable[[], object], int]]:
     store = MemoryStore(Config(backlog_events=EVENTS))
     feedback = Feedback(store, Redelivery(store, Wheel(time.monotonic, lambda *told: None)), Config())
+    many = Many(feedback, Config()).many
     store.register("c", "other")
     numbers = itertools.count()
     ids: list[str] = []
@@ -77,7 +79,7 @@ def operations() -> dict[str, tuple[Callable[[], object], int]]:
     def batch(**said: Any) -> Callable[[], object]:
         def answer() -> None:
             name = device()
-            feedback.many(ask(b"/feedback", name, orjson.dumps({"receipts": [{"event_id": id, **said} for id in ids]})))
+            many(ask(b"/feedback", name, orjson.dumps({"receipts": [{"event_id": id, **said} for id in ids]})))
 
         return answer
 
@@ -87,7 +89,7 @@ def operations() -> dict[str, tuple[Callable[[], object], int]]:
             feedback.one(ask(b"/feedback/c", name, b'{"status":"rx ok"}', last_event_id=id.encode()))
 
     def up_to() -> None:
-        feedback.many(ask(b"/feedback", device(), orjson.dumps({"up_to": ids[-1], "channel": "c"})))
+        many(ask(b"/feedback", device(), orjson.dumps({"up_to": ids[-1], "channel": "c"})))
 
     return {
         "one of 1,000 in a batch": (batch(), EVENTS),

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from pere.audience import Audience, Member
 from pere.backlog import Backlog
+from pere.bulk import Receipt
 from pere.devices import Device, Devices
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id, timestamp
-from pere.ledger import Entry, Ledger, Receipt
+from pere.ledger import Entry, Ledger
 from pere.receipt import NAMES
 
 

@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pere.bulk import Bulk, Receipt
 from pere.config import Config
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id
-from pere.ledger import Entry, Receipt
-from pere.receipt import CANCELLED, EXPIRED, NONE
+from pere.ledger import Entry
+from pere.receipt import CANCELLED, EXPIRED, FIRST, NAMES, NONE
 from pere.schedule import Schedule
 from pere.storage import Accepted, Page, Shelf
 from pere.storage.recent import Recent
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
+
+LONG_WAY = 64  # receipts of many that follow one that cannot go the short way: where one is, there often are more
+FIRSTS = [(state, FIRST) for state in range(len(NAMES))]  # what is answered to a first word
 
 
 class MemoryStore(WorkingSet):
@@ -93,17 +97,38 @@ class MemoryStore(WorkingSet):
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         now = self.clock()
-        rows, missing = self.ledger.find_many(receipts, now)
-        answers: list[Any] = self.ledger.enter_many(rows, now)
+        answers, channels = self._enter_bulk(receipts, now) if isinstance(receipts, Bulk) else self._enter(receipts, now)
         self._make_room()  # for what they say
-        channels = self._recent.add_many(rows, answers)
         if self.on_receipts is not None:
             for channel in channels:
                 self.on_receipts(channel)
+        then(answers)
+
+    def _enter(self, receipts: Sequence[Receipt], now: float) -> tuple[list[Any], set[str]]:
+        """What is answered to each, and on which channels there are changes."""
+        rows, missing = self.ledger.find_many(receipts, now)
+        answers: list[Any] = self.ledger.enter_many(rows, now)
+        channels = self._recent.add_many(rows, answers)
         for place in missing:
             device, id, *_, named = receipts[place]
             answers.insert(place, self._why(device, id, named))
-        then(answers)
+        return answers, channels
+
+    def _enter_bulk(self, bulk: Bulk, now: float) -> tuple[list[Any], set[str]]:
+        """The same for those of one device: the short way as far as that goes, and past what stops it the way of all others."""
+        answers: list[Any] = []
+        channels: set[str] = set()
+        while bulk:
+            events = self.ledger.enter_run(bulk, now)
+            channels |= self._recent.add_run(bulk, events, now)
+            answers += map(FIRSTS.__getitem__, bulk.states[: len(events)])
+            bulk = bulk[len(events) :]
+            if bulk:
+                found, more = self._enter(bulk[:LONG_WAY], now)
+                answers += found
+                channels |= more
+                bulk = bulk[LONG_WAY:]
+        return answers, channels
 
     def recall(self, channel: str, id: int, then: Callable[[int], None], refused: Callable[[Refusal], None]) -> None:
         event = self.find(channel, id)

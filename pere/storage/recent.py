@@ -6,18 +6,21 @@ was born: who comes back with a number from an earlier life is below all that ar
 
 from bisect import bisect_right
 from collections import deque
-from itertools import islice
-from operator import itemgetter
+from itertools import count, groupby, islice, repeat
+from operator import attrgetter, itemgetter
 
+from pere.bulk import Bulk
 from pere.event import Event
 from pere.ledger import Row as Entered
+from pere.ledger import moment_of
 from pere.receipt import CANCELLED, EXPIRED, FIRST, LATE, LATE_FIRST, STATE
 from pere.storage import Page, Record
 
 # Number, event, its channel, when it was accepted, device (None: all that were open), state and whether it was late, what was said, and when.
 Row = tuple[int, int, str, float, str | None, int, bytes | None, float]
 
-_number = itemgetter(0)
+_number, _channel_of = itemgetter(0), itemgetter(2)
+_channel, _time = attrgetter("channel"), attrgetter("time")
 
 
 class Log(deque[Row]):
@@ -70,6 +73,19 @@ class Recent:
         if number > self._full_at:
             self._clear()
         return channels
+
+    def add_run(self, bulk: Bulk, events: list[Event], now: float) -> set[str]:
+        """The same for the first of many receipts, which were the device's first words on these events."""
+        channels = list(map(_channel, events))
+        times = [now if at is None else moment_of(event, at, now) for event, at in zip(events, bulk.times, strict=False)]
+        rows = list(zip(count(self.newest + 1), bulk.ids, channels, map(_time, events), repeat(bulk.device), bulk.states, bulk.statuses, times, strict=False))
+        self._all.extend(rows)
+        for channel, run in groupby(rows, _channel_of):
+            self._log(channel).extend(run)
+        self.newest += len(rows)
+        if self.newest > self._full_at:
+            self._clear()
+        return set(channels)
 
     def _log(self, channel: str) -> Log:
         log = self._logs.get(channel)

@@ -22,11 +22,12 @@ import msgpack  # type: ignore[import-untyped]
 import orjson
 
 from pere.audience import Member
+from pere.bulk import Receipt
 from pere.config import DAY, Config
 from pere.devices import Device
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
-from pere.ledger import Entry, Receipt, unknown_receipt
+from pere.ledger import Entry, unknown_receipt
 from pere.names import is_pattern
 from pere.storage import Accepted, Page, Shelf
 from pere.storage.committing import Together

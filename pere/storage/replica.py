@@ -16,10 +16,11 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from pere.audience import Member
+from pere.bulk import Receipt
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import Entry, Ledger, Receipt, needed
+from pere.ledger import Entry, Ledger, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
 from pere.storage import Shelf, keeping

@@ -10,8 +10,9 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from pere.bulk import Receipt
 from pere.errors import Refusal
-from pere.ledger import Ledger, Receipt
+from pere.ledger import Ledger
 from pere.storage.replica import Asker, Op
 from pere.storage.sharedlog import ALL
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from pere.audience import Member
+from pere.bulk import Receipt
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import ALL, Entry, Receipt
+from pere.ledger import ALL, Entry
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.committing import Asker, Assured, Change, Committing, Part, Refused, Together, mark, row_of

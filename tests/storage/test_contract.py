@@ -12,6 +12,7 @@ import pytest
 from made import NOW
 from redises import common
 
+from pere.bulk import Bulk
 from pere.config import KIB, Config
 from pere.errors import BadRequest, Gone, NotFound, Refusal, TooMany, Unavailable
 from pere.event import Event, format_id, parse_id
@@ -562,7 +563,8 @@ async def test_what_a_device_has_said_nothing_of_is_pending(open_desk):
 
 async def _together(desk: Desk, device: str, *receipts: tuple[int, str, float | None]) -> list[object]:
     told: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-    desk.store.record_many([(device, id, state_code(state), None, at, None) for id, state, at in receipts], told.set_result)
+    desk.store.record_many(Bulk(device, [id for id, _, _ in receipts], [state_code(state) for _, state, _ in receipts], [None] * len(receipts), [at for *_, at in receipts]),
+                           told.set_result)
     return [answer.code if isinstance(answer, Refusal) else (NAMES[answer[0]], OUTCOMES[answer[1]]) for answer in await told]
 
 

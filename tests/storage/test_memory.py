@@ -4,10 +4,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import NOW, draft
 from test_contract import HOUR, Clock, Desk
 
+from pere.bulk import Bulk
 from pere.config import Config
-from pere.errors import Gone
+from pere.errors import Gone, Refusal
+from pere.event import LEVELS
+from pere.receipt import DELIVERED, FAILED, PROCESSED
+from pere.storage import memory
 from pere.storage.memory import MemoryStore
 
 
@@ -99,3 +106,48 @@ async def test_what_devices_say_counts_in_what_is_kept_over_all_channels_and_old
             assert desk.store.bytes + desk.store.ledger.bytes <= 20_000
     assert desk.store.find("old", more[-1])
     assert desk.store.ledger.bytes == 0
+
+
+PUSHES = [("c", "processed", (), 1), ("c", "delivered", (), None), ("c", "processed", ("d3", "d1"), None), ("c", "processed", ("d3", "d1"), 1), ("c", "none", (), None),
+          ("other", "processed", (), "50%"), ("other", "delivered", ("d1", "d2"), 2), ("far", "processed", (), None)]
+SAID = st.lists(st.tuples(st.integers(0, len(PUSHES)), st.sampled_from([DELIVERED, PROCESSED, FAILED]), st.sampled_from([None, b'"fine"', b'"paper jam"']),
+                          st.none() | st.floats(NOW - 1, NOW + 90)), max_size=20)
+
+
+@given(SAID, SAID, st.booleans(), st.booleans(), st.booleans())
+def test_what_a_device_says_of_many_events_is_entered_as_if_each_had_come_alone(said, before, is_watched, is_careful, is_expired):
+    """Whatever was said before, of whichever events, known and unknown ones, and who hears of it: decisions, followers, who waits."""
+    found = []
+    for is_together in (True, False):
+        clock, heard, ids, answers = Clock(), [], [1], []
+        store = MemoryStore(Config(), clock)
+        for channel, device in [("c", "d1"), ("c", "d2"), ("c", "d3"), ("other", "d1"), ("other", "d2"), ("far", "d2")]:
+            store.register(channel, device).since = NOW + 10 * int(device[1:])
+        for channel, level, to, need in PUSHES:
+            clock.now += 7
+            store.append(draft(channel, to=to, level=LEVELS[level], need=need, ttl=40), lambda accepted, ids=ids: ids.append(accepted.id))
+        clock.now += 10
+        if is_expired:
+            store.sweep(clock.now, lambda channel: False)
+        store.open("c").audience.members["d1"].careful = is_careful
+        store.ledger.on_answer = lambda device, id, heard=heard: heard.append((device, id))
+        store.ledger.on_decision = lambda word, entry, moment, heard=heard: heard.append((word, entry.event.id, moment))
+        seen = []
+        if is_watched:
+            store.ledger.entries[ids[1]].watch(lambda seen=seen, entry=store.ledger.entries[ids[1]]: seen.append(entry.version))
+        store.record_many([("d2", ids[place], state, status, at, None) for place, state, status, at in before], lambda answers: None)
+        del seen[:]
+        columns = [[each[part] for each in said] for part in range(4)]
+        bulk = Bulk("d1", [ids[place] for place in columns[0]], *columns[1:])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, "LONG_WAY", 2)
+            for receipts in [bulk] if is_together else [[each] for each in bulk]:
+                store.record_many(receipts, answers.extend)
+        ledger = store.ledger
+        assert len(seen) <= 1 + len(said) // 2 or not is_together
+        found.append((
+            [answer.code if isinstance(answer, Refusal) else answer for answer in answers], heard, seen[-1:], store._recent.after(0),
+            [(member.answered, member.last_id) for name in store.channels() for member in store.shelf(name).audience],
+            [(list(ledger.lines(entry)), entry.summary(), entry.version, entry.owed, entry.histogram) for entry in ledger.entries.values()],
+            ledger.receipts, ledger.roundtrips, ledger.outstanding, list(ledger._open), ledger.bytes))
+    assert found[0] == found[1]
