@@ -10,6 +10,7 @@ from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?<=\n\n)((?:    .*\n)+)")
 NAME = re.compile(r"(?:#|//) ([\w.-]+\.\w+)$", re.M)
 SERVER = "127.0.0.1:4567"
 
@@ -37,6 +38,19 @@ def blocks(text: str = "") -> list[Block]:
         named = NAME.match(match[2])
         found.append(Block(match[1], named[1] if named else "", match[2], text.count("\n", 0, match.start()) + 1))
     return found
+
+
+def commands(text: str = "") -> list[Block]:
+    """Every block of what is typed in a shell, in order: those that show what is answered, programs of the shell, and those that are only indented."""
+    text = text or README.read_text("utf-8")
+    rest = FENCED.sub(lambda match: "\n" * match[0].count("\n"), text)
+    indented = [Block("", "", re.sub(r"^    ", "", match[1], flags=re.M), rest.count("\n", 0, match.start(1)) + 1) for match in INDENTED.finditer(rest)]
+    return sorted([block for block in blocks(text) if block.language in ("console", "sh")] + indented, key=lambda block: block.line)
+
+
+def section(title: str) -> str:
+    """What stands below this heading of the second order."""
+    return README.read_text("utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def snippet(name: str) -> Block:
