@@ -38,7 +38,7 @@ class Conversation(asyncio.Protocol):
         self.busy: Ask | Exchange | object | None = None  # the request that is being answered
         self.pending: deque[Ask] | None = None  # those that wait behind it
         self._queued = 0  # bytes of their bodies
-        self.rest = b""  # what is not parsed before its turn comes; both count in `Door.held`
+        self.rest: bytes | memoryview = b""  # what is not parsed before its turn comes; both count in `Door.held`
         self._in_line = False
         self._closing = False  # nothing that comes from now on is read
         self.is_fresh = True  # it has asked nothing yet
@@ -293,7 +293,8 @@ class Conversation(asyncio.Protocol):
                 self._door.held -= len(ask.body)
                 self._begin(ask)
             elif self.rest:
-                piece, self.rest = self.rest[:SLICE], self.rest[SLICE:]
+                rest = memoryview(self.rest)  # of which nothing has to be moved
+                piece, self.rest = bytes(rest[:SLICE]), rest[SLICE:] or b""
                 self._door.held -= len(piece)
                 self._parse(piece)
         self._in_line = bool(self.pending or self.rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()

@@ -17,7 +17,7 @@ from pere.peers import Proxies
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
 SOON = 5  # seconds after which to try again where nobody can know when there will be room
 LINGER = 60.0  # seconds for which what a subject has used is at hand, though it says nothing any more: else each receipt would look for it anew
-SPARE = 64  # open files that are no connections
+SPARE = 128  # open files that are no connections; two for each of the queues of `queues.py`
 
 # Whose limit it was: that of one client, or that of the whole server.
 CLIENT, SUBJECT, ALL = "client", "subject", "all"

@@ -21,7 +21,7 @@ from pere.crowd import AGAIN
 from pere.door import Ask, Door, Route
 from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
-from pere.line import SLICE
+from pere.line import MUCH
 
 GRACE = 0.5  # seconds in which who has just come is let say what it came for, though we are about to end
 
@@ -85,7 +85,7 @@ class Connection(Conversation):
         if self._closing:
             return
         self._alike = None
-        if self._in_line or len(data) > SLICE:
+        if self._in_line or len(data) > MUCH:
             self._put_by(data)
         else:
             self._parse(data)
@@ -105,7 +105,7 @@ class Connection(Conversation):
         """It is parsed when its turn comes, and nothing more is read until then."""
         door = self._door
         door.held += len(data)
-        self.rest += data
+        self.rest = bytes(self.rest) + data if self.rest else data
         self.transport.pause_reading()
         if door.held > door.config.max_held_bytes:
             self._turn_away(busy())
@@ -209,7 +209,8 @@ class Connection(Conversation):
         ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
         self._ask = None
         ask.keep_alive = False
-        ask.refusal = refusal
+        # Where it was raised, this request was at hand, and would hold it in return: of thousands that are cut, that is much to collect.
+        ask.refusal = refusal.with_traceback(None)
         self._enqueue(ask)
 
     def eof_received(self) -> bool:

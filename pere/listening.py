@@ -23,6 +23,7 @@ from pere.handover import make_room
 from pere.handshakes import Handshakes
 from pere.http1 import Connection
 from pere.peers import of_socket
+from pere.queues import beside, can_be_many, gather, sort, waiting
 from pere.tls import Certificate
 
 log = logging.getLogger("pere.listening")
@@ -31,6 +32,9 @@ BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes b
 CROWD, MOMENT = 128, 0.1  # so many who cannot stay, in so many seconds, are a crowd
 TURN = 0.0003  # seconds of each turn in which it is taken in, before those who are there are served
 CALM = 5.0  # seconds without a crowd until the loop takes them by itself again
+MANY = 32  # who wait to be accepted are put into many queues
+LOOK = 0.1  # seconds between two looks at that
+SORTED = 5.0  # seconds until they are put into others
 REST = 1.0  # seconds until it is tried again, where no file could be opened
 GOODBYE = 5.0  # seconds in which the other end of a TLS connection may say that it has heard the last word
 
@@ -39,21 +43,45 @@ class Listener:
     """One socket that listens, and whoever comes by it: `meet` makes what they meet. `is_shared` tells that another process has
     the same socket, so that what waits in its queue is not ours alone. `url` is where it is; where TLS is spoken, `secured` is what the loop is told of it.
 
-    The loop takes one connection in each turn, so where somebody makes them faster than that, all others wait behind him in the queue of the kernel. In a
-    crowd they are taken here, many in a turn, and who cannot stay is sent away before anything is made of it. A fleet that comes back is none: to be taken
-    here costs each who can stay 9 us and 200 bytes more."""
+    The loop takes one connection of each queue in each turn, so where somebody makes them faster than that, all others wait behind him. Where many wait there
+    are therefore many queues (see `queues.py`). Where there cannot be, since others listen on the port too, and many cannot stay, they are taken here, many in a
+    turn, and sent away before anything is made of them; which costs each who can stay 9 us and 200 bytes more."""
 
     def __init__(self, sock: socket.socket, url: str, is_shared: bool, meet: Callable[[], Connection], door: Door, secured: dict[str, Any]):
         self.sock = sock
         self.url = url
         self.is_shared = is_shared
         self._meet = meet
+        self._door = door
         self._handshakes = Handshakes(door, meet, secured)
+        self._secured = secured
         self._is_secured = bool(secured)
         self._crowded = 0.0  # until when they are taken here
         self._resting: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._sorted = 0.0  # when it was last settled which client comes to which queue
+        self._others: list[Listener] = []  # the queues beside this one
+
+    @property
+    def _can_be_many(self) -> bool:
+        return not self.is_shared and (bool(self._others) or can_be_many(self.sock))
+
+    def look(self, now: float) -> None:
+        """Where many wait, each client is to wait in one of many queues."""
+        if not self._can_be_many or now < self._sorted + SORTED or max(waiting(each.sock) for each in (self, *self._others)) < MANY:
+            return
+        self._sorted = now
+        try:
+            if self._others:
+                sort(self.sock)
+                return
+            for sock in beside(self.sock, BACKLOG):
+                self._others.append(other := Listener(sock, self.url, False, self._meet, self._door, self._secured))
+                other._handshakes = self._handshakes
+                other._starting = asyncio.get_running_loop().create_task(other.start())
+        except OSError as error:
+            log.warning("there are no further queues for who connects", extra={"facts": {"error": error.strerror}})
 
     async def start(self) -> None:
         make = asyncio.get_running_loop()
@@ -67,7 +95,7 @@ class Listener:
 
     def take_over(self) -> None:
         """There is a crowd."""
-        if self._server is not None and self.sock.family != socket.AF_UNIX:
+        if self._server is not None and self.sock.family != socket.AF_UNIX and not self._can_be_many:
             self._server.close()
             self._server = None
             self._crowded = asyncio.get_running_loop().time() + CALM
@@ -98,6 +126,11 @@ class Listener:
         """Take no further connection. Those that wait in the queue have been told by the kernel that they are connected, and would be reset with the
         socket: so they are taken first. If another process has this socket too, they are left to it."""
         loop = asyncio.get_running_loop()
+        if self._others:
+            gather(self.sock)
+            for each in self._others:
+                await each.close()
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
         if self._starting is not None:
             await self._starting
         same = self.sock.dup()
@@ -144,6 +177,12 @@ class Listeners:
         self._turned_away, self._since = 0, 0.0  # how many could not stay in this moment, which began then
         door.gate.on_turned_away = self._count
 
+    def due(self, now: float) -> float:
+        """Its turn on the wheel has come."""
+        for each in (*self._open, *self._apart):
+            each.look(now)
+        return LOOK if self._open else 0.0
+
     def _count(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -175,6 +214,7 @@ class Listeners:
                 # Who asks from the machine itself (Prometheus, a console through a tunnel) would have to believe a certificate for another name.
                 certificate = None if is_loopback(config.admin_host) else self.certificate
                 self.admin_port = await self._tcp(self._apart, "admin", config.admin_host, config.admin_port, self._admin, certificate)
+            self._door.wheel.add(self, LOOK)
         except BaseException:
             await self.close()
             await self.close_apart()

@@ -155,7 +155,7 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
     monkeypatch.setattr("pere.listening.CROWD", 5)
     monkeypatch.setattr("pere.listening.MOMENT", 60.0)
     monkeypatch.setattr("pere.listening.CALM", 0.05)
-    server = await start(limits_exempt="", max_connections_per_peer=20)
+    server = await start(limits_exempt="", max_connections_per_peer=20, reuse_port=True)
     listener, = server.listeners._open
     fleet = [await _knock(server.port) for _ in range(20)]
     await until(lambda: len(server.door.connections) == 20)
@@ -190,7 +190,7 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
 async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_connected(start, until, monkeypatch):
     monkeypatch.setattr("pere.listening.CROWD", 5)
     monkeypatch.setattr("pere.listening.MOMENT", 60.0)
-    server = await start(limits_exempt="", max_connections_per_peer=20)
+    server = await start(limits_exempt="", max_connections_per_peer=20, reuse_port=True)
     listener, = server.listeners._open
     socks = [await _knock(server.port) for _ in range(26)]
     await until(lambda: listener._server is None)

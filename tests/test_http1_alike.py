@@ -8,7 +8,7 @@ from doors import LAST, Caller, chunks, eventually, facts, io_loop, no_surprises
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pere.line import SLICE
+from pere.line import MUCH
 
 
 def for_all(examples: int, **strategies: Any) -> Callable[[Any], Any]:
@@ -232,7 +232,7 @@ async def test_much_that_arrives_behind_a_recognised_request_that_is_answered_la
         caller = await house.caller()
         await caller.say(receipt())
         await caller.answer()
-        many = SLICE // len(receipt()) + 1
+        many = MUCH // len(receipt()) + 1
         await caller.say(receipt("held", "1-0"), b"".join(receipt("d", f"1-{n}") for n in range(1, many)) + LAST)
         (held,) = house.stage.asks
         held()

@@ -1,5 +1,7 @@
 """Every refusal for a limit is counted, whoever says it: the front door, a hot function, a handler, or one item of a batch."""
 
+import asyncio
+import gc
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from hooks import LOCAL
 from minting import SECRET, bearer
 
 from pere import redelivery
+from pere.http1 import Connection
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 NO_LIMITS = {"keys_unavailable", "not_ready", "store_failed", "stuck"}  # what answers 503 because something is not there
@@ -169,3 +172,26 @@ async def test_a_batch_with_many_names_is_done_piece_by_piece_and_the_others_are
     assert [result["audience"] for result in (await big.answer()).json["results"]] == [900] * 200
     assert len(set(seen)) > 10, "it was done in one piece"
     assert [event["data"] for event in (await get("/events/c?limit=1000"))["events"]] == list(range(200))
+
+
+async def test_a_connection_that_is_cut_leaves_nothing_to_collect(start, until):
+    # Thousands of them a second would be a pause of the collector of 30 ms, in which nobody is served.
+    server = await start(peer_pushes="0.01/1", **HERE)
+
+    def left():
+        return [each for each in gc.get_objects() if isinstance(each, Connection)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for said in (PUSH, PUSH, PUSH), (PUSH,), (Said("NONSENSE", "/"),), (Said("GET", "/healthz", headers={"Content-Length": "x"}),):
+            async with asyncio.timeout(20):
+                line = await wire.Wire.open(server.port)
+                await line.send(b"".join(wire.said(each.method, each.target, each.body, each.headers) for each in said))
+                while (await line.answer()).status == 201:
+                    pass
+                line.close()
+        await until(lambda: not server.door.connections)
+        assert not left()
+    finally:
+        gc.enable()

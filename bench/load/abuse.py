@@ -16,10 +16,11 @@ The flood comes from one address, as fast as one processor can make it, in one o
     slowloris    10,000 connections that drip a head, byte by byte
     deaf         5,000 feeds of everything that is kept, which never read
 
-The server has processor 0. Flood and probes share processor 1: the flood is scheduled as idle, so it takes all of it but what the probes need. That is
-as fair as it can be on two: with more, the flood would be stronger and the probes would wait less for their turn. `--unlimited` runs each flood against a
-server that has no limits too. Everything is on loopback, so the kernel's part of the flood, whichever processor it falls on, is in the figures. "Waits" is
-the part of the time in which the server, or the probes, could have gone on and had no processor: a latency is the server's doing only where that is little.
+The server has processor 0. Flood and probes share processor 1: the probes run in real time, so the flood has all of it but what they need, and they never wait for it. That
+is as fair as it can be on two: with more, the flood would be stronger. Server and flood go before whatever else the machine does (their session is weighed
+as `nice -20`), where the rights for that are there. `--unlimited` runs each flood against a server that has no limits too. Everything is on loopback, so the kernel's part of the
+flood, whichever processor it falls on, is in the figures. "Waits" is the part of the time in which the server, or the probes, could have gone on and
+had no processor: a latency is the server's doing only where that is little.
 """
 
 import asyncio
@@ -170,8 +171,7 @@ FLOODS: dict[str, Callable[[Flood], Iterator[None]]] = {
 
 def flood(kind: str, port: int, pipe: multiprocessing.connection.Connection) -> None:
     """The process of the flood, until it is told to end; then it tells what it did."""
-    os.sched_setaffinity(0, {1})
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # it gives way to a probe at once
+    before_all(1)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     flood = Flood(port)
@@ -272,6 +272,23 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 # A run
 
 
+def before_all(processor: int) -> None:
+    """This process has nothing to do with the rest of its session any more, and goes before whatever else this machine does, as far as it may."""
+    os.sched_setaffinity(0, {processor})
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setsid()
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        with open("/proc/self/autogroup", "w") as file:  # Linux weighs sessions first, then what is in them
+            file.write("-20")
+
+
+def in_real_time() -> None:
+    """This process goes before all that does not."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 def cpu(pid: int) -> float:
     """Seconds of processor time that a process has had."""
     with open(f"/proc/{pid}/stat") as file:
@@ -295,7 +312,7 @@ def one_run(kind: str, is_limited: bool, seconds: float) -> dict[str, object]:
     exempt = "" if is_limited else "127.0.0.0/8"
     server = subprocess.Popen(
         [sys.executable, "-m", "pere", "serve", "--port", str(port := free_port()), "--store", "memory:", "--log-level", "error", "--limits-exempt", exempt],
-        preexec_fn=lambda: os.sched_setaffinity(0, {0}))
+        preexec_fn=lambda: before_all(0))
     here, there = multiprocessing.Pipe()
     flooder = multiprocessing.Process(target=flood, args=(kind, port, there), daemon=True) if kind else None
     try:
@@ -343,6 +360,7 @@ def p99(values: list[float]) -> float:
 def main(kinds: tuple[str, ...], seconds: float, rounds: int, unlimited: bool, as_json: bool) -> None:
     """Measure what the others have left of their service while one client floods the server."""
     os.sched_setaffinity(0, {1})
+    in_real_time()
     runs = [("", True), *((kind, is_limited) for kind in kinds or FLOODS for is_limited in ((True, False) if unlimited else (True,)))]
     found = []
     for _ in range(rounds):
