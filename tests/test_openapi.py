@@ -10,14 +10,17 @@ from pathlib import Path
 import orjson
 import pytest
 import wire
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator
 from minting import SECRET, token
+from nodes import packages
 from openapi_spec_validator import validate
 from processes import ENVIRONMENT, Served
 
 from pere.config import Config
+from pere.openapi.asyncapi import asyncapi
 from pere.openapi.codes import TABLE
 from pere.openapi.document import openapi
+from pere.openapi.examples import MESSAGES, SCHEMAS
 from pere.openapi.operations import EVERYWHERE, operations
 from pere.sse import Decoder
 
@@ -83,17 +86,28 @@ def test_the_limits_are_those_of_the_settings():
     assert [*document["paths"]["/push"]["post"]["security"][0]] == ["bearer"] and document["paths"]["/healthz"]["get"]["security"] == []
 
 
-def test_every_example_is_what_it_is_an_example_of():
+def test_everything_has_an_example_that_has_no_field_which_is_not_described():
+    described, told = closed(openapi(Config(), operations(Config()).keys())), closed(asyncapi(Config()))
+    things = [(name, schema, schema["examples"], described) for name, schema in described["components"]["schemas"].items()]
+    things += [(name, message["payload"], [each["payload"] for each in message["examples"]], told) for name, message in told["components"]["messages"].items()]
+    for name, schema, examples, document in things:
+        for example in examples:
+            errors = [error.message for error in Draft202012Validator({"components": document["components"], **schema}).iter_errors(example)]
+            assert errors == [], (name, example)
+    assert {*SCHEMAS} == {*described["components"]["schemas"]} and {*MESSAGES} == {*told["components"]["messages"]}
+
+
+def test_what_is_on_feeds_is_described_as_asyncapi_has_it():
+    schema = orjson.loads((packages() / "node_modules/@asyncapi/specs/schemas/3.0.0.json").read_bytes())
+    assert [f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(asyncapi(Config()))] == []
+
+
+def test_an_error_is_exemplified_by_what_it_means():
     document = openapi(Config(), operations(Config()).keys())
-    schemas = document["components"]["schemas"]
-    examples = [(name, example) for name, schema in schemas.items() for example in schema.get("examples", ())]
-    assert len(examples) > 10
-    for name, example in examples:
-        assert is_valid(document, schemas[name], example), (name, example)
-
-
-def is_valid(document, schema, value) -> bool:
-    return not list(Draft202012Validator({"components": document["components"], **schema}).iter_errors(value))
+    refusals = [answer["content"]["application/json"]["example"] for path in document["paths"].values() for operation in path.values()
+                for status, answer in operation["responses"].items() if status >= "400" and "$ref" not in answer]
+    meanings = {code: row.meaning for row in TABLE for code in row.codes}
+    assert len(refusals) > 50 and all(refusal["message"] in meanings.values() for refusal in refusals)
 
 
 def closed(schema):

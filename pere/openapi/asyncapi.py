@@ -5,6 +5,7 @@ from typing import Any
 import pere
 from pere.config import Config
 from pere.notice import COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED, VERIFY
+from pere.openapi.examples import MESSAGES
 from pere.openapi.schemas import COUNT, YES, Schema, array, null_or, record, ref, schemas, text
 
 NUMBER = {"type": "number"}
@@ -28,7 +29,7 @@ def asyncapi(config: Config) -> Schema:
         "operations": {name: {"action": "send", "channel": {"$ref": f"#/channels/{name}"}} for name in ("feed", "receipts", "webhook")},
         "components": {
             "schemas": schemas(config),
-            "messages": frames | notices,
+            "messages": {name: message | {"examples": [{"payload": MESSAGES[name]}]} for name, message in (frames | notices).items()},
         },
     }
 
@@ -49,7 +50,7 @@ def _frames() -> dict[str, Schema]:
     greeting = {"device": null_or(ref("Device")), "position": id, "feedback": text(), "ack_wait": null_or(NUMBER), "window": null_or(COUNT), "receipt_jitter": NUMBER, "heartbeat": NUMBER}
     return {
         "event": {"name": "message", "summary": "an event of a raw feed: the payload as it was pushed; `event:` is its type, `id:` its id", "contentType": "text/plain", "payload": {}},
-        "envelope": _message("message", "an event of an envelope feed; a second attempt has no `id:`", record(envelope)),
+        "envelope": _message("message", "an event of an envelope feed; a second attempt has no `id:`", record(envelope, {"traceparent": text("where its push stands in a trace")})),
         "hello": _message("pere.hello", "who the server takes the client for, and where receipts go", record(greeting)),
         "gap": _message("pere.gap", "what will never come", record(gap)),
         "cancel": _message("pere.cancel", "an event was recalled", record({"id": id, "channel": ref("Channel")})),
@@ -79,4 +80,4 @@ def _notices() -> dict[str, Schema]:
 
 def _cloud_event(type: str, data: Schema) -> Schema:
     """CloudEvents 1.0, JSON format."""
-    return record({"specversion": text(enum=["1.0"]), "id": text(), "source": text(), "type": text(enum=[type]), "time": ref("Time"), "data": data}, {"datacontenttype": text(), "subject": text()})
+    return record({"specversion": text(enum=["1.0"]), "id": text(), "source": text(), "type": text(enum=[type]), "time": ref("Time"), "data": data}, {"datacontenttype": text(), "traceparent": text()})

@@ -86,5 +86,5 @@ def _errors(operation: Operation) -> Schema:
 def _refusal(status: int, codes: list[str]) -> Schema:
     headers = ("Retry-After",) if status in (429, 503) else ("Allow",) if status == 405 else ("WWW-Authenticate",) if status == 401 else ()
     told = _answer(SUMMARIES.get(status, "It is over a limit."), {JSON: {"allOf": [ref("Error"), {"properties": {"error": {"enum": list(dict.fromkeys(codes))}}}]}}, headers)
-    told["content"][JSON]["example"] = {"error": codes[0], "message": "what came, and what was wanted"}
+    told["content"][JSON]["example"] = {"error": codes[0], "message": next(row.meaning for row in TABLE if row.status == status and codes[0] in row.codes)}
     return told

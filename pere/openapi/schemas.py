@@ -8,14 +8,13 @@ from typing import Any
 from pere.config import Config
 from pere.endpoint import ACTIVE, CONTENT_TYPES, DISABLED, PAUSED, PENDING, TYPES
 from pere.names import CHANNEL, DEVICE, EVENT_TYPE, PATTERN
+from pere.openapi.examples import SCHEMAS
 from pere.receipt import NAMES, SENT
 
 Schema = dict[str, Any]
 
-ID = "1764100000123-0"
 # Milliseconds until the year 2223, and a sequence of 20 bits, which is up to 1048575.
 EVENT_ID = "^(0|[1-7][0-9]{12}|[1-9][0-9]{0,11})-(0|[1-9][0-9]{0,5}|10[0-3][0-9]{4}|104[0-7][0-9]{3}|1048[0-4][0-9]{2}|10485[0-6][0-9]|104857[0-5])$"
-TIME = "2026-11-25T19:46:40.123Z"
 
 
 def ref(name: str) -> Schema:
@@ -49,8 +48,8 @@ def seconds(low: float, high: float, **more: Any) -> Schema:
     return {"type": "number", "minimum": low, "maximum": high, **more}
 
 
-def name(pattern: Any, description: str, example: str) -> Schema:
-    return text(description, pattern=f"^{pattern.pattern}$", examples=[example])
+def name(pattern: Any, description: str) -> Schema:
+    return text(description, pattern=f"^{pattern.pattern}$")
 
 
 YES = {"type": "boolean"}
@@ -58,21 +57,22 @@ COUNT = whole()
 
 
 def schemas(config: Config) -> dict[str, Schema]:
-    """All that have a name, by it."""
-    return _names() | _pushes(config) | _receipts(config) | _statuses() | _webhooks(config) | _devices()
+    """All that have a name, by it, each with an example."""
+    named = _names() | _pushes(config) | _receipts(config) | _statuses() | _webhooks(config) | _devices()
+    return {name: schema | {"examples": [SCHEMAS[name]]} for name, schema in named.items()}
 
 
 def _names() -> dict[str, Schema]:
     return {
-        "Channel": name(CHANNEL, "where events are pushed to", "orders"),
-        "Device": name(DEVICE, "who listens and answers", "kitchen"),
+        "Channel": name(CHANNEL, "where events are pushed to"),
+        "Device": name(DEVICE, "who listens and answers"),
         "Somebody": {"description": "a device, or empty, which is nobody", "anyOf": [ref("Device"), {"const": ""}]},
-        "Pattern": name(PATTERN, "a channel, or several: `*` is any run within a dot-separated part, `**` at the end any rest", "orders.*"),
-        "EventType": text("the event's name on the feed; those that begin with `pere.` are taken", pattern=f"^(?!pere\\.){EVENT_TYPE.pattern}$", examples=["created"]),
-        "EventId": text("`<unix ms>-<seq>`, growing over all channels and nodes", pattern=EVENT_ID, examples=[ID]),
-        "Time": text("RFC 3339 in UTC with milliseconds", format="date-time", examples=[TIME]),
-        "Error": record({"error": text("a code, which never changes", examples=["bad_channel"]), "message": text("what came, and what was wanted")}),
-        "State": text("where a delivery stands", enum=sorted({*NAMES, SENT}), examples=["processed"]),
+        "Pattern": name(PATTERN, "a channel, or several: `*` is any run within a dot-separated part, `**` at the end any rest"),
+        "EventType": text("the event's name on the feed; those that begin with `pere.` are taken", pattern=f"^(?!pere\\.){EVENT_TYPE.pattern}$"),
+        "EventId": text("`<unix ms>-<seq>`, growing over all channels and nodes", pattern=EVENT_ID),
+        "Time": text("RFC 3339 in UTC with milliseconds", format="date-time"),
+        "Error": record({"error": text("a code, which never changes"), "message": text("what came, and what was wanted")}),
+        "State": text("where a delivery stands", enum=sorted({*NAMES, SENT})),
     }
 
 
@@ -83,10 +83,9 @@ def _pushes(config: Config) -> dict[str, Schema]:
     accepted = {"id": ref("EventId"), "channel": ref("Channel"), "audience": whole(description="how many devices it is for", examples=[3])}
     event = {"id": ref("EventId"), "channel": ref("Channel"), "type": text(), "time": ref("Time"), "data": {"description": "the payload; text is a string"}}
     return {
-        "Need": {"description": "how many receipts satisfy: a number, a share, or `all`", "anyOf": [whole(), text(pattern="^(all|[0-9]{1,9}|(100|[1-9]?[0-9])%)$")], "examples": ["90%"]},
+        "Need": {"description": "how many receipts satisfy: a number, a share, or `all`", "anyOf": [whole(), text(pattern="^(all|[0-9]{1,9}|(100|[1-9]?[0-9])%)$")]},
         "Accepted": record(accepted),
-        "Push": record({"channel": ref("Channel"), "data": {"description": f"any JSON, up to {config.max_event_bytes} bytes"}}, item, additionalProperties=False,
-                       examples=[{"channel": "orders", "data": {"order": 1}, "to": ["kitchen"]}]),
+        "Push": record({"channel": ref("Channel"), "data": {"description": f"any JSON, up to {config.max_event_bytes} bytes"}}, item, additionalProperties=False),
         "PushResults": record({"results": array({"anyOf": [ref("Accepted"), ref("ItemError")]})}),
         "ItemError": record({"error": text(), "message": text(), "status": whole(400, 599)}),
         "Event": record(event, {"recalled": YES, "traceparent": text()}),
@@ -103,9 +102,9 @@ def _receipts(config: Config) -> dict[str, Schema]:
     many = record({"receipts": array(record({"event_id": ref("EventId")}, said, additionalProperties=False), maxItems=config.max_batch)}, {"device": ref("Somebody")})
     up_to = record({"up_to": ref("EventId"), "channel": ref("Channel")}, {"state": text(enum=["delivered"]), "device": ref("Somebody")})
     return {
-        "Receipt": record({}, {"event_id": ref("EventId"), "device": ref("Somebody"), **said}, examples=[{"event_id": ID, "state": "processed", "status": "printed"}]),
-        "Told": record(told, {"late": YES}, examples=[{"state": "processed", "duplicate": False}]),
-        "Receipts": {"oneOf": [many, up_to], "examples": [{"receipts": [{"event_id": ID}]}]},
+        "Receipt": record({}, {"event_id": ref("EventId"), "device": ref("Somebody"), **said}),
+        "Told": record(told, {"late": YES}),
+        "Receipts": {"oneOf": [many, up_to]},
         "ReceiptResults": record({"results": array({"anyOf": [record({"event_id": {}} | told, {"late": YES}), record({"event_id": {}, "error": text(), "message": text(), "status": whole(400, 599)})]})},
                                  {"more": YES}),
     }
@@ -152,10 +151,10 @@ def _devices() -> dict[str, Schema]:
     told = {"op": text(enum=["feed", "feedback"]), "at": ref("Time"), "Last-Event-Id": null_or(ref("EventId")), "online": YES}
     device = {"device": ref("Device"), "online": YES, "feeds": COUNT, "channels": array(ref("Channel")), "patterns": array(ref("Pattern"))}
     return {
-        "Connections": {"type": "object", "required": ["total number"], "additionalProperties": COUNT, "examples": [{"orders": 4, "total number": 6}]},
+        "Connections": {"type": "object", "required": ["total number"], "additionalProperties": COUNT},
         "ChannelDevices": {"type": "object", "additionalProperties": record(told)},
         "Devices": record({"devices": array(record(device)), "after": null_or(text())}),
-        "Behind": record({"feeds": array({"type": "object"})}),
+        "Behind": record({"feeds": array(record({"device": null_or(ref("Device")), "channel": null_or(text()), "events": COUNT, "stuck": null_or({"type": "number"})})), "count": COUNT}),
         "Overview": record({"version": text(), "time": ref("Time"), "trouble": null_or(text())} | {part: {"type": "object"} for part in ("feeds", "devices", "events", "receipts", "webhooks", "channels")}
                            | {"roundtrip": array(array({"type": "number"})), "limited": COUNT, "recent": array({"type": "object"})}),
         "Alive": record({"status": text()}),
