@@ -64,8 +64,10 @@ $(READY)-test: $(READY)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-$(READY)-bench: $(READY)
-	$(BIN)/pip install --quiet --editable '.[bench]'
+# Of the others that PERE is measured beside, those that come by pip and npm; who is not here is left out, and said so.
+$(READY)-bench: $(READY) bench/peers/requirements.txt bench/peers/better_sse/package.json
+	$(BIN)/pip install --quiet --editable '.[bench]' --requirement bench/peers/requirements.txt
+	@! command -v npm >/dev/null || npm install --prefix bench/peers/better_sse --no-package-lock --no-audit --no-fund --loglevel error || true
 	@touch $@
 
 $(READY)-audit: $(READY)-test

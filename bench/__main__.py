@@ -10,6 +10,7 @@ A tour is kept in bench/results/tour, and its pictures beside it. What is quoted
 import importlib
 import pkgutil
 import sys
+import time
 from pathlib import Path
 
 import bench.load
@@ -25,26 +26,43 @@ def measures() -> list[rounds.Measure]:
     return found + list(experiments.measures()) + list(peers.measures())
 
 
+class Clock:
+    """Says how long the rest takes, if it goes on as it went so far."""
+
+    def __init__(self, runs: int):
+        self._runs = runs
+        self._done = 0
+        self._began = time.monotonic()
+
+    def __call__(self) -> str:
+        done, self._done = self._done, self._done + 1
+        if not done:
+            return ""
+        left = (time.monotonic() - self._began) / done * (self._runs - done)
+        return f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"
+
+
 def main(wanted: list[str]) -> None:
     every = measures()
     small = [module.name for module in pkgutil.iter_modules(bench.micro.__path__) if module.name != "__main__"]
     unknown = set(wanted) - {measure.name for measure in every} - set(small)
     if unknown:
         sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([*small, *(measure.name for measure in every)])}")
-    rounds.end_well()
     rounds.RESULTS = rounds.HERE / "results" / "tour"
-    for measure in every:
-        if wanted and measure.name not in wanted:
-            continue
-        if not measure.servers:
-            continue
-        result = rounds.measured(measure, rounds=1, is_short=True)
-        rounds.show(result)
-        path = rounds.keep(result)
-        picture = pictures.draw(result, path.with_suffix(".png"))
-        print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, and drawn in {picture.name}\n")
-    if chosen := [name for name in small if not wanted or name in wanted]:
-        micro.main(chosen)
+    chosen = [measure for measure in every if not wanted or measure.name in wanted]
+    single = [name for name in small if not wanted or name in wanted]
+    print(f"{len(chosen)} measures, one after the other, each with a server of its own per line of its table, and then {len(single)} sorts of single operations.\n"
+          "Results are kept as they come; Ctrl-C ends it.\n")
+    clock = Clock(sum(len(measure.servers) for measure in chosen))
+    with rounds.ending_well():
+        for measure in chosen:
+            result = rounds.measured(measure, rounds=1, is_short=True, left=clock)
+            rounds.show(result)
+            path = rounds.keep(result)
+            picture = pictures.draw(result, path.with_suffix(".png"))
+            print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, and drawn in {picture.name}\n")
+        if single:
+            micro.main(single)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -139,13 +139,19 @@ def once(measure: Measure, server: Server, sizes: str) -> dict[str, Any]:
     return told
 
 
-def end_well() -> None:
-    """Let a SIGTERM end this program as an exception does, so that no server outlives it."""
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """Let a SIGTERM end this program as an exception does, so that no server outlives it; and say what is left after Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopped: all servers have ended; what was kept so far stays, the rounds under way are lost", file=sys.stderr)
+        sys.exit(130)
 
 
-def measured(measure: Measure, rounds: int, is_short: bool = False, more: str = "") -> dict[str, Any]:
-    """All rounds, as they are kept in a file of results."""
+def measured(measure: Measure, rounds: int, is_short: bool = False, more: str = "", left: Callable[[], str] = str) -> dict[str, Any]:
+    """All rounds, as they are kept in a file of results. `left` says before each server for how long it will still go on."""
     sizes = f"{measure.sizes} {measure.short if is_short else ''} {more}"
     runs: dict[str, list[dict[str, Any]]] = {server.name: [] for server in measure.servers}
     curves: dict[str, Any] = {}
@@ -153,7 +159,8 @@ def measured(measure: Measure, rounds: int, is_short: bool = False, more: str = 
     arguments: dict[str, Any] = {}
     for number in range(rounds):
         for server in measure.servers:
-            print(f"\r\x1b[K{measure.name}: round {number + 1} of {rounds}, {server.name}" if sys.stderr.isatty() else ".", end="", file=sys.stderr, flush=True)
+            line = f"\r\x1b[K{measure.name}: round {number + 1} of {rounds}, {server.name}{left()}"
+            print(line if sys.stderr.isatty() else ".", end="", file=sys.stderr, flush=True)
             try:
                 told = once(measure, server, sizes)
             except Failed as failed:
@@ -253,10 +260,12 @@ def main(doc: str | None, measures: Iterable[Measure]) -> None:
     parser.add_argument("--only", default="", help="only servers whose name has this in it, and the floor")
     parser.add_argument("--no-keep", action="store_true", help="write nothing to bench/results")
     asked = parser.parse_args()
-    end_well()
-    for measure in measures:
-        servers = tuple(each for each in measure.servers if asked.only in each.name or each.name == measure.floor)
-        result = measured(Measure(**measure.__dict__ | {"servers": servers}), asked.rounds, asked.short, asked.sizes)
-        show(result)
-        if not asked.no_keep:
-            print(f"kept in {keep(result).relative_to(HERE.parent)}\n")
+    if asked.rounds < 1:
+        parser.error(f"--rounds is 1 or more, not {asked.rounds}")
+    with ending_well():
+        for measure in measures:
+            servers = tuple(each for each in measure.servers if asked.only in each.name or each.name == measure.floor)
+            result = measured(replace(measure, servers=servers), asked.rounds, asked.short, asked.sizes)
+            show(result)
+            if not asked.no_keep:
+                print(f"kept in {keep(result).relative_to(HERE.parent)}\n")

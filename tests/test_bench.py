@@ -12,14 +12,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGKILL
+from urllib.parse import parse_qs, urlsplit
 
+import jwt
 import pytest
 from processes import ENVIRONMENT, Process, Served, pere
 
 from bench import experiments, pictures, rounds
 from bench.compare import change
 from bench.load import receipts
+from bench.peers import centrifugo, mercure
 from pere.load.histogram import Histogram
+from pere.load.lines import Feed
 from pere.load.scenarios import SCENARIOS
 from pere.load.target import Target
 
@@ -208,6 +212,80 @@ def test_another_server_is_spoken_to_as_it_wants():
     assert made.startswith(b"POST /pub?id=c HTTP/1.1\r\n")
     assert b"\r\nX-Key: k\r\n" in made
     assert made.endswith(b"\r\nContent-Length: 30\r\n\r\ntopic=c&data=%7B%22a%22%3A1%7D")
+
+
+def aimed(load: tuple[str, ...]) -> Target:
+    """The server that these words of a command line mean."""
+    words = dict(zip(load[::2], load[1::2], strict=True))
+    names = {"--feed-path": "feed", "--push-path": "push", "--feedback-path": "feedback", "--push-body": "body", "--push-type": "kind",
+             "--feedback-body": "answer", "--feedback-type": "answer_kind"}
+    return Target("h", 1, headers=tuple(words[name] for name in words if name == "--header"),
+                  **{field: words[name] for name, field in names.items() if name in words})
+
+
+def request(made: bytes) -> tuple[str, dict[str, list[str]], bytes, bytes]:
+    """The path, the query, the head and the body of a request, whose length must be right."""
+    head, _, body = made.partition(b"\r\n\r\n")
+    url = urlsplit(head.split()[1].decode())
+    length = re.search(rb"Content-Length: (\d+)", head)
+    assert int(length[1] if length else 0) == len(body)
+    return url.path, parse_qs(url.query, strict_parsing=bool(url.query)), head, body
+
+
+def test_centrifugo_is_spoken_to_as_its_documentation_has_it():
+    target = aimed(centrifugo.LOAD)
+    path, query, _, _ = request(target.listening("c-1", "d"))
+    assert (path, {name: json.loads(value) for name, (value,) in query.items()}) == ("/connection/uni_sse", {"cf_connect": {"subs": {"c-1": {}}}})
+    path, _, _, body = request(target.pushed(target.pushing("c-1"), b'{"a":1}'))
+    assert (path, json.loads(body)) == ("/api/publish", {"channel": "c-1", "data": {"a": 1}})
+    path, _, _, body = request(target.receipt("c-1", "d", "7"))
+    assert (path, json.loads(body)) == ("/api/publish", {"channel": "receipts-c-1", "data": {"device": "d", "id": "7"}})
+
+
+def test_mercure_is_spoken_to_as_its_documentation_has_it():
+    target = aimed(mercure.LOAD)
+    path, query, _, _ = request(target.listening("c-1", "d"))
+    assert (path, query["topic"], query["match"]) == ("/.well-known/mercure", ["c-1"], ["c-1"])
+    path, _, head, body = request(target.pushed(target.pushing("c-1"), b'{"a":"1&2"}'))
+    assert (path, parse_qs(body.decode())) == ("/.well-known/mercure", {"topic": ["c-1"], "data": ['{"a":"1&2"}']})
+    token = re.search(rb"Authorization: Bearer (\S+)", head)
+    assert jwt.decode(token[1], rounds.SECRET, ["HS256"]) == {"mercure": {"publish": ["*"]}}
+    path, _, _, body = request(target.receipt("c-1", "d", "urn:uuid:7"))
+    assert (path, parse_qs(body.decode())) == ("/.well-known/mercure", {"topic": ["receipts-c-1"], "data": ["d urn:uuid:7"]})
+    for version, is_told in (("v0.20.2 h1:abc=", False), ("v1.0.1 h1:abc=", True)):
+        assert ("protocol_version_compatibility" in mercure.configuration("80", version)) is is_told
+
+
+class Owed:
+    """Who listens to a feed, and notes what must be answered."""
+
+    answers, want = True, 99
+
+    def __init__(self) -> None:
+        self.latency, self.delivered, self.ids = Histogram(), 0, []
+
+    def opened(self, feed: Feed) -> None:
+        pass
+
+    def owes(self, feed: Feed, id: bytes) -> None:
+        self.ids.append(id)
+
+
+@pytest.mark.parametrize("frames, ids", [
+    # As Centrifugo has them: no ids, the event inside an envelope, and a first message and pings in between.
+    (b'\r\ndata: {"connect":{"client":"x","subs":{"c":{}},"ping":25}}\n\ndata: {"channel":"c","pub":{"data":EVENT}}\n\ndata: {}\n\n'
+     b'data: {"channel":"c","pub":{"data":EVENT}}\n\n', [b"%020d" % 1] * 2),
+    # And Mercure: an id, a comment to begin with and between.
+    (b":\n\nid: urn:uuid:1\ndata: EVENT\n\n:\n\nid: urn:uuid:2\ndata: EVENT\n\n", [b"urn:uuid:1", b"urn:uuid:2"]),
+])
+def test_an_event_is_answered_by_its_id_or_by_what_it_says(frames, ids):
+    frames = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + frames.replace(b"EVENT", Target("h", 1).event(1, 100))
+    for size in (len(frames), 7, 1):
+        owed = Owed()
+        feed = Feed(owed, 0, "c", False)
+        for start in range(0, len(frames), size):
+            feed.data_received(frames[start : start + size])
+        assert (owed.ids, owed.delivered) == (ids, len(ids))
 
 
 # bench/

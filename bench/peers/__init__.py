@@ -3,8 +3,9 @@
     pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
     python -m bench.peers --rounds 3
 
-Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is run with those that its application would have: a
-handler that remembers who has answered which event; in Nchan, which runs no code, a channel of its own to which devices publish their answers.
+Mercure and Centrifugo are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts,
+the mission is run with those that its application would have: a handler that remembers who has answered which event; in Nchan, Mercure and Centrifugo, which
+run no code, a channel of its own to which devices publish their answers.
 """
 
 import importlib.metadata
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from bench import rounds
+from bench.peers import centrifugo, mercure
 from bench.rounds import PERE, SEND, Measure, Server
 
 HERE = Path(__file__).parent
@@ -37,7 +39,7 @@ def said(*command: str) -> str:
     return (done.stdout or done.stderr).strip().splitlines()[0] if done.returncode == 0 else ""
 
 
-def python(name: str, module: str, package: str, *more: str) -> Server | str:
+def python(name: str, module: str, package: str) -> Server | str:
     version = installed(package)
     return Server(name, (sys.executable, "-m", f"bench.peers.{module}", "{port}"), version=f"{package} {version}") if version else f"pip install {package}"
 
@@ -56,8 +58,16 @@ def nchan() -> Server | str:
     module = next((path for path in NCHAN if path.exists()), None)
     if module is None or not said("nginx", "-v"):
         return "apt install libnginx-mod-nchan"
-    return Server("Nchan", (sys.executable, "-m", "bench.peers.nchan", "{port}", "{tmp}", str(module)), child=True,
+    return Server("Nchan", (sys.executable, "-m", "bench.peers.nchan", "{port}", "{tmp}", str(module)), ("--feedback-body", "{device} {id}"), child=True,
                   version=f"{said('nginx', '-v')}, {said('dpkg-query', '-W', 'libnginx-mod-nchan')}".replace("\t", " "))
+
+
+def binary(name: str, load: tuple[str, ...], *more: str) -> Server | str:
+    """One that is a single program, by its file here; its version is what it says of it."""
+    program = name.lower()
+    version = said(program, "version")
+    command = (sys.executable, "-m", f"bench.peers.{program}", "{port}", "{tmp}", *(each.format(version=version) for each in more))
+    return Server(name, command, load, version=f"{program} {version.removeprefix(name).strip()}") if version else f"put {program} on the PATH"
 
 
 def there() -> list[Server]:
@@ -66,7 +76,7 @@ def there() -> list[Server]:
     for name, server in {
         "Tornado": Server("Tornado, the plain way", (sys.executable, "-m", "bench.experiments.request_handler", "{port}"), version=f"tornado {installed('tornado')}"),
         "sse-starlette": python("sse-starlette on uvicorn", "starlette_app", "sse-starlette"), "aiohttp-sse": python("aiohttp-sse", "aiohttp_app", "aiohttp-sse"),
-        "better-sse": better_sse(), "Nchan": nchan(),
+        "better-sse": better_sse(), "Nchan": nchan(), "Mercure": binary("Mercure", mercure.LOAD, "{version}"), "Centrifugo": binary("Centrifugo", centrifugo.LOAD),
     }.items():
         if isinstance(server, str):
             print(f"{name} is not here ({server})", file=sys.stderr)

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pere import __version__
-from pere.cli.visit import fail, url_option
+from pere.cli.visit import DEFAULT_URL, INTERRUPTED, fail
 from pere.load import picture
 from pere.load.crew import Crew
 from pere.load.fleet import Fleet, Trouble, raise_limit
 from pere.load.gauge import gauge
 from pere.load.lines import Lines
 from pere.load.scenarios import SCENARIOS, Load, Scenario
-from pere.load.target import Target
+from pere.load.target import FORM, RECEIPT, Target
 
 SPARE = 64  # open files that a process needs beside its feeds and lines
 
@@ -74,6 +74,7 @@ def other_servers(command: Any) -> Any:
         ("feed-path", "/feed/{channel}", "where a feed is opened"), ("push-path", "/push/{channel}", "where an event is pushed"),
         ("feedback-path", "/feedback/{channel}", "where a receipt is given"), ("push-body", "{event}", "what is pushed; {quoted} is the event for a form"),
         ("push-type", "application/json", "its Content-Type"),
+        ("feedback-body", RECEIPT, "what a receipt says; {device} and {id} are who answers for which event"), ("feedback-type", FORM, "its Content-Type"),
     )):
         command = click.option(f"--{name}", default=default, show_default=True, metavar="TEXT", help=text)(command)
     return click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="a header of every request; may be given again")(command)
@@ -81,7 +82,7 @@ def other_servers(command: Any) -> Any:
 
 @click.command
 @click.argument("scenario", type=click.Choice(list(SCENARIOS)))
-@url_option
+@click.option("--url", default=DEFAULT_URL, envvar="PERE_URL", show_envvar=True, show_default=True, help="the server's address, by http:// without TLS")
 @click.option("--pid", type=int, metavar="PID", help="the server's process, to read what it spends; else its /metrics is asked")
 @click.option("--processes", type=click.IntRange(1, 256), metavar="N", help="processes of the load  [default: as many as there are processors but one]")
 @sizes
@@ -91,7 +92,7 @@ def other_servers(command: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="print the figures as one JSON object")
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help="draw the latencies: out.png, .svg or .pdf (needs pere[bench])")
 def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt_secret: str, anywhere: bool, feed_path: str, push_path: str, feedback_path: str,
-            push_body: str, push_type: str, headers: tuple[str, ...], as_json: bool, plot: str | None, **given: Any) -> None:
+            push_body: str, push_type: str, feedback_body: str, feedback_type: str, headers: tuple[str, ...], as_json: bool, plot: str | None, **given: Any) -> None:
     """Put the load of SCENARIO on a server, and print what it cost: the server, and the load itself.
 
     A latency counts from when something was to be sent, not from when the load got round to it.
@@ -126,7 +127,7 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     if plot is not None and find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs what `pip install 'pere[bench]'` installs")
     host, port = aim(url, anywhere)
-    target = Target(host, port, feed_path, push_path, feedback_path, push_body, push_type, headers, jwt_secret)
+    target = Target(host, port, feed_path, push_path, feedback_path, push_body, push_type, feedback_body, feedback_type, headers, jwt_secret)
     processes = processes or max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2) - 1)
     need, limit = -(-options.feeds // processes) + options.lines + SPARE, raise_limit()
     if scenario != "receipts" and scenario != "push" and need > limit:
@@ -141,7 +142,7 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--pid") from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     told = {"scenario": scenario, "figures": figures, "curves": curves, "arguments": asdict(options) | {"processes": processes},
             "when": datetime.now(UTC).isoformat(timespec="seconds"), "pere": __version__, "python": platform.python_version(), "system": platform.platform(),
             "processor": processor(), "processors": os.cpu_count()}

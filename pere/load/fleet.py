@@ -213,9 +213,12 @@ class Fleet:
             return
         request = self._target.receipt(feed.channel, device(feed.number), id.decode())
         if self.late:
-            self._loop.call_later(self._random.expovariate(1 / self.late), self.lines.ask, request)
+            self._loop.call_later(self._random.expovariate(1 / self.late), self._answer, request)
         else:
             self.lines.ask(request)
+
+    def _answer(self, request: bytes) -> None:
+        self.lines.ask(request, time.monotonic_ns())
 
     # How it goes
 

@@ -64,7 +64,8 @@ class Lines:
     """Some lines, and who waits for one. `latency` is from when a request was to be sent until its answer was there."""
 
     def __init__(self) -> None:
-        self.idle: list[Line] = []
+        # The one that was idle longest is the next to ask, so that none is closed for having said nothing for long.
+        self.idle: deque[Line] = deque()
         self.waiting: deque[tuple[bytes, int, Then | None]] = deque()
         self.latency = Histogram()
         self.asked = self.answers = self.refused = 0
@@ -83,7 +84,7 @@ class Lines:
         """Ask on a line that is idle, or when one is. `since` is when it was to be sent; 0 is when it is."""
         self.asked += 1
         if self.idle:
-            self.idle.pop().ask(request, since or monotonic_ns(), then)
+            self.idle.popleft().ask(request, since or monotonic_ns(), then)
         else:
             self.waiting.append((request, since, then))
 
@@ -112,10 +113,13 @@ class Lines:
         self.on_answer()
 
     def broke(self, line: Line, unanswered: int) -> None:
-        if not self.closing:
+        if self.closing:
+            return
+        if line in self.idle:
+            self.idle.remove(line)
+        if unanswered or not self.idle:
             self.refused += unanswered
             self.trouble = self.trouble or f"a connection was closed with {unanswered} requests unanswered"
-            self.idle = [each for each in self.idle if each is not line]
             self.on_answer()
 
     def close(self) -> None:
@@ -193,7 +197,8 @@ class Feed(asyncio.Protocol):
             data, self.tail = data[:end], data[end:]
         now, got = monotonic_ns(), self.got
         if listener.answers:
-            for id, stamp in NAMED.findall(data):
+            # Who gives its events no ids is answered with what the event itself says; here that is its stamp.
+            for id, stamp in NAMED.findall(data) or ((stamp, stamp) for stamp in STAMPS.findall(data)):
                 listener.latency.add((now - int(stamp)) // 1000)
                 self.got += 1
                 listener.owes(self, id)

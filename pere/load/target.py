@@ -1,6 +1,7 @@
 """What is said to the server under load, as bytes. Unless told otherwise it is PERE; any other that pushes by SSE will do.
 
-In the addresses `{channel}` is the channel. In the body of a push `{event}` is the event, `{quoted}` the same for a form.
+In the addresses `{channel}` is the channel. In the body of a push `{event}` is the event, `{quoted}` the same for a form; in that of a receipt
+`{device}` and `{id}` are who answers for which event.
 """
 
 import base64
@@ -16,6 +17,7 @@ import orjson
 
 STAMP = b'"@%020d"'  # when an event was to be sent, in nanoseconds of the monotonic clock, which all processes of a machine share
 FORM = "application/x-www-form-urlencoded"
+RECEIPT = "status=rx+ok"  # as the devices of 2014 gave it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Target:
     feedback: str = "/feedback/{channel}"
     body: str = "{event}"
     kind: str = "application/json"
+    answer: str = RECEIPT
+    answer_kind: str = FORM
     headers: tuple[str, ...] = ()
     secret: str = ""
 
@@ -68,10 +72,14 @@ class Target:
         return self._head("GET", path, (), "bench", "admin")
 
     def receipt(self, channel: str, device: str, id: str) -> bytes:
-        """A receipt, as the devices of 2014 gave it."""
+        """A receipt of one device for one event."""
+        body = self.answer
+        if "{" in body:
+            body = body.replace("{channel}", channel).replace("{device}", device).replace("{id}", id)
+        said = body.encode()
         head = self._head("POST", self.feedback.format(channel=channel), (
-            f"Device: {device}", f"Last-Event-ID: {id}", f"Content-Type: {FORM}", "Content-Length: 12"), device, "feed")
-        return head + b"status=rx+ok"
+            f"Device: {device}", f"Last-Event-ID: {id}", f"Content-Type: {self.answer_kind}", f"Content-Length: {len(said)}"), device, "feed")
+        return head + said
 
     def receipts(self, device: str, ids: list[str]) -> bytes:
         """The receipts of one device for many events, in one request to PERE."""
