@@ -101,7 +101,7 @@ class Config:
     max_to: int = setting(1_000, "most devices that one push may address by `to`", low=1, high=100_000)
     backlog_events: int = setting(1_000, "events kept per channel; older ones make way", low=1)
     backlog_bytes: int = setting(4 * MIB, "bytes of events kept per channel", low=KIB)
-    backlog_total_bytes: int = setting(256 * MIB, "bytes of events kept over all channels; the channel that was quiet longest makes way first", low=KIB)
+    backlog_total_bytes: int = setting(256 * MIB, "bytes of events at hand over all channels, with what devices say of them; the channel that was quiet longest makes way first. In Redis what they say may take as much again, and further statuses are dropped", low=KIB)
     keep_expired: int = setting(3600, "how long an expired event can still be asked for in `memory:` and Redis, as far as the backlog reaches; in a file the retention decides", low=0)
     idempotency_window: int = setting(600, "how long an Idempotency-Key is remembered", low=1, high=DAY)
 
@@ -110,6 +110,7 @@ class Config:
     max_devices: int = setting(1_000_000, "registered devices in all, counted once for each channel and each pattern", low=1)
     max_channels_per_device: int = setting(10_000, "channels and patterns that one device may register on; those that are born later and meant by its patterns come in addition", low=1)
     max_channels: int = setting(1_000_000, "channels of which anything is kept, some 2 KB each in memory", low=1)
+    max_channels_per_subject: int = setting(0, "channels that one subject of tokens has brought into being and that are kept; with 0 none may have more than are left for all others, which is half of them for one that takes all it can", low=0)
     max_wait: int = setting(300, "longest that a push with `Prefer: wait`, or a `?wait` for a delivery status, may take", low=1, high=3600)
     max_attempts: int = setting(5, "sends of one event to one device before it is given up as `expired`", low=1, high=15)
     max_status_bytes: int = setting(KIB, "largest `status` of a receipt that is kept; more is refused", low=0, high=64 * KIB)

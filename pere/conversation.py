@@ -18,7 +18,7 @@ from tornado.web import Application
 from pere.door import Ask, Door
 from pere.errors import Refusal, internal
 from pere.exchange import Exchange
-from pere.limits import Account
+from pere.limits import CHANNELS, Account
 from pere.line import SLICE, Work
 from pere.peers import of_socket
 
@@ -241,6 +241,11 @@ class Conversation(asyncio.Protocol):
             self._door.gate.charge(ask.account, kind, count)
         if ask.grant.subject:
             self._door.gate.charge_subject(ask.grant, kind, count)
+
+    def bring(self, ask: Ask, channels: list[str]) -> None:
+        self.charge(ask, CHANNELS, len(channels))
+        if ask.grant.subject:
+            self._door.gate.bring(ask.grant.subject, channels)
 
     def note(self, refusal: Refusal) -> None:
         self._door.gate.note(refusal)

@@ -224,6 +224,11 @@ class Ask:
         if count > 0:
             self.connection.charge(self, kind, count)
 
+    def bring(self, channels: list[str]) -> None:
+        """These channels come into being by it, if there are any. Raises TooMany."""
+        if channels:
+            self.connection.bring(self, channels)
+
     def go_on(self, some: "Callable[[Ask], bool]") -> None:
         """It is much: do the rest in line, piece by piece. `some` does one, and tells whether there are more."""
         self.connection.go_on_with(self, some)

@@ -6,12 +6,12 @@ opens. Some have no account, and so no limits of their own: those that `--limits
 
 import resource
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pere.auth import Grant
 from pere.config import Config, flag
 from pere.errors import ConfigError, Full, Refusal, TooMany
-from pere.limits import CONNECTS, NEW, WORDS, Account, Accounts, Rate, client_of, has_room
+from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Rate, client_of, has_room
 from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
@@ -24,12 +24,14 @@ CLIENT, SUBJECT, ALL = "client", "subject", "all"
 
 
 class Gate:
-    """`time` is the wheel's. `feeds` tells how many are open; `limited` counts what was refused."""
+    """`time` is the wheel's. `feeds` tells how many are open, `channels` how many are kept; `limited` counts what was refused."""
 
     def __init__(self, config: Config, time: Callable[[], float]):
         self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
         self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
+        self.brought = Brought()
         self.feeds: Callable[[], int] = lambda: 0
+        self.channels: Callable[[], int] = lambda: 0
         self.limited = Counter(dict.fromkeys([*((word, whose) for word in WORDS for whose in (CLIENT, SUBJECT)), *((word, whose) for word in ("connections", "feeds") for whose in (CLIENT, ALL))], 0))
         self.on_turned_away: Callable[[], None] = lambda: None  # a connection could not stay
         self.time = time
@@ -51,6 +53,7 @@ class Gate:
     def due(self, now: float) -> float:
         self.accounts.clear(now, SWEEP)
         self.subjects.clear(now, SWEEP)
+        self.brought.clear(SWEEP)
         return 1.0
 
     def account(self, address: str, is_socket: bool = False) -> Account | None:
@@ -113,6 +116,13 @@ class Gate:
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one of a client."""
         return not self.accounts.take(account, kind, self.time())
+
+    def bring(self, subject: str, channels: Collection[str]) -> None:
+        """A subject brings these channels into being. Raises TooMany where it has its share of all that may be kept."""
+        own, all, config, more = self.brought.counts[subject], self.channels(), self._config, len(channels) - 1
+        if not has_room(own + more, all + more, config.max_channels, config.max_channels_per_subject) and all + more < config.max_channels:
+            raise self._full(WORDS[CHANNELS], SUBJECT, f"one subject may not bring more channels into being than the {own} of this one that are kept")
+        self.brought.note(subject, channels)
 
     def check_feeds(self, account: Account | None, own: int = 0) -> None:
         """Whether one feed more can be open, for a subject that has `own` of them where nothing else bounds that. Raises TooMany where the

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -224,13 +224,13 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...], pay: Callable[[int, int, int], None]) -> dict[str, Member | None]:
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...], pay: Callable[[Collection[str], int, int], None]) -> dict[str, Member | None]:
         """All that can still be refused: the device is registered on all channels that it names or means, which are returned, or on none. Raises
-        Full or TooMany where there is no room for that, and what `pay` raises, which is told how many channels these are, and how many
+        Full or TooMany where there is no room for that, and what `pay` raises, which is told which channels these are, and how many
         registrations and channels are new; a device that has its share of feeds loses its oldest one instead."""
         meant: dict[str, Member | None] = dict.fromkeys(channels)
         store, known = self._store, self._store.devices.get(device)
-        pay(len(meant), *store.check_room(device, meant, patterns))
+        pay(meant, *store.check_room(device, meant, patterns))
         if not device:
             return meant
         for name in meant:

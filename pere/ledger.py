@@ -6,6 +6,7 @@ add up to the audience. Nothing here waits, sends or looks at a clock; a store c
 """
 
 import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -226,6 +227,7 @@ class Ledger:
         self.on_decision: Callable[[str, Entry, float], None] = lambda word, entry, moment: None
         self.statuses_dropped = 0
         self.bytes = 0  # what the sayings of all entries take
+        self.most_bytes = sys.maxsize  # beyond, what is said is dropped: where nothing makes way for it
         self._max_status_bytes = max_status_bytes
         # Whom the newest event with `to` is for, and where they stand: often it is the same devices again, and a hundred of them take 6 KB.
         self._named: frozenset[str] = frozenset()
@@ -469,7 +471,7 @@ class Ledger:
         """Keep a device's own words. Most devices say the same, so each saying is kept once; they are bounded per event."""
         code = entry.sayings.get(status)
         if code is None:
-            if entry.saying_bytes + len(status) > self._max_status_bytes or len(entry.sayings) == 65_535:
+            if entry.saying_bytes + len(status) > self._max_status_bytes or len(entry.sayings) == 65_535 or self.bytes >= self.most_bytes:
                 self.statuses_dropped += 1
                 return
             code = entry.sayings[status] = len(entry.sayings) + 1

@@ -14,8 +14,8 @@ This file knows no socket and no clock. It is handed the time, which may stand s
 import ipaddress
 import math
 import re
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 
 from pere.errors import ConfigError
@@ -125,6 +125,42 @@ class Accounts:
                 kept[:] = EMPTY
             else:
                 known[client] = account
+
+
+class Brought:
+    """Which channels each subject has brought into being, as far as they are still there and this process knows of it: on this node, since it began.
+
+    That is not kept anywhere, and need not be. The share of a subject is what is left for all others, and *that* is counted in the store, over restarts and
+    nodes. Who takes all he can through k nodes leaves one part in k + 1, and who goes on after a restart gets half of what was left: there is
+    always room for who comes next. (Devices need no such count: a subject is one device, whose channels and patterns `--max-channels-per-device` bounds, and the store knows.)"""
+
+    def __init__(self) -> None:
+        self.is_there: Callable[[str], bool] = lambda channel: True
+        self.counts: Counter[str] = Counter()
+        self._by: OrderedDict[str, str] = OrderedDict()  # by channel, in the order in which they are looked at
+
+    def note(self, subject: str, channels: Collection[str]) -> None:
+        self.clear(LOOKS * len(channels))
+        for channel in channels:
+            self._drop(channel)
+            self._by[channel] = subject
+            self.counts[subject] += 1
+
+    def clear(self, looks: int) -> None:
+        """Look at so many channels, those first that were not looked at for longest, and forget those that are not there any more."""
+        for _ in range(min(looks, len(self._by))):
+            channel = next(iter(self._by))
+            if self.is_there(channel):
+                self._by.move_to_end(channel)
+            else:
+                self._drop(channel)
+
+    def _drop(self, channel: str) -> None:
+        subject = self._by.pop(channel, None)
+        if subject is not None:
+            self.counts[subject] -= 1
+            if not self.counts[subject]:
+                del self.counts[subject]
 
 
 def has_room(own: int, all: int, most: int, most_own: int) -> bool:

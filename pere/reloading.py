@@ -22,7 +22,7 @@ KEYS = frozenset(("jwt_secret", "jwt_public_key"))
 LIVE = KEYS | {
     "max_feeds", "max_feeds_per_device", "max_feed_channels", "max_connections", "max_connections_per_peer", "max_feeds_per_peer", "cors_origins", "trusted_proxies",
     "limits_exempt", *(f"{whose}_{word}" for whose in ("peer", "subject") for word in WORDS),
-    "ttl", "max_event_bytes", "max_batch_bytes", "max_batch", "max_to", "max_wait", "max_status_bytes", "max_devices", "max_channels", "max_channels_per_device",
+    "ttl", "max_event_bytes", "max_batch_bytes", "max_batch", "max_to", "max_wait", "max_status_bytes", "max_devices", "max_channels", "max_channels_per_device", "max_channels_per_subject",
     "retention_age", "retention_events", "retention_bytes", "max_webhooks", "heartbeat", "stuck_after", "idle_timeout", "head_timeout", "body_timeout",
     "max_held_bytes", "max_pipeline", "drain_delay", "drain_seconds", "watchdog", "metrics_channels", "log_level", "log_format",
 }

@@ -103,6 +103,7 @@ class Server:
         self.store.heed = self.hub.redelivery.heed
         self.followers = Followers(self.store, self.wheel, config)
         self.gate.feeds = self._feeds
+        self.gate.channels, self.gate.brought.is_there = self.store.count_channels, self.store.has
         self.store.ledger.on_answer = self.hub.redelivery.heard
 
         self.measures = Measures()

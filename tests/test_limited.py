@@ -14,6 +14,7 @@ from minting import SECRET, bearer
 
 from pere import redelivery
 from pere.http1 import Connection
+from pere.limits import Brought
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 NO_LIMITS = {"keys_unavailable", "not_ready", "store_failed", "stuck"}  # what answers 503 because something is not there
@@ -195,3 +196,30 @@ async def test_a_connection_that_is_cut_leaves_nothing_to_collect(start, until):
         assert not left()
     finally:
         gc.enable()
+
+
+async def test_a_subject_brings_no_more_channels_into_being_than_are_left_for_the_others(start, ask):
+    server = await start(jwt_secret=SECRET, max_channels=12)
+    shop, other = (bearer(who, push=["**"], feed=["**"]) for who in ("shop", "other"))
+
+    async def push(who, channels):
+        return [(await ask("POST", f"/push/{channel}", b"1", **who)).status for channel in channels]
+
+    assert await push(shop, "abcdefgh") == [201] * 6 + [429] * 2
+    refused = await ask("POST", "/push", [{"channel": name, "data": 1} for name in "axy"], **shop)
+    assert refused.error == (429, "too_many_channels") and refused.headers["retry-after"] == "5"
+    assert (await ask("GET", "/feed/z", **shop)).error == (429, "too_many_channels")
+    assert +server.gate.limited == {("channels", "subject"): 4}
+    assert await push(shop, "abcdef") == [201] * 6, "these are there"
+    assert await push(other, "ghijkl") == [201] * 3 + [429] * 3
+    # Another process would know only how many there are: 9 of 12.
+    server.gate.brought = Brought()
+    assert await push(shop, "mno") == [201] * 2 + [429]
+    assert await push(other, "p") == [201]
+    assert (await ask("POST", "/push/q", b"1", **bearer("third", push=["**"]))).error == (503, "too_many_channels")
+
+
+async def test_a_number_bounds_what_a_subject_brings_into_being(start, ask):
+    await start(jwt_secret=SECRET, max_channels_per_subject=2)
+    who = bearer("shop", push=["**"])
+    assert [(await ask("POST", f"/push/{channel}", b"1", **who)).status for channel in "abca"] == [201, 201, 429, 201]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pere.errors import ConfigError
-from pere.limits import CONNECTS, PUSHES, RECEIPTS, WORDS, Account, Accounts, Rate, client_of, has_room
+from pere.limits import CONNECTS, PUSHES, RECEIPTS, WORDS, Account, Accounts, Brought, Rate, client_of, has_room
 
 
 def accounts(per_second=10.0, burst=5, **more):
@@ -238,3 +238,46 @@ def test_what_is_no_rate_is_refused(text):
 ])
 def test_an_address_stands_for_a_client(address, client):
     assert client_of(address) == client
+
+
+# What a subject has brought into being
+
+
+def test_what_is_not_there_any_more_counts_for_nobody():
+    brought, there = Brought(), {"a", "b", "c", "d"}
+    brought.is_there = there.__contains__
+    brought.note("shop", "abc")
+    brought.note("other", "d")
+    there -= {"a", "c"}
+    brought.clear(1)
+    assert brought.counts == {"shop": 2, "other": 1}
+    brought.clear(100)
+    assert brought.counts == {"shop": 1, "other": 1}
+    brought.note("other", "b")  # it was there no more when somebody else brought it anew
+    assert brought.counts == {"other": 2}
+    there.clear()
+    brought.clear(100)
+    assert not brought.counts
+
+
+def test_to_note_more_looks_at_what_was_noted_before():
+    brought = Brought()
+    brought.is_there = lambda channel: False
+    for number in range(1_000):
+        brought.note("shop", [f"c{number}"])
+        assert brought.counts["shop"] == 1
+
+
+def test_who_takes_all_he_can_in_several_lives_or_by_several_nodes_leaves_room_for_others():
+    most = 1_000_000
+
+    def greedy(taken):
+        own = 0
+        while has_room(own, taken + own, most, 0):
+            own += 1
+        return own
+
+    taken = 0
+    for life in range(1, 6):
+        taken += greedy(taken)
+        assert most - taken == most >> life

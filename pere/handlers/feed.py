@@ -13,7 +13,7 @@ from pere.gate import Gate
 from pere.handlers.base import NO_QUERY, Handler, Query, channel_of, device_of, number, seconds, text
 from pere.handlers.reaching import Reaching
 from pere.hub import Hub
-from pere.limits import CHANNELS, CONNECTS, REGISTRATIONS
+from pere.limits import CONNECTS, REGISTRATIONS
 from pere.names import channel_name, is_pattern, pattern, shown
 from pere.search import Search
 from pere.storage import Store
@@ -90,10 +90,11 @@ class OpenFeed:
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
 
-        def pay(places: int, registrations: int, born: int) -> None:
-            ask.charge(CONNECTS, places // PLACES_OF_A_FEED)
+        def pay(named: Collection[str], registrations: int, born: int) -> None:
+            ask.charge(CONNECTS, len(named) // PLACES_OF_A_FEED)
             ask.charge(REGISTRATIONS, registrations)
-            ask.charge(CHANNELS, born)
+            if born:
+                ask.bring([channel for channel in named if not self._store.has(channel)])
 
         is_later = False
 

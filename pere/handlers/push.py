@@ -15,7 +15,7 @@ from pere.door import Ask
 from pere.errors import BadRequest, Refusal, TooLarge, WrongType
 from pere.event import LEVELS, Draft, format_id
 from pere.handlers.base import NO_QUERY, Query, channel_of, device_of, dumps, loads, media_type, number, text
-from pere.limits import CHANNELS, PUSHES
+from pere.limits import PUSHES
 from pere.names import channel_name, device_name, event_type, shown
 from pere.receipt import NONE
 from pere.storage import Accepted, Store
@@ -127,7 +127,7 @@ class Push:
 
     def _charge(self, ask: Ask, channels: Iterable[str], names: int) -> None:
         """What it costs beside the push itself: channels that nobody has used, and devices that it names."""
-        ask.charge(CHANNELS, sum(not self._store.has(channel) for channel in channels))
+        ask.bring([channel for channel in channels if not self._store.has(channel)])
         ask.charge(PUSHES, names // NAMES_OF_A_PUSH)
 
     def _draft_of(self, item: Any, publisher: str, trace: str, grant: Grant, read_data: Callable[[], bytes]) -> Draft:

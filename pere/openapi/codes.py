@@ -61,7 +61,7 @@ TABLE = (
     _row(415, "wrong_type content_encoding", "a Content-Type or Content-Encoding that is not taken here"),
     _row(417, "expectation", "an `Expect` other than `100-continue`"),
     _row(429, "too_many_connects too_many_pushes too_many_receipts too_many_requests", "one client asks more often than it may ([Limits](#limits)); the connection is closed"),
-    _row(429, "too_many_registrations too_many_channels", "one client brings new names faster than it may; the first also where one device has its share of channels"),
+    _row(429, "too_many_registrations too_many_channels", "one client brings new names faster than it may, or has its share: a device of channels, a subject of those that it brought into being"),
     _row(429, "too_many_connections too_many_feeds", "one client has its share of connections or feeds"),
     _row(429, "too_many_retries too_many_webhooks", "a device waits for 1,000 events by `retry` already; there are `--max-webhooks`"),
     _row(431, "long_headers", "the headers are over `--max-header-bytes`"),

@@ -242,6 +242,10 @@ class Store(ABC):
         """The names of all channels of which anything is kept."""
 
     @abstractmethod
+    def count_channels(self) -> int:
+        """How many these are."""
+
+    @abstractmethod
     def seek(self, shelf: Shelf, id: int) -> int:
         """The ordinal of the newest event of a channel that is not above this id; `shelf.first - 1` where all are above."""
 

@@ -335,6 +335,7 @@ class Committing(Reading):
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)
+            self._make_room()  # for what devices have said
             for answer in commit.answers:
                 answer()
             for _, recalled, _ in commit.recalls:

@@ -31,6 +31,7 @@ BLOCK = 128  # events that are fetched at once
 MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
 MAX_NAMED = 10_000  # events for named devices that are looked through when a channel is opened
 MAX_VISITED = 1_000  # entries of older events that are kept at hand
+MAX_LEAVING = 2_000  # events that make way in memory at once, and entries: some milliseconds
 MAX_LOOKED = 32 * BLOCK  # columns of older events that are looked at in one go: about 50 ms of the loop at most
 RETRY = 5  # seconds after which a client may ask again when the disk is in trouble
 
@@ -129,7 +130,7 @@ class Reading(WorkingSet):
     def has(self, channel: str) -> bool:
         return channel in self._shelves or channel in self._names
 
-    def _count_channels(self) -> int:
+    def count_channels(self) -> int:
         return len(self._names) + len(self._unkept)
 
     def shelf(self, channel: str) -> Shelf | None:
@@ -436,6 +437,23 @@ class Reading(WorkingSet):
                 self._unload(entry)  # which it may only have been kept for
 
         return is_decided, end
+
+    def _weight(self) -> int:
+        """With what devices have said of the events at hand."""
+        return self.bytes + self.ledger.bytes
+
+    def _make_room(self) -> None:
+        """All of it is in the file, so whatever leaves can come back, and it need not leave at once: what was fetched goes first."""
+        for _ in range(MAX_LEAVING):
+            if self._weight() <= self._config.backlog_total_bytes:
+                break
+            if self._visited:
+                self._unload(self._visited.popitem(last=False)[1])
+                continue
+            quietest = next(iter(self._pushed.values()), None)
+            if quietest is None or len(self._pushed) == len(quietest.backlog) == 1:
+                break
+            self._evict(quietest)
 
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)

@@ -58,6 +58,7 @@ class Replica(MemoryStore):
 
     def __init__(self, config: Config, clock: Callable[[], float], node: str):
         super().__init__(config, clock)
+        self.ledger.most_bytes = config.backlog_total_bytes
         self.node = node
         self.changes = Changes()
         self._system = clock
@@ -170,7 +171,8 @@ class Replica(MemoryStore):
                        for device, said in devices.items() if said >= since})
 
     def _weight(self) -> int:
-        # Only a push makes others make way, which every node does alike; one that starts takes in events and words in another order.
+        # Only a push makes others make way, which every node does alike; one that starts takes in events and words in another order. What devices
+        # say may take as much again, and what they say beyond is dropped.
         return self.bytes
 
     def _evict(self, shelf: Shelf) -> Event:

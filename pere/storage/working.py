@@ -213,7 +213,7 @@ class WorkingSet(Store):
     def has(self, channel: str) -> bool:
         return channel in self._shelves
 
-    def _count_channels(self) -> int:
+    def count_channels(self) -> int:
         return len(self._shelves)
 
     def seek(self, shelf: Shelf, id: int) -> int:
@@ -453,7 +453,7 @@ class WorkingSet(Store):
     def _check_channels(self, channels: Iterable[str]) -> int:
         """How many of these are not there yet. Raises Full where there is no room for them."""
         fresh = len([name for name in channels if not self.has(name)])
-        if fresh and self._count_channels() + fresh > self._config.max_channels:
+        if fresh and self.count_channels() + fresh > self._config.max_channels:
             raise Full("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
         return fresh
 

@@ -735,6 +735,23 @@ async def test_an_audience_weighs_in_over_all_channels_and_costs_none_of_them_it
     assert 100 * 2 * 5_000 < desk.store.bytes < 100 * (2 * 5_000 + 700)
 
 
+async def test_what_devices_say_takes_no_more_than_there_is_for_it_and_no_receipt_is_refused(open_desk):
+    limit = 200_000
+    desk = await open_desk(backlog_bytes=limit, max_event_bytes=1_000, backlog_total_bytes=limit, max_event_status_bytes=100_000)
+    is_redis, ledger = type(desk.store).__name__ == "RedisStore", desk.store.ledger
+    for number in range(40):
+        desk.store.register("c", f"d{number}")
+    for event in range(12):
+        id = await desk.push("c")
+        said = [desk.receipt(f"d{number}", id, status=f"{event}-{number}" + "x" * 1_000) for number in range(40)]
+        assert await asyncio.gather(*said) == [("processed", "accepted")] * 40
+        for _ in range(2):
+            await desk.sweep(later=1.0)  # a file takes it in some time after it was said, and only then can it leave memory
+        assert (ledger.bytes if is_redis else desk.store.bytes + ledger.bytes) <= limit + is_redis * 1_200
+    assert ledger.statuses_dropped == (12 * 40 - limit // 1_155 - 1 if is_redis else 0)
+    assert await desk.counts(id) == {"processed": 40}
+
+
 # Devices come and go
 
 
