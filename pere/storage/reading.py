@@ -29,6 +29,7 @@ log = logging.getLogger("pere.store")
 
 BLOCK = 128  # events that are fetched at once
 MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
+MAX_PAST_BYTES = 16 << 20  # and what they may take: they can be large
 MAX_NAMED = 10_000  # events for named devices that are looked through when a channel is opened
 MAX_VISITED = 1_000  # entries of older events that are kept at hand
 MAX_LEAVING = 2_000  # events that make way in memory at once, and entries: some milliseconds
@@ -102,7 +103,8 @@ class Reading(WorkingSet):
         self._dirty: dict[Entry, int] = {}
         self._saving: set[Entry] = set()  # entries whose columns are on their way
         self._visited: OrderedDict[int, Entry] = OrderedDict()
-        self._past: OrderedDict[tuple[DiskShelf, int], None] = OrderedDict()
+        self._past: OrderedDict[tuple[DiskShelf, int], int] = OrderedDict()  # and the size of each
+        self._past_bytes = 0
         self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
         self._names: dict[str, int] = {}  # channels that are in the file, and back
         self._numbers: dict[int, str] = {}
@@ -251,12 +253,14 @@ class Reading(WorkingSet):
             return
         for event in done.result():
             shelf.past[event.ordinal] = event
-            self._past[shelf, event.ordinal] = None
-            self._past.move_to_end((shelf, event.ordinal))
+            self._past_bytes += event.size - self._past.pop((shelf, event.ordinal), 0)
+            self._past[shelf, event.ordinal] = event.size
         for then in waiting:
             then()
-        while len(self._past) > MAX_PAST:
-            (oldest, old), _ = self._past.popitem(last=False)
+        # Only now, for who waits may just have had what it waited for.
+        while len(self._past) > MAX_PAST or self._past_bytes > MAX_PAST_BYTES:
+            (oldest, old), size = self._past.popitem(last=False)
+            self._past_bytes -= size
             oldest.past.pop(old, None)
 
     def _events(self, channel: str, number: int, ordinal: int, limit: int) -> list[Event]:

@@ -487,6 +487,22 @@ async def test_memory_is_bounded_by_the_backlog_however_much_is_kept(files):
         assert await desk.counts(id) == {"processed": 1}
 
 
+async def test_what_was_read_from_the_file_is_at_hand_only_as_far_as_it_is_small(files, monkeypatch):
+    monkeypatch.setattr("pere.storage.reading.MAX_PAST_BYTES", 50_000)
+    desk = await files.open(backlog_events=1)
+    for _ in range(30):
+        await desk.push("c", data=b"x" * 5_000)
+    shelf = desk.store.open("c")
+    # Twice, as where two come that were away: what is read again counts once.
+    for first in (1, 1, 20):
+        fetched = asyncio.Event()
+        desk.store.fetch(shelf, first, lambda first=first, fetched=fetched: first in shelf.past and fetched.set())
+        await asyncio.wait_for(fetched.wait(), 30)
+        assert 0 < sum(event.size for event in shelf.past.values()) <= 50_000
+        assert desk.store._past_bytes == sum(event.size for event in shelf.past.values())
+        assert max(shelf.past) == 30
+
+
 async def test_a_device_that_was_away_for_long_is_sent_everything(tmp_path):
     with Served("--store", f"sqlite:{tmp_path / 'pere.db'}", "--backlog-events", "10") as served:
         feed = await wire.listen(served.port, "c", device="d")
