@@ -14,7 +14,8 @@ matplotlib.use("Agg")  # no window, wherever this runs
 
 from matplotlib import pyplot
 
-from bench.rounds import HERE, RESULTS, rows, values
+from bench.rounds import HERE, RESULTS, often, rows, share, title, values
+from pere.cli.bench import SHOWN
 from pere.load.picture import save
 
 
@@ -22,41 +23,78 @@ BEGIN, END = "<!-- what follows is written by bench/pictures.py -->", "<!-- unti
 
 
 def draw(result: dict[str, Any], path: Path) -> Path:
-    """Bars of the first figure, with the least and the most; beside them the latencies of the last round, if there are any."""
-    curves = [(server, name, points) for server, told in result["curves"].items() for name, points in told.items()]
-    figure, axes = pyplot.subplots(1, 2 if curves else 1, figsize=(11 if curves else 6, 3.6), layout="constrained", squeeze=False)
-    bars = axes[0][0]
-    names = list(result["runs"])
-    found = [values(result["runs"][name], result["shows"][0]) or [0.0] for name in names]
-    middles = [median(each) for each in found]
-    bars.barh(names, middles, xerr=[[m - min(f) for m, f in zip(middles, found, strict=True)], [max(f) - m for m, f in zip(middles, found, strict=True)]],
-              color=["#999999" if name == result["floor"] else "#4477aa" for name in names], ecolor="#333333", capsize=3)
-    bars.invert_yaxis()
-    bars.set_xlabel(result["shows"][0])
-    bars.set_title(f"{result['name']} ({result['rounds']} rounds)", fontsize=10)
-    if curves:
-        lines = axes[0][1]
-        for server, name, points in curves:
-            lines.plot(range(len(points)), [max(ms, 0.01) for _, ms in points], marker="o", markersize=2, label=f"{server}: {name}")
-        lines.set_xticks(range(len(curves[0][2])), [f"{100 * share:g}" for share, _ in curves[0][2]], fontsize=6)
-        lines.set_yscale("log")
-        lines.set_xlabel("share of all, %")
-        lines.set_ylabel("latency at most, ms")
-        lines.grid(True, alpha=0.3)
-        lines.legend(fontsize=6)
+    """Bars of the first figure, with the least and the most; beside them the latencies of the last round, or the memory where it was watched."""
+    watched = {server: runs[-1]["memory_kib"] for server, runs in result["runs"].items() if runs and "memory_kib" in runs[-1]}
+    curves = {server: told for server, told in result["curves"].items() if told}
+    is_wide = bool(watched or curves)
+    figure, axes = pyplot.subplots(1, 2 if is_wide else 1, figsize=(12 if is_wide else 6, 3.8), layout="constrained", squeeze=False)
+    _bars(axes[0][0], result)
+    if watched:
+        _memory(axes[0][1], watched, result["arguments"]["seconds"])
+    elif curves:
+        _latencies(axes[0][1], curves)
     save(figure, str(path))
     pyplot.close(figure)
     return path
 
 
+def _bars(axes: Any, result: dict[str, Any]) -> None:
+    names, name = list(result["runs"]), result["shows"][0]
+    found = [[value * 100 if share(name) else value for value in values(result["runs"][server], name)] or [0.0] for server in names]
+    middles = [median(each) for each in found]
+    axes.barh(names, middles, xerr=[[m - min(f) for m, f in zip(middles, found, strict=True)], [max(f) - m for m, f in zip(middles, found, strict=True)]],
+              color=["#999999" if server == result["floor"] else "#4477aa" for server in names], ecolor="#333333", capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("{}, {}".format(*SHOWN[name]) if name in SHOWN else title(name))
+    axes.set_title(f"{result['name']}: {often(result)}", fontsize=10)
+
+
+def _latencies(axes: Any, curves: dict[str, dict[str, Any]]) -> None:
+    """A colour for each server, and a kind of line for each of its latencies."""
+    kinds = dict(zip(dict.fromkeys(name for told in curves.values() for name in told), ("-", "--", ":"), strict=False))
+    for place, (server, told) in enumerate(curves.items()):
+        for name, points in told.items():
+            axes.plot(range(len(points)), [max(ms, 0.01) for _, ms in points], color=f"C{place}", linestyle=kinds[name], linewidth=1.2, label=f"{server}: {name}")
+            shares = points
+    axes.set_xticks(range(len(shares)), [f"{100 * part:g}" for part, _ in shares], fontsize=6)
+    axes.set_yscale("log")
+    axes.set_xlabel("share of all, %")
+    axes.set_ylabel("latency at most, ms")
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _memory(axes: Any, watched: dict[str, list[float]], seconds: float) -> None:
+    for server, memory in watched.items():
+        axes.plot([place * min(60.0, seconds / 10) / 60 for place in range(len(memory))], [kib / 1024 for kib in memory], label=server)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("memory of the server, MiB")
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=6, loc="lower right")
+
+
+def sizes(scenario: str, o: dict[str, Any]) -> str:
+    """What a story made use of: `5,000 feeds, 60 events of 150 bytes`."""
+    feeds, events = f"{o['feeds']:,} feeds", f"{o['events']:,} events of {o['bytes']} bytes"
+    if scenario == "idle":
+        return f"{feeds}, {o['seconds']:g} s"
+    if scenario in ("mixed", "soak"):
+        return f"{feeds}, an event every {o['every']:g} s, {o['seconds']:g} s"
+    if scenario == "reconnect":
+        return f"{feeds}, {o['behind']} events of {o['bytes']} bytes behind"
+    if scenario == "receipts":
+        return f"{o['feeds']:,} devices, {o['events']:,} events" + (f", {o['batch']:,} receipts in a request" if o["batch"] else "")
+    return events if scenario == "push" else f"{feeds}, {events}"
+
+
 def table(result: dict[str, Any], path: Path) -> str:
     """A result as a table, with what it was measured on and its picture."""
     head, lines = rows(result)
-    sizes = result["arguments"]
     told = [
         f"### {result['name']}",
-        f"{result['rounds']} rounds, commit {result['commit']}, {result['when'][:10]}, {result['processor']}; {sizes['feeds']:,} feeds, {sizes['events']:,} events of "
-        f"{sizes['bytes']} bytes.",
+        f"{'One round' if result['rounds'] == 1 else str(result['rounds']) + ' rounds'}, commit {result['commit']}, {result['when'][:10]}, "
+        f"{result['processor']}; {sizes(result['scenario'], result['arguments'])}.",
         "\n".join(["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|", *("| " + " | ".join(line) + " |" for line in lines)]),
     ]
     if any(each["version"] for each in result["servers"].values()):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from pere.cli.bench import processor
+from pere.cli.bench import SHOWN, processor
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -219,21 +219,37 @@ def said(numbers: list[float]) -> str:
     return middle if len(numbers) == 1 else f"{middle} ({min(numbers):,.{digits}f} to {max(numbers):,.{digits}f})"
 
 
+def share(figure: str) -> bool:
+    """Whether it is shown in percent."""
+    return figure in SHOWN and SHOWN[figure][1] == "%"
+
+
+def title(figure: str) -> str:
+    """`server_us`, `server_busy, %`, `delivery p99, ms`."""
+    if figure.startswith("latency/"):
+        return " ".join(figure.split("/")[1:]) + ", ms"
+    return f"{figure}, %" if share(figure) else figure
+
+
 def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of a result: its head, and a line for each server."""
-    head = ["server", *result["shows"], *(["x the floor"] if result["floor"] else [])]
+    head = ["server", *map(title, result["shows"]), *(["x the floor"] if result["floor"] else [])]
     lines = []
     for server, runs in result["runs"].items():
-        line = [server, *(said(values(runs, figure)) for figure in result["shows"])]
+        line = [server, *(said([value * 100 if share(figure) else value for value in values(runs, figure)]) for figure in result["shows"])]
         if result["floor"]:
             line.append("1" if server == result["floor"] else said(ratios(result, server)))
         lines.append(line)
     return head, lines
 
 
+def often(result: dict[str, Any]) -> str:
+    return "one round" if result["rounds"] == 1 else f"{result['rounds']} rounds, medians (least to most)"
+
+
 def show(result: dict[str, Any]) -> None:
     head, lines = rows(result)
-    table = Table(*head[:1], title=f"{result['name']}: {result['rounds']} rounds, medians (least to most)", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(*head[:1], title=f"{result['name']}: {often(result)}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in head[1:]:
         table.add_column(name, justify="right")
     for line in lines:
@@ -251,12 +267,13 @@ def keep(result: dict[str, Any]) -> Path:
     return path
 
 
-def main(doc: str | None, measures: Iterable[Measure]) -> None:
+def main(doc: str | None, measures: Sequence[Measure]) -> None:
     """The command line that all files of measures share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured, in turn (5)")
     parser.add_argument("--short", action="store_true", help="small sizes, as in a tour")
     parser.add_argument("--sizes", default="", help="sizes for pere bench, such as '--feeds 1000'")
+    parser.add_argument("--measure", choices=[measure.name for measure in measures], help="only this one")
     parser.add_argument("--only", default="", help="only servers whose name has this in it, and the floor")
     parser.add_argument("--no-keep", action="store_true", help="write nothing to bench/results")
     asked = parser.parse_args()
@@ -264,7 +281,11 @@ def main(doc: str | None, measures: Iterable[Measure]) -> None:
         parser.error(f"--rounds is 1 or more, not {asked.rounds}")
     with ending_well():
         for measure in measures:
+            if asked.measure not in (None, measure.name):
+                continue
             servers = tuple(each for each in measure.servers if asked.only in each.name or each.name == measure.floor)
+            if not any(asked.only in server.name for server in servers):
+                parser.error(f"{measure.name} has no server with {asked.only!r} in its name; it has {', '.join(server.name for server in measure.servers)}")
             result = measured(replace(measure, servers=servers), asked.rounds, asked.short, asked.sizes)
             show(result)
             if not asked.no_keep:
