@@ -54,7 +54,7 @@ $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "PERE needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true);" \
 	         "name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "installing what PERE needs into $(VENV), which takes some 20 seconds, once"
+	@echo "installing what PERE needs into $(VENV), which takes less than a minute, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[redis]'
 	@touch $@

@@ -146,7 +146,7 @@ class Outside:
             raise BadRequest("bad_webhook_url", f"a webhook's URL is {wanted}, not {shown(url)}")
         scheme, authority, path = parts[1].lower(), parts[2].lower(), parts[3]
         if scheme != "https" and not self.http:
-            raise BadRequest("insecure_webhook_url", "a webhook's URL begins with https://; this server does not allow http://")
+            raise BadRequest("insecure_webhook_url", "a webhook's URL begins with https://; this server does not allow http:// (--webhook-allow-http)")
         if "@" in authority:
             # Not shown: it may be a password.
             raise BadRequest("bad_webhook_url", "a webhook's URL carries no user or password; the signature says who sends")

@@ -124,6 +124,11 @@ def test_what_is_json_is_pushed_as_json_and_all_else_as_text(url):
     assert [event["data"] for event in heard(url, "kinds")] == [{"n": 1}, 1.1, "plain text", "{broken"]
 
 
+def test_who_pushes_to_nobody_is_told(url):
+    assert pere("push", "nobody", "1", "--url", url).stdout.endswith("  pushed to nobody, for 0 devices (none is registered there)\n")
+    assert pere("push", "nobody", "1", "--receipt", "none", "--url", url).stdout.endswith("  pushed to nobody, for 0 devices\n")
+
+
 def test_no_number_loses_a_digit(url):
     pushed(url, "digits", "12345678901234567890123.10")
     done = pere("listen", "digits", "--from", "all", "--json", "--count", "1", "--url", url)
@@ -286,7 +291,7 @@ def test_an_event_is_shown_answered_for_and_accounted_for(url):
         shown = pere("status", "orders", answer["id"], "--devices", "--url", url).stdout
         assert "complete, satisfied (1 needed); asks for: processed" in shown
         assert re.search(r"processed +1 +100.0 %", shown)
-        assert re.search(r"till-1 +processed +1 .* yes +printed", shown)
+        assert re.search(r"till-1 +processed +1 .* \d{4}-\d\d-\d\dT[\d:.]+Z +yes +printed", shown)
         assert till.end(SIGINT) == 130
         assert "Traceback" not in till.err
 

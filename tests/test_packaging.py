@@ -39,8 +39,8 @@ def done(*command: str, folder: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def ours():
-    """Every file of this checkout, changes that are not committed too, and nothing that tools have left in it."""
-    listed = done("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", folder=HOUSE).split("\0")
+    """Every file of this checkout as it stands, and nothing that somebody or some tool has left in it."""
+    listed = done("git", "ls-files", "-z", folder=HOUSE).split("\0")
     return sorted(name for name in listed if (HOUSE / name).is_file())
 
 

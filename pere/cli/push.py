@@ -87,6 +87,8 @@ def command(channel: str | None, data: str | None, lines: BinaryIO | None, every
                     click.echo(orjson.dumps(answer))
                 else:
                     told = f"; {verdict(answer)}" if "counts" in answer else ""
+                    if answer.get("audience") == 0 and wanted.get("receipt") != "none":
+                        told = f" (none is registered there){told}"
                     click.echo(printable(f"{answer.get('id')}  pushed to {channel}, for {devices(answer.get('audience'))}{told}"))
                 is_satisfied = is_satisfied and answer.get("satisfied", True)
                 if number != times:

@@ -1,5 +1,6 @@
 """`pere status`: what became of an event, as numbers, a bar and a list of devices."""
 
+import sys
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from pere.cli.visit import channel_argument, client, json_option, printable, run
 COLOURS = {"processed": "green", "delivered": "cyan", "sent": "blue", "pending": "bright_black", "failed": "red",
            "expired": "yellow", "cancelled": "magenta"}
 BAR = 60  # cells
+WIDE = 240
 
 
 @click.command
@@ -35,7 +37,8 @@ def command(channel: str, event_id: str, with_devices: bool, state: str | None, 
     """
 
     async def ask() -> None:
-        console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+        # Where nobody looks at a terminal, nothing is cut off to fit one.
+        console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
         async with client(url) as server:
             answer = await server.status(channel, event_id)
             if as_json:

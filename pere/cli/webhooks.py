@@ -79,8 +79,11 @@ def list_(url: str, as_json: bool) -> None:
 
     async def ask() -> None:
         async with client(url) as server:
-            for endpoint in await server.webhooks():
-                click.echo(orjson.dumps(endpoint) if as_json else line(endpoint))
+            endpoints = await server.webhooks()
+        for endpoint in endpoints:
+            click.echo(orjson.dumps(endpoint) if as_json else line(endpoint))
+        if not endpoints and not as_json:
+            click.echo("there is no endpoint; `pere webhooks add URL` adds one", err=True)
 
     run(ask())
 
