@@ -34,7 +34,7 @@ class Exchange(HTTPConnection):
         self._has_body = True
         self._left: int | None = None  # of the Content-Length that was announced
         # HTTPServerRequest reads both from here.
-        self.context = self
+        self.context: Any = self
         self.remote_ip = ask.peer
         self.protocol = ask.scheme
 
@@ -134,6 +134,8 @@ class Exchange(HTTPConnection):
             raise HTTPOutputError(f"{self._left} bytes fewer were written than Content-Length announced")
         if self._chunking and not self._transport.is_closing():
             self._transport.write(b"0\r\n\r\n")
+        # These hold us in return: thousands of requests would be much to collect, in a pause that everybody feels.
+        self._delegate = self.context = None
         # What Tornado still does after this call must not meet the next request.
         if self._connection.busy is self:
             self._connection.answered(self.ask)

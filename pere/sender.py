@@ -106,7 +106,7 @@ class Sender:
             async with asyncio.timeout(self._timeout) as limit:
                 async with asyncio.timeout(self._connect_timeout):
                     # The buffer holds a head, or a piece of a body; Tornado's own is 100 MB.
-                    stream = await self._tcp.connect(target.host, target.port, ssl_options=self._context(target.scheme), max_buffer_size=4 * MAX_BODY)
+                    stream = await self._tcp.connect(target.host, target.port, ssl_options=await self._context(target.scheme), max_buffer_size=4 * MAX_BODY)
                 answer = _Answer(stream, lambda: limit.reschedule(min(limit.when() or began, loop.time() + self._linger)), loop.time)
                 connection = HTTP1Connection(stream, True, HTTP1ConnectionParameters(
                     no_keep_alive=True, max_header_size=self._max_head_bytes, max_body_size=MAX_BODY))
@@ -129,12 +129,12 @@ class Sender:
             return self._outcome(answer, answer.at - began)
         return failure
 
-    def _context(self, scheme: str) -> ssl.SSLContext | None:
+    async def _context(self, scheme: str) -> ssl.SSLContext | None:
         if scheme != "https":
             return None
         if self._tls is None:
-            # Only now, for to read the authorities of the system takes longer than to start a server.
-            self._tls = ssl.create_default_context()
+            # Only now, for to read the authorities of the system takes longer than to start a server; and in a thread, for nobody else is to wait for it.
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
         return self._tls
 
     def _outcome(self, answer: "_Answer", seconds: float) -> Outcome:

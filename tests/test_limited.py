@@ -175,7 +175,7 @@ async def test_a_batch_with_many_names_is_done_piece_by_piece_and_the_others_are
     assert [event["data"] for event in (await get("/events/c?limit=1000"))["events"]] == list(range(200))
 
 
-async def test_a_connection_that_is_cut_leaves_nothing_to_collect(start, until):
+async def test_neither_a_connection_that_is_cut_nor_one_for_a_handler_leaves_anything_to_collect(start, until):
     # Thousands of them a second would be a pause of the collector of 30 ms, in which nobody is served.
     server = await start(peer_pushes="0.01/1", **HERE)
 
@@ -185,7 +185,8 @@ async def test_a_connection_that_is_cut_leaves_nothing_to_collect(start, until):
     gc.collect()
     gc.disable()
     try:
-        for said in (PUSH, PUSH, PUSH), (PUSH,), (Said("NONSENSE", "/"),), (Said("GET", "/healthz", headers={"Content-Length": "x"}),):
+        wrong = Said("NONSENSE", "/"), Said("GET", "/healthz", headers={"Content-Length": "x"})
+        for said in (PUSH, PUSH, PUSH), (PUSH,), *((each,) for each in (*wrong, GET, Said("GET", "/events/c"), Said("GET", "/nowhere"))):
             async with asyncio.timeout(20):
                 line = await wire.Wire.open(server.port)
                 await line.send(b"".join(wire.said(each.method, each.target, each.body, each.headers) for each in said))

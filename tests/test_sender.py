@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -405,3 +406,16 @@ async def test_an_outcome_has_the_servers_wish():
         assert (outcome.status, outcome.retry_after) == (status, 17)
     outcome = await sent(says(b"HTTP/1.1 503 x\r\nRetry-After: Sun, 06 Nov 1994 08:51:37 GMT\r\n\r\n"), clock=lambda: NOW)
     assert (outcome.status, outcome.retry_after) == (503, 120)
+
+
+async def test_the_authorities_of_the_system_are_read_beside_the_loop(monkeypatch):
+    # It takes tens of milliseconds.
+    threads, real = [], ssl.create_default_context
+
+    def create():
+        threads.append(threading.get_ident())
+        return real()
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    outcome = await Sender(LOOPBACK).post("https://127.0.0.1:1/hook", {}, b"1")
+    assert outcome.error == "unreachable" and threads and threading.get_ident() not in threads
