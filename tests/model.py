@@ -388,7 +388,7 @@ class Model:
         # Who is away for too long when an event's time is over: a file finds the one first, and memory the other.
         for end in (self._expire, self._leave) if self.limits.per_channel is not None else (self._leave, self._expire):
             end()
-        self.make_room()
+        self.make_room(is_swept=True)
         for channel in self.channels.values():
             for member in channel.members.values():
                 # When it last answered is kept by the hour: a device is gone after days.
@@ -415,7 +415,8 @@ class Model:
             if not self.is_online(device) and not is_registered and self.seen[device] < self.now - self.limits.device_ttl:
                 del self.wishes[device]
 
-    def make_room(self) -> None:
+    def make_room(self, is_swept: bool = False) -> None:
+        """What is over for long goes when it `is_swept`; what there is no room for, at once."""
         limits, events = self.limits, self.events()
         old = {event.id for event in events[: max(0, len(events) - limits.overall)]}
         old |= {event.id for event in events if event.time < self.now - limits.age}
@@ -423,7 +424,7 @@ class Model:
             over = [event for event in channel.events if event.id in old]
             if limits.per_channel is not None:
                 over = channel.events[: max(0, len(channel.events) - limits.per_channel)]
-            past = [event for event in channel.events if event.expires + limits.keep_expired <= self.now]
+            past = [event for event in channel.events if is_swept and event.expires + limits.keep_expired <= self.now]
             if any(not event.is_noticed for event in past):
                 # From the front only: one that an older, longer-lived event stands before goes together with that one.
                 over += [event for place, event in enumerate(channel.events) if event not in over and set(channel.events[: place + 1]) <= {*past, *over}]
@@ -453,9 +454,13 @@ class Model:
             self.end(feed, "drain")
         self.removed.clear()
 
-    def reload(self) -> None:
-        """Who is waited for is found in the events again, and nobody counts as quiet."""
+    def reload(self, knows_who_waits: bool) -> None:
+        """Who is waited for is found in the events again, where it is not kept, nobody counts as quiet, and what is over is looked at again."""
         self.seen = dict.fromkeys(self.wishes, self.now)
+        for event in self.events():
+            event.is_noticed = False
+        if knows_who_waits:
+            return
         for channel in self.channels.values():
             channel.waiting = {}
             for event in channel.events:

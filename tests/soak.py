@@ -3,7 +3,7 @@
     python -m tests.soak --minutes 10 --seed 7 --store sqlite
 
 The server is whole: its front door, hub, ledger and store, on its loop; only the network is pairs of sockets, and the time is handed in.
-A restart is an orderly end, or what a crash leaves of the file. Commands that differ are shrunk to a few and printed.
+A restart is an orderly end, or what a crash leaves of the file, or of a node in Redis that is killed. Commands that differ are shrunk to a few and printed.
 """
 
 import asyncio
@@ -33,17 +33,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 sys.path.insert(0, str(Path(__file__).parent))
 
 from model import Event, Feed, Limits, Model, owes
+from redises import common, named
 
 import pere.hub
 import pere.storage.committing
 import pere.storage.reading
+import pere.storage.redis
 from pere.config import Config
 from pere.errors import Gone
 from pere.event import format_id, parse_id
 from pere.http1 import Connection
 from pere.server import Server
 from pere.sse import Decoder
+from pere.storage.ear import ended
 from pere.storage.memory import MemoryStore
+from pere.storage.redis import RedisStore
 from pere.storage.sqlite import SqliteStore
 
 START = 1_417_444_080  # 2014-12-01T14:28:00Z: whole minutes, at which devices are looked for that were not seen for long
@@ -51,8 +55,9 @@ PATIENCE = 20.0  # real seconds after which what was waited for will never come
 
 # So small that a few events reach them.
 LIMITS = [(pere.hub, "BATCH_EVENTS", 3), (pere.storage.reading, "MAX_VISITED", 3), (pere.storage.reading, "BLOCK", 2),
-          (pere.storage.reading, "MAX_PAST", 4), (pere.storage.committing, "MAX_SAVED", 2)]
-MEMORY = Limits(per_channel=8, keep_expired=40, attempts=2)
+          (pere.storage.reading, "MAX_PAST", 4), (pere.storage.committing, "MAX_SAVED", 2),
+          (pere.storage.redis, "STAY", 30.0)]
+MEMORY = Limits(per_channel=8, keep_expired=40, attempts=2)  # of Redis too, which has beside it what a node has in memory
 FILE = Limits(per_channel=None, overall=18, age=600, attempts=2, at_hand=3)
 CONFIG: dict[str, Any] = {
     "port": 0, "max_attempts": 2, "max_feeds_per_device": 2, "idempotency_window": 50, "device_ttl": 1000, "stuck_after": 59.5,
@@ -179,18 +184,23 @@ def _tidy(given: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 class Real:
-    """The server, one after the other; `store` is `memory` or `sqlite`."""
+    """The server, one after the other; `store` is `memory`, `sqlite` or `redis`."""
 
     def __init__(self, store: str, folder: Path):
         self.kind = store
         self._folder = folder
         self._files = 0
-        self.config = Config(**CONFIG, backlog_events=8 if store == "memory" else 3)
+        self.config = Config(**CONFIG, backlog_events=3 if store == "sqlite" else 8)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         path = str(self._folder / f"{self._files}.db")
-        store = MemoryStore(self.config, loop.time) if self.kind == "memory" else SqliteStore(self.config, loop.time, path)
+        store: Any
+        if self.kind == "redis":
+            store = RedisStore(self.config, loop.time, named("redis", self._folder))
+        else:
+            store = MemoryStore(self.config, loop.time) if self.kind == "memory" else SqliteStore(self.config, loop.time, path)
+        await store.begin()
         self.server = Server(self.config, store)
         self.store, self.hub = store, self.server.hub
         self.desks = [Wire(self.server), Wire(self.server)]
@@ -206,7 +216,17 @@ class Real:
         await self.store.close()
 
     async def crash(self) -> None:
-        """The files as they lie there are what the next one finds."""
+        """The files as they lie there are what the next one finds; or what is in Redis when a node says nothing more, and for so long that it is given up."""
+        if self.kind == "redis":
+            beating, self.store._beating = self.store._beating, None  # so it is not closed in order by and by
+            await ended(beating)
+            self.store._trouble = "it was killed"
+            await self.store._log.close()
+            keys = self.store._log.keys
+            for words in (("DEL", keys["keeper"]), ("ZADD", keys["nodes"], "0", self.store.node)):
+                assert common().ask(*words) in (b":0", b":1")
+            await self.end()
+            return
         old, self._files = self._files, self._files + 1
         for ending in ("", "-wal"):
             shutil.copy(self._folder / f"{old}.db{ending}", self._folder / f"{self._files}.db{ending}")
@@ -293,7 +313,7 @@ class Against(RuleBasedStateMachine):
         self.steps = 0
 
     def new_model(self) -> Model:
-        return Model(MEMORY if self.kind == "memory" else FILE, int(self.loop.now), self.real.store.born)
+        return Model(FILE if self.kind == "sqlite" else MEMORY, int(self.loop.now), self.real.store.born)
 
     def do(self, deed: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(deed)
@@ -584,8 +604,10 @@ class Against(RuleBasedStateMachine):
 
     def forget(self) -> None:
         """Of a channel that is not known any more there was nothing left."""
+        # In Redis a channel may be open on a node though nobody knows of it any more, and one to which a feed only listens is not in the log.
+        known = self.real.store._begun | self.real.hub.channels.keys() if self.kind == "redis" else self.real.store.channels()
         for name in list(self.model.channels):
-            if name not in self.real.store.channels():
+            if name not in known:
                 assert self.model.forget(name)
 
     @rule(what=st.sampled_from(["restart", "crash", "remove", "long", "restart", "crash"]), device=DEVICE, looks_away=st.booleans())
@@ -594,11 +616,12 @@ class Against(RuleBasedStateMachine):
             self.remove(device)
         elif what == "long":
             self.wait(1080)
-        elif self.kind == "sqlite" or device == "d1":
+        elif self.kind != "memory" or device == "d1":
             self.restart(what == "restart", looks_away)
 
     def restart(self, is_orderly: bool, looks_away: bool) -> None:
         listening = [listener.fd for listener in self.listeners if listener.feed in self.model.feeds]
+        removed, seen = dict(self.model.removed), dict(self.model.seen)
         if self.kind == "memory" or is_orderly:
             self.do(self.real.end())
             self.model.restart()
@@ -621,7 +644,11 @@ class Against(RuleBasedStateMachine):
         else:
             self.model.now += 1
             self.model.born = self.real.store.born
-            self.model.reload()
+            self.model.reload(knows_who_waits=self.kind == "redis")
+            if self.kind == "redis":
+                self.find_wishes(seen)
+                # What the log has beyond what was kept is done again, and so it is known of whom it says that they were removed.
+                self.model.removed = {name: at for name, at in removed.items() if name in self.real.store.devices._removed}
             self.forget()
             if not is_orderly:
                 self.do(self.find_positions())
@@ -629,6 +656,13 @@ class Against(RuleBasedStateMachine):
             elif any(event.to for event in self.model.events()):
                 self.real.look()
         self.looks_away = looks_away
+
+    def find_wishes(self, seen: dict[str, int]) -> None:
+        """Who asked for what is yet to be born was last seen when that was last said, or soon after."""
+        for device, patterns in self.model.wishes.items():
+            found = int(max(self.real.store._wishes[pattern][device] for pattern in patterns)) if patterns else seen[device]
+            assert seen[device] - 1200 <= found <= self.model.now, f"{device} was seen {found}, not {seen[device]}"
+            self.model.seen[device] = found
 
     async def find_positions(self) -> None:
         """After a crash a device may have been written to further than is known, but not less far than was safe."""
@@ -741,7 +775,11 @@ class AgainstSqlite(Against):
     kind = "sqlite"
 
 
-MACHINES: dict[str, type[Against]] = {"memory": AgainstMemory, "sqlite": AgainstSqlite}
+class AgainstRedis(Against):
+    kind = "redis"
+
+
+MACHINES: dict[str, type[Against]] = {"memory": AgainstMemory, "redis": AgainstRedis, "sqlite": AgainstSqlite}
 
 
 def run(store: str, examples: int, steps: int, number: int | None = None) -> None:

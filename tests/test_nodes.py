@@ -362,13 +362,14 @@ async def test_a_node_that_dies_leaves_nobody_online_and_takes_nothing_with_it(s
             feed = await wire.listen(dying.port, "c", device="d")
             ids = [(await wire.push(dying.port, "c", number)).json["id"] for number in range(3)]
             assert (await wire.request(dying.port, "POST", "/feedback/c", Device="d", Last_Event_ID=ids[0])).status == 200
-            while not (await get(here, "/admin/devices/c"))["d"]["online"]:
+            while not (await get(here, "/admin/devices/c"))["d"]["online"] or 3 not in here.store._written.get("c", {}).values():
                 await asyncio.sleep(0.02)
             dying.end(signal.SIGKILL)
             feed.close()
         assert await states(here, ids[0]) == {"processed": 1}
         while (await get(here, "/admin/devices/c"))["d"]["online"]:
             await asyncio.sleep(0.05)
+        assert await states(here, ids[2]) == {"sent": 1}
         feed = await at(here, "c", device="d")
         assert [(await feed.event()).id for _ in range(2)] == ids[1:]
         await start.servers.pop().stop()

@@ -138,7 +138,7 @@ class Taking:
             if not place % 1000:
                 self._watched("events", place, total)
         for shelf in self._shelves.values():
-            kept["channels"][shelf.name] = keeping.pack_shelf(shelf)
+            kept["channels"][shelf.name] = keeping.pack_shelf(shelf, {})
 
     def _rows(self, number: int) -> None:
         """The newest changes of states, as far as no number is missing and their events go along."""

@@ -9,7 +9,7 @@ This file knows how things look when they are kept. It sends nothing.
 
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -90,29 +90,35 @@ def unpack_entry(event: Event, shelf: Shelf, value: bytes) -> Entry:
     return entry
 
 
-def pack_shelf(shelf: Shelf) -> bytes:
-    """The channel itself: its newest ordinal, the newest id that made way, the slots that were left, and who is waited for."""
+def pack_shelf(shelf: Shelf, written: dict[str, int]) -> bytes:
+    """The channel itself: its newest ordinal, the newest id that made way, the slots that were left, who is waited for, and up to which ordinal each node
+    has written to those that are up to date there."""
     return _pack((shelf.backlog.last, shelf.backlog.evicted_id, shelf.touched, list(shelf.audience.left()),
-                  {device: list(ordinals) for device, ordinals in shelf.waiting.items()}))
+                  {device: list(ordinals) for device, ordinals in shelf.waiting.items()}, written))
 
 
-def unpack_shelf(shelf: Shelf, value: bytes, members: Iterable[bytes], events: int) -> bool:
-    """`events` is how many will follow. Returns whether it tells who is waited for: version 1 did not."""
+def unpack_shelf(shelf: Shelf, value: bytes, members: Iterable[bytes], events: int) -> dict[str, int] | None:
+    """`events` is how many will follow. Returns how far the nodes have written; None of version 1, which did not tell who is waited for either."""
     last, gone, shelf.touched, left, *more = _unpack(value)
     shelf.backlog.begin(last - events, gone)
     shelf.audience.restore_all([_member(value) for value in members], [tuple(each) for each in left])
-    for waiting in more:
-        shelf.waiting = {device: deque(ordinals) for device, ordinals in waiting.items()}
-    return bool(more)
+    if not more:
+        return None
+    waiting, written = more
+    shelf.waiting = {device: deque(ordinals) for device, ordinals in waiting.items()}
+    return dict(written)
 
 
-def pack_member(member: Member) -> bytes:
-    return _pack((member.device, member.slot, member.position, member.since, member.seen, member.answered, member.last_id))
+def pack_member(member: Member, nodes: Collection[str] = ()) -> bytes:
+    """`nodes` are those on which it has a feed that is up to date: what it was written there is told of the channel."""
+    return _pack((member.device, member.slot, member.position, member.since, member.seen, member.answered, member.last_id, sorted(nodes)))
 
 
 def _member(value: bytes) -> Member:
-    device, slot, position, since, seen, answered, last_id = _unpack(value)
+    device, slot, position, since, seen, answered, last_id, *nodes = _unpack(value)
     member = Member(device, slot, position, seen)
+    if nodes and nodes[0]:
+        member.elsewhere = frozenset(nodes[0])
     member.settled, member.since, member.answered, member.last_id = 0, since, answered, last_id
     return member
 

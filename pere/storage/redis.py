@@ -492,6 +492,8 @@ class RedisStore(Replica):
                 rows.append((member.device, told[0], member.position, member.since, member.seen))
         if rows:
             self._say(("marks", self.node, shelf.name, rows))
+        if shelf.backlog.last != self._written.get(shelf.name, {}).get(self.node, 0) and any(member.live for member in shelf.audience):
+            self._say(("written", self.node, shelf.name, shelf.backlog.last))
         if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
             (self._used.add if is_used else self._used.discard)(shelf.name)
             self._say(("use", self.node, shelf.name, is_used))

@@ -67,6 +67,7 @@ class Replica(MemoryStore):
         self._next_id = 0
         self._begun: set[str] = set()  # channels that all nodes know of; others are only open here
         self._users: dict[str, frozenset[str]] = {}  # nodes on which somebody listens to a channel
+        self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
         self._wishes: dict[str, dict[str, float]] = {}  # by pattern, who wants it, and when that was last said, or that it is there
         self._leaving: dict[tuple[str, str], Member] = {}  # members that are no more here, and still are in the log
         self._aside: dict[tuple[str, str], Member | None] = {}  # while an entry is applied, those who are here in their place
@@ -311,6 +312,7 @@ class Replica(MemoryStore):
         if shelf is None or channel not in self._begun or len(shelf.backlog) or len(shelf.audience) or self._users.get(channel):
             return
         self._begun.discard(channel)
+        self._written.pop(channel, None)
         self._note("channels", channel)
         # It may be open here since a moment ago; then it only begins anew.
         shelf.backlog.begin(0, 0)
@@ -344,6 +346,12 @@ class Replica(MemoryStore):
             member.since, member.seen = max(member.since, since), max(member.seen, seen)
             if member.saved is not None and mark(member)[0] == member.saved[0]:  # type: ignore[index]
                 member.saved = mark(member)  # what another node says of it need not be said once more
+
+    def _apply_written(self, asker: Asker | None, node: str, channel: str, ordinal: int) -> None:
+        """How far those are that are up to date on a node; where they were, should it die."""
+        if channel in self._begun:
+            self._written.setdefault(channel, {})[node] = ordinal
+            self._note("channels", channel)
 
     def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
         """Who is there, or was until now, still wants what it has asked for."""
@@ -391,9 +399,12 @@ class Replica(MemoryStore):
         for channel in tuple(self._users):
             self._apply_use(None, node, channel, False)
         for shelf in self._shelves.values():
+            written = self._written.get(shelf.name, {}).pop(node, 0)
             for member in shelf.audience:
                 if node in member.elsewhere:
                     member.elsewhere -= {node}
+                    member.position = max(member.position, written)
+                    self._note("members", shelf.name, member.device)
         for device in tuple(self.devices.known.values()):
             if node in device.elsewhere:
                 self.devices.is_elsewhere(device, node, False)
@@ -431,11 +442,11 @@ class Replica(MemoryStore):
         home, _, rest = name.partition(keeping.SEPARATOR)
         shelf = self._shelves.get(home)
         if kind == "channels":
-            return keeping.pack_shelf(shelf) if shelf is not None and home in self._begun else None
+            return keeping.pack_shelf(shelf, self._written.get(home, {})) if shelf is not None and home in self._begun else None
         if kind == "members":
             member = shelf.audience.members.get(rest) if shelf is not None else None
             member = self._leaving.get((home, rest)) or member
-            return keeping.pack_member(member) if member is not None and member.slot >= 0 else None
+            return keeping.pack_member(member, member.elsewhere | {self.node} if member.live else member.elsewhere) if member is not None and member.slot >= 0 else None
         if kind == "events":
             event = self._kept_event(home, int(rest))
             return keeping.pack_event(event) if event is not None else None
@@ -470,9 +481,13 @@ class Replica(MemoryStore):
         for name, value in kept["channels"].items():
             shelf = self.open(name)
             self._begun.add(name)
-            if not keeping.unpack_shelf(shelf, value, members.get(name, ()), len(events.get(name, ()))):
+            written = keeping.unpack_shelf(shelf, value, members.get(name, ()), len(events.get(name, ())))
+            if written is None:
                 untold.add(name)
+            elif written:
+                self._written[name] = written
             for member in shelf.audience:
+                member.elsewhere -= {self.node}
                 self.devices.register(member.device, name)
                 member.saved = mark(member)
         for id, name, value in sorted((id, name, value) for name, found in events.items() for id, value in found):

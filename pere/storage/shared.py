@@ -48,6 +48,8 @@ class Reading(Replica):
     """A copy that is moved as those of all nodes are, by the same limits, and then left."""
 
     def contents(self, born: int) -> Contents:
+        for node in {node for shelf in self._shelves.values() for member in shelf.audience for node in member.elsewhere}:
+            self._apply_gone(None, node)  # nobody is there
         found = Contents(born, self.newest, self.newest_record, rows=self.records_after(0))
         for kind, name in self._things():
             value = self._value(kind, name)

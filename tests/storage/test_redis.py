@@ -289,7 +289,8 @@ async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until
     monkeypatch.setattr(keeper, "CUT_AFTER", -1.0)
     first = await node()
     await join(first, "c", "d1", "d2", "d3")
-    first.open("c").audience.members["d1"].feeds = 1
+    member = first.open("c").audience.members["d1"]
+    member.feeds = member.live = 1
     for day in range(31):
         if day == 15:
             await say(first, "d2", (await push(first)).id)
@@ -303,6 +304,10 @@ async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until
     second.sweep(node.clock.now, lambda channel: True)
     await alike(first, second)
     assert sorted(second.open("c").audience.members) == ["d1", "d2"]
+    # And what was written to it until then was.
+    second._say(("gone", first.node))
+    await second.settle()
+    assert [(member.device, member.position, member.elsewhere) for member in sorted(second.open("c").audience, key=lambda member: member.device)] == [("d1", 1, set()), ("d2", 0, set())]
 
 
 async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
