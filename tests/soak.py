@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 # pytest finds the words of the tests beside this file, and so must `python -m tests.soak`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model import Event, Feed, Limits, Model, owes
+from model import Event, Feed, Limits, Model, means, owes
 from redises import common, named
 
 import pere.hub
@@ -607,7 +607,14 @@ class Against(RuleBasedStateMachine):
         # In Redis a channel may be open on a node though nobody knows of it any more, and one to which a feed only listens is not in the log.
         known = self.real.store._begun | self.real.hub.channels.keys() if self.kind == "redis" else self.real.store.channels()
         for name in list(self.model.channels):
-            if name not in known:
+            if name in known:
+                continue
+            channel = self.model.channels[name]
+            if self.kind == "redis" and not channel.last:
+                # There it is born when something is said of it; who wants it joins then.
+                assert channel.members.keys() <= {device for device, patterns in self.model.wishes.items() if any(means(pattern, name) for pattern in patterns)}
+                del self.model.channels[name]
+            else:
                 assert self.model.forget(name)
 
     @rule(what=st.sampled_from(["restart", "crash", "remove", "long", "restart", "crash"]), device=DEVICE, looks_away=st.booleans())

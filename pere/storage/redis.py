@@ -416,6 +416,7 @@ class RedisStore(Replica):
     def _undo(self, batch: Batch) -> None:
         """Nobody knows whether it is in the log."""
         self._flying = None
+        self._log.give_up()
         self._saying.put_back(batch)
 
     def _refuse_waiting(self, refusal: Refusal) -> None:

@@ -117,6 +117,7 @@ class SharedLog:
         self.keys = {name: f"{self.prefix}:{name}" for name in scripts.KEYS}
         self._open, self._append, self._beat, self._forget = map(self.client.register_script, (scripts.OPEN, scripts.APPEND, scripts.BEAT, scripts.FORGET))
         self._early: dict[int, Entry] = {}
+        self._under_way = 0  # the batch that is known without being read
         self._last = b""  # the header of the newest entry that was taken: whether the log still has it tells whether it is the same
         self._heard_of = 0  # the newest entry of which we were told that it is there
         self._waking: asyncio.Task[None] | None = None
@@ -141,10 +142,18 @@ class SharedLog:
     async def append(self, batch: int, now: float, count: int, body: bytes, lives: int, whom: Collection[str]) -> int:
         """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been. `whom` are the channels whose
         followers are woken, or ALL. Returns how many replicas have it, if any are waited for."""
+        self._under_way = batch
         header, replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
                                            [self.deployment, self.node, batch, int(now * 1000), count, body, lives, *(whom or (NOBODY,))])
         self._offer(Entry.of(header, None))
         return replicas
+
+    def give_up(self) -> None:
+        """The batch that is under way is known here no more: if it is in the log, it is read like any other."""
+        self._under_way = 0
+        for entry in [entry for entry in self._early.values() if entry.body is None]:
+            del self._early[entry.n]
+            self._hear_of(entry.n)
 
     async def _run(self, script: AsyncScript, keys: list[str], args: list[Any]) -> tuple[Any, int]:
         """What a script answers; and how many replicas have all that was written up to then, if any are waited for."""
@@ -211,12 +220,14 @@ class SharedLog:
         if mark:
             self._offer(entry)
         elif entry.n > self.taken and entry.node != self.node:
-            self._heard_of = max(self._heard_of, entry.n)
-            self._wake()
+            self._hear_of(entry.n)
 
     def _offer(self, entry: Entry) -> None:
         """An entry, maybe for the second time, maybe before its time."""
         if entry.n <= self.taken:
+            return
+        if entry.body is None and entry.batch != self._under_way:
+            self._hear_of(entry.n)
             return
         if entry.n != self.taken + 1:
             self._early[entry.n] = entry
@@ -227,6 +238,11 @@ class SharedLog:
             self.taken, self._last = following.n, following.header
             self.take(following)
             following = self._early.pop(self.taken + 1, None)
+
+    def _hear_of(self, n: int) -> None:
+        """This entry is there, and is to be read."""
+        self._heard_of = max(self._heard_of, n)
+        self._wake()
 
     def _wake(self) -> None:
         """There is more than was taken."""
@@ -245,8 +261,7 @@ class SharedLog:
             self.on_trouble(error)
 
     def _hears_more(self) -> None:
-        self._heard_of = max(self._heard_of, self.taken + 1)
-        self._wake()
+        self._hear_of(self.taken + 1)
 
     async def refresh(self) -> None:
         """Take all that the log has now. Who asks while it is read shares the next reading with all who do. Raises Lost."""

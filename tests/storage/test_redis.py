@@ -432,6 +432,30 @@ async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_take
     caplog.clear()
 
 
+async def test_what_was_given_up_though_it_was_answered_is_read_when_what_is_before_it_can_be(node, caplog, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    here, there = await node(), await node()
+    await join(here, "c", "d1")
+    await alike(here, there)
+    here._log._heard = lambda message: None
+    read = here._log.client.xrange
+
+    async def away(*_: Any, **__: Any) -> None:
+        raise RedisError("it takes what is said, and tells nothing")
+
+    here._log.client.xrange = away
+    await push(there)
+    with pytest.raises(Unavailable):
+        await push(here)
+    here._log.client.xrange = read
+    while here.trouble() is not None:
+        await asyncio.sleep(0.01)
+    await push(here)
+    assert len(here.open("c").backlog) == 3
+    await alike(here, there)
+    caplog.clear()
+
+
 async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_when_they_have_not(server, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(sharedlog, "WAIT", 2_500)  # a machine may be slow
     folder = tmp_path / "replica"
