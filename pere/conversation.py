@@ -314,9 +314,9 @@ class Conversation(asyncio.Protocol):
         if self.account is not None:
             self.account.connections -= 1  # what it becomes is counted there
             self.account = None
-        if self._stuck or self.pending or self._in_line:
+        if self._stuck or self.pending or self.rest or self._in_line:
             transport.resume_reading()
+            self._let_go()
         self._closing = True
-        self._let_go()
         self.busy = self.transport = None
         return transport

@@ -24,6 +24,7 @@ from pere.errors import Refusal
 from pere.gate import Gate
 from pere.limits import REQUESTS, Account
 from pere.line import AT_ONCE, Line
+from pere.newcomers import Newcomers
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
@@ -38,13 +39,14 @@ SWEEP = 1.0  # seconds between two looks at who is too slow: by so much a deadli
 class Route:
     """What the door must know of an address before it lets the body in: how large that may be (bytes), and who answers without
     Tornado, if anybody does; that is for who has what it `needs` (see `auth.py`), on the channel that the path names if it names one.
-    `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`). `name` is what
-    metrics call it, `kind` what limits count it as."""
+    `again` makes what answers requests that differ from one only in the headers `varying` and the body (see `shape.py`). `is_first` where it is mostly the
+    first thing that is asked for on a connection, and the last. `name` is what metrics call it, `kind` what limits count it as."""
 
-    __slots__ = ("again", "has_channel", "hot", "kind", "max_body", "name", "needs", "served", "tally", "turn", "varying", "weight")
+    __slots__ = ("again", "has_channel", "hot", "kind", "is_first", "max_body", "name", "needs", "served", "tally", "turn", "varying", "weight")
 
     def __init__(self, name: str, max_body: int, hot: "Callable[[Ask], None] | None" = None,
-                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY):
+                 again: "Callable[[Ask], Again | None] | None" = None, varying: tuple[bytes, ...] = (), kind: int = REQUESTS, needs: str = NOBODY,
+                 is_first: bool = False):
         self.name = name
         self.max_body = max_body
         self.hot = hot
@@ -52,6 +54,7 @@ class Route:
         self.has_channel = name.endswith("/{channel}")
         self.again = again
         self.varying = varying
+        self.is_first = is_first
         self.kind = kind
         self.weight = 1 if hot is not None else AT_ONCE  # of what is served in one turn
         self.served, self.turn = 0, 0.0
@@ -85,6 +88,7 @@ class Door:
         self.is_passing = False  # what nobody has read yet is for another process
         self.shapes = Shapes()
         self.crowds = Crowds(self)
+        self.newcomers = Newcomers()
         self.loop = asyncio.get_running_loop()
         self.line = Line(self.loop.time, self.loop.call_soon)
         self.hosts: set[bytes] = set()  # what stood in Host of late, and may
@@ -97,6 +101,7 @@ class Door:
         self._heads.clear()
         self.ready.clear()
         self.shapes.rest()
+        self.newcomers.rest()
         for connection in list(self.connections):
             connection.check(now)
         return SWEEP

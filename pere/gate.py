@@ -7,11 +7,12 @@ opens. Some have no account, and so no limits of their own: those that `--limits
 import resource
 from collections import Counter
 from collections.abc import Callable, Collection
+from typing import Any
 
 from pere.auth import Grant
 from pere.config import Config, flag
 from pere.errors import ConfigError, Full, Refusal, TooMany
-from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Rate, client_of, has_room
+from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Buckets, Rate, client_of, has_room
 from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
@@ -27,8 +28,8 @@ class Gate:
     """`time` is the wheel's. `feeds` tells how many are open, `channels` how many are kept; `limited` counts what was refused."""
 
     def __init__(self, config: Config, time: Callable[[], float]):
-        self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
-        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], linger=LINGER)
+        self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS], Account)
+        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], Buckets, linger=LINGER)
         self.brought = Brought()
         self.feeds: Callable[[], int] = lambda: 0
         self.channels: Callable[[], int] = lambda: 0
@@ -108,7 +109,7 @@ class Gate:
         """The same for one; who is not let in goes the usual way, and hears there why."""
         return not self.subjects.take(self._subject(grant), kind, self.time())
 
-    def _subject(self, grant: Grant) -> Account:
+    def _subject(self, grant: Grant) -> Buckets:
         account = self.subjects.of(grant.subject, self.time())
         grant.buckets = account.full if account.is_kept else None
         return account
@@ -135,7 +136,7 @@ class Gate:
         if own and not has_room(own, feeds, config.max_feeds, 0):
             raise self._full("feeds", SUBJECT, f"one subject may not have more than the {own} feeds that this one has")
 
-    def _too_many(self, kind: int, wait: float, accounts: Accounts, whose: str) -> TooMany:
+    def _too_many(self, kind: int, wait: float, accounts: Accounts[Any], whose: str) -> TooMany:
         word, rate = WORDS[kind], accounts.rates[kind]
         assert rate is not None
         # To the next whole second, after which there is room.

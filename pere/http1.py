@@ -22,6 +22,7 @@ from pere.door import Ask, Door, Route
 from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import MUCH
+from pere.newcomers import Head
 
 GRACE = 0.5  # seconds in which who has just come is let say what it came for, though we are about to end
 
@@ -41,7 +42,7 @@ class Connection(Conversation):
 
     def __init__(self, door: Door, app: Application | None = None):
         super().__init__(door, app)
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser: Any = None  # as long as nobody needs one
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._ask: Ask | None = None  # the request whose body is arriving
@@ -114,8 +115,15 @@ class Connection(Conversation):
 
     def _parse(self, data: bytes) -> None:
         self._received = len(data)
+        parser = self._parser
+        if parser is None:
+            head = self._door.newcomers.read(data) if self._received <= self._door.small else None
+            if head is not None:
+                self._take(head)
+                return
+            parser = self._parser = httptools.HttpRequestParser(self)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._closing = True  # nobody upgrades here: the request was answered as if it had not asked, and was the last
         except httptools.HttpParserError as error:
@@ -128,10 +136,26 @@ class Connection(Conversation):
         elif self._in_body:
             self._measure_body()
 
+    def _take(self, head: Head) -> None:
+        """A request that needed no parser."""
+        method, path, query, headers, route = head
+        ask = Ask(self, method, path, query, "1.1", True, headers, list(headers.items()), route)
+        self.since = self._door.wheel.now
+        try:
+            self._charge(ask)
+        except Refusal as refusal:
+            self._ask = ask
+            self._turn_away(refusal)
+        else:
+            self._admit(ask)
+
     def _learn(self, data: bytes) -> None:
         """Recognise the next request, if this one was alone and whole in what arrived: then the parser is between two requests."""
         model, self._model = self._model, None
         assert model is not None
+        if model.route.is_first:
+            self._door.newcomers.learn(Head(model.method, model.path, model.query, model.headers, model.route), data)
+            return
         if self._closing or self._in_line:
             return
         if self._lessons is None:
@@ -259,9 +283,7 @@ class Connection(Conversation):
         if path[:1] != b"/" and path != b"*":
             self._resolve(ask)
             route = ask.route
-        ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
-        if account is not None:
-            door.gate.charge(account, route.kind)  # before the body, which is not read if there is no room for it
+        self._charge(ask)  # before the body, which is not read if there is no room for it
         self._in_head = False
         if self._partial or self._received > door.small:
             self._partial = 0
@@ -280,6 +302,12 @@ class Connection(Conversation):
             self._check_unusual(ask)
         self._in_body = True
         self.since = door.wheel.now
+
+    def _charge(self, ask: Ask) -> None:
+        door = self._door
+        ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
+        if account is not None:
+            door.gate.charge(account, ask.route.kind)
 
     def _resolve(self, ask: Ask) -> None:
         """RFC 9112, 3.2.2: the host in a target counts instead of the one in Host."""
@@ -323,8 +351,11 @@ class Connection(Conversation):
             if self._growing:
                 self._door.held -= self._growing
                 self._growing = 0
-        if ask.route.again is not None and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
+        if (ask.route.again is not None or ask.route.is_first) and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
+        self._admit(ask)
+
+    def _admit(self, ask: Ask) -> None:
         # Each client is served some hot requests in a turn; of those that are for handlers, one in all.
         whose = ask.route if ask.route.hot is None else ask.account if ask.account is not None else self
         if self.busy is None and not self.pending and not self._door.line.is_over(whose, ask.route.weight):

@@ -36,6 +36,7 @@ log = logging.getLogger("pere.feed")
 # What one feed is given from the backlog before the others have their turn, and before its socket is asked again.
 BATCH_BYTES = 64 * 1024
 BATCH_EVENTS = 512
+CARELESS = b'"ack_wait":null,"window":null'  # what most feeds ask for
 BATCH_STEPS = 4_096  # those included that are not for this feed
 
 
@@ -308,18 +309,16 @@ class Hub:
     def _hello(self, feed: Feed, wanted: int | None) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
-        behind = [place.id for place in places if place.ordinal < place.channel.shelf.backlog.last]
-        # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
-        # misses none; with several channels to read, after the oldest of their ids.
-        position = wanted if wanted is not None else min(behind, default=self._store.newest)
-        feedback = b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b""
+        if wanted is None:
+            # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
+            # misses none; with several channels to read, after the oldest of their ids.
+            wanted = min([place.id for place in places if place.ordinal < place.channel.shelf.backlog.last], default=self._store.newest)
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
-        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":%b,"feedback":"/feedback%b","ack_wait":%b,"window":%b,%b}\n\n' % (
+        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":"%b","feedback":"/feedback%b",%b,%b}\n\n' % (
             b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
-            b'"%b"' % format_id(position).encode(),
-            feedback,
-            _or_null(feed.care.ack_wait if feed.care is not None else 0),
-            _or_null(feed.care.window if feed.care is not None else 0),
+            format_id(wanted).encode(),
+            b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b"",
+            b'"ack_wait":%b,"window":%b' % (_or_null(feed.care.ack_wait), _or_null(feed.care.window)) if feed.care is not None else CARELESS,
             self._manners,
         ))
 

@@ -7,7 +7,7 @@ of any claim.
 """
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import a2b_base64
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,10 @@ import orjson
 from pere.errors import Unauthorized
 
 MAX_TOKEN = 4096  # bytes
+URLSAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648, 5
+# The last letters of a part of so many letters, modulo four, in which no bit stands beyond the last byte (RFC 4648, 3.5), and what pads it.
+LAST = (bytes(range(256)), b"", b"AQgw", b"AEIMQUYcgkosw048")
+PADDING = (b"", b"", b"==", b"=")
 TOKEN = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
@@ -56,14 +60,11 @@ def _header(part: bytes) -> tuple[Any, Any]:
 
 
 def _bytes(part: bytes) -> bytes:
-    """RFC 4648, 3.5: what could be written in two ways is taken in one."""
-    try:
-        found = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
-    except ValueError:
-        raise bad_token("a part of the token is no base64url") from None
-    if urlsafe_b64encode(found).rstrip(b"=") != part:
+    """RFC 4648, 3.5: what could be written in two ways is taken in one. The letters are known to be right."""
+    over = len(part) % 4
+    if part[-1] not in LAST[over]:
         raise bad_token("a part of the token is no base64url as it is to be written")
-    return found
+    return a2b_base64(part.translate(URLSAFE) + PADDING[over])
 
 
 def bad_token(message: str) -> Unauthorized:

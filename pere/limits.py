@@ -17,6 +17,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 from pere.errors import ConfigError
 
@@ -63,15 +64,27 @@ class Rate:
         return (full, wait) if wait > 1e-9 * self.interval * self.burst else (full + count * self.interval, 0.0)
 
 
-class Account:
-    """What one client has used: `full` is when each of its buckets is full again, `connections`, `feeds` and `handshakes` what it holds, and `served` what
-    it was given in the newest `turn` of the loop. Once it is not kept, there may be another one for the same client."""
+class Buckets:
+    """What one client has taken: `full` is when each of its buckets is full again. Once it is not kept, there may be other ones for the same client."""
 
-    __slots__ = ("connections", "feeds", "full", "handshakes", "is_kept", "served", "turn")
+    __slots__ = ("full", "is_kept")
 
     def __init__(self) -> None:
         self.full = [0.0] * len(WORDS)
         self.is_kept = False
+
+    def is_idle(self, now: float) -> bool:
+        """Whether new ones would say the same."""
+        return max(self.full) <= now
+
+
+class Account(Buckets):
+    """And what it holds: `connections`, `feeds` and `handshakes`; `served` is what it was given in the newest `turn` of the loop."""
+
+    __slots__ = ("connections", "feeds", "handshakes", "served", "turn")
+
+    def __init__(self) -> None:
+        super().__init__()
         self.connections = 0
         self.feeds = 0
         self.handshakes = 0  # which are connections too
@@ -79,33 +92,40 @@ class Account:
         self.turn = 0.0
 
     def is_idle(self, now: float) -> bool:
-        """Whether a new account would say the same."""
-        return not self.connections and not self.feeds and max(self.full) <= now
+        return not self.connections and not self.feeds and super().is_idle(now)
 
 
-class Accounts:
-    """One account for each client that has used anything of late. What is idle is cleared away, and nothing else is: no stranger can make
-    us forget what somebody has used. Where there are too many all the same, those who come new share one account. `linger` is for how many
-    seconds an idle one stays, where clients cannot be made up."""
+Kept = TypeVar("Kept", bound=Buckets)
 
-    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS, linger: float = 0.0):
-        self.known: OrderedDict[str, Account] = OrderedDict()
+
+class Accounts(Generic[Kept]):
+    """One account for each client that has used anything of late, as `make` makes them. What is idle is cleared away, and nothing else is: no
+    stranger can make us forget what somebody has used. Where there are too many all the same, those who come new share one account.
+    Clients can be made up, unless an idle account is to `linger` for so many seconds: then those who come new clear nothing away before half of
+    all that may be kept are."""
+
+    def __init__(self, rates: Sequence[Rate | None], make: Callable[[], Kept], most: int = MAX_ACCOUNTS, linger: float = 0.0):
+        self.known: dict[str, Kept] = {}
         self.rates = tuple(rates)
+        self._make = make
         self._most = most
+        self._plenty = most // 2 if linger else 0
         self._linger = linger
-        self._crowd = Account()
+        self._crowd = make()
+        self._round: list[str] = []  # those that are yet to be looked at
 
-    def of(self, client: str, now: float) -> Account:
+    def of(self, client: str, now: float) -> Kept:
         account = self.known.get(client)
         if account is None:
-            self.clear(now, LOOKS)
+            if len(self.known) >= self._plenty:
+                self.clear(now, LOOKS)
             if len(self.known) >= self._most:
                 return self._crowd
-            account = self.known[client] = Account()
+            account = self.known[client] = self._make()
             account.is_kept = True
         return account
 
-    def take(self, account: Account, kind: int, now: float, count: int = 1) -> float:
+    def take(self, account: Kept, kind: int, now: float, count: int = 1) -> float:
         """Take so many of a kind. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
         rate = self.rates[kind]
         if rate is None:
@@ -114,17 +134,19 @@ class Accounts:
         return wait
 
     def clear(self, now: float, looks: int) -> None:
-        """Look at so many accounts, those first that were not looked at for longest, and drop the idle ones."""
+        """Look at so many accounts, all in turn, and drop the idle ones."""
         known = self.known
         for _ in range(min(looks, len(known))):
-            client, account = known.popitem(last=False)
+            if not self._round:
+                self._round = list(known)
+            client = self._round.pop()
+            account = known[client]
             if account.is_idle(now - self._linger):
+                del known[client]
                 account.is_kept = False
                 # Who has kept the buckets alone finds nothing in them, and so looks for the account that counts.
                 kept, account.full = account.full, account.full[:]
                 kept[:] = EMPTY
-            else:
-                known[client] = account
 
 
 class Brought:

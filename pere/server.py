@@ -134,8 +134,8 @@ class Server:
         hot = {
             b"POST /push/": Route("/push/{channel}", 0, push.one, kind=PUSHES, needs=PUSH),
             b"POST /push": Route("/push", 0, push.many, kind=PUSHES, needs=PUSH),
-            b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS, needs=FEED),
-            b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED),
+            b"GET /feed/": Route("/feed/{channel}", 0, feed.one, kind=CONNECTS, needs=FEED, is_first=True),
+            b"GET /feed": Route("/feed", 0, feed.many, kind=CONNECTS, needs=FEED, is_first=True),
             b"GET /receipts/": Route("/receipts/{channel}", 0, receipts.one, kind=CONNECTS, needs=PUSH),
             b"POST /feedback/": Route("/feedback/{channel}", 0, feedback.one, feedback.again, feedback.varying, RECEIPTS, FEED),
             b"POST /feedback": Route("/feedback", 0, Many(feedback, config).many, kind=RECEIPTS, needs=FEED),

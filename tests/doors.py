@@ -299,10 +299,10 @@ def routes(stage: Stage, recognise: bool = True) -> dict[bytes, Route]:
     hot = Hot(stage)
     receipt = Route("receipt", 1000, hot.receipt, hot.again if recognise else None, VARYING if recognise else ())
     return {
-        b"POST /hot": Route("hot", 100_000, hot.now), b"POST /hot/": Route("hot", 100_000, hot.now), b"GET /hot/": Route("hot", 0, hot.now),
+        b"POST /hot": Route("hot", 100_000, hot.now), b"POST /hot/": Route("hot", 100_000, hot.now), b"GET /hot/": Route("hot", 0, hot.now, is_first=recognise),
         b"PUT /hot/": Route("hot", 100_000, hot.now), b"POST /small": Route("small", 8, hot.now), b"POST /later/": Route("later", 100, hot.later),
         b"POST /refuses": Route("refuses", 100, hot.refuses), b"POST /raises": Route("raises", 100, hot.raises),
-        b"GET /detaches/": Route("detaches", 0, hot.detaches), b"POST /receipt/": receipt, b"POST /receipts/": receipt,
+        b"GET /detaches/": Route("detaches", 0, hot.detaches, is_first=recognise), b"POST /receipt/": receipt, b"POST /receipts/": receipt,
     }
 
 

@@ -43,7 +43,7 @@ def test_a_token_allows_what_it_names_and_nothing_else():
     assert grant.subject == "till-1"
     assert [grant.may_push(channel) for channel in ("orders", "log.1", "log.1.2", "orders.eu")] == [True, True, False, False]
     assert [grant.may_feed(wanted) for wanted in ("orders.eu", "orders.*", "orders.**", "orders", "**", "log.1")] == [True, True, True, False, False, False]
-    assert not grant.is_admin
+    assert not grant.scope.is_admin
 
 
 def test_a_token_that_allows_nothing_holds_all_the_same():
@@ -238,6 +238,14 @@ def test_what_is_remembered_is_bounded_and_what_is_asked_for_stays(monkeypatch):
         assert granted(text, by).subject and granted(texts[0], by).subject == "d0"
         assert len(by.known) + len(by._older) <= 8
     assert [each.decode() for each in verified] == texts
+
+
+def test_a_token_that_is_known_is_not_taken_for_another_one_with_the_same_end():
+    by = verifier()
+    granted(GOOD, by)
+    for text in (f"{HEAD}.{token('till-2').split('.')[1]}.{SIGNATURE}", f"{HEAD}.{BODY[:-4]}AAAA.{SIGNATURE}", f"A{GOOD}", SIGNATURE):
+        assert refused(text, by) == "bad_token"
+    assert len(by.known) == 1
 
 
 # Keys

@@ -177,6 +177,26 @@ async def test_a_token_that_does_not_hold_opens_nothing(kept, kind):
     assert not server.hub.feeds and not server.followers.count() and not server.store.events
 
 
+async def test_a_device_whose_head_is_like_that_of_others_is_asked_for_its_own_token(kept):
+    server = await kept()
+
+    async def opened(text: str, device: str) -> tuple[int, str]:
+        answer = await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}", Device=device)
+        return answer.status, answer.json["error"] if answer.status != 200 else ""
+
+    for name in ("a", "b"):
+        assert await opened(token(name, feed=["c"]), name) == (200, "")
+    assert server.door.newcomers._known
+    for make, code in REFUSED.values():
+        if text := make():
+            assert await opened(text, "d") == (401, code)
+    for make, enough in GRANTED.values():
+        text = make()
+        device = server.verifier.grant(text.encode(), time.time()).subject or "d"
+        assert await opened(text, device) == ((200, "") if "feed of c alone" in enough else (403, "not_allowed"))
+        assert await opened(text, "somebody") == ((403, "wrong_device") if "feed of c alone" in enough else (403, "not_allowed"))
+
+
 @pytest.mark.parametrize("kind", GRANTED)
 async def test_a_token_opens_what_it_allows_and_nothing_else(kept, kind):
     server = await kept()

@@ -11,7 +11,7 @@ from pere.limits import CONNECTS, PUSHES, RECEIPTS, WORDS, Account, Accounts, Br
 
 
 def accounts(per_second=10.0, burst=5, **more):
-    return Accounts([Rate(per_second, burst)] * len(WORDS), **more)
+    return Accounts([Rate(per_second, burst)] * len(WORDS), Account, **more)
 
 
 # A bucket
@@ -65,7 +65,7 @@ def test_each_kind_has_a_bucket_of_its_own_and_so_has_each_client():
 
 
 def test_where_there_is_no_rate_there_is_no_limit():
-    all = Accounts([None] * len(WORDS))
+    all = Accounts([None] * len(WORDS), Account)
     one = all.of("a", 0.0)
     assert all.take(one, PUSHES, 0.0, sys.maxsize) == 0
     assert one.is_idle(0.0)

@@ -75,18 +75,11 @@ class OpenFeed:
     def _open(self, ask: Ask, query: Query, channels: list[str], patterns: tuple[str, ...], form: int) -> None:
         device = device_of(ask, query)
         cursor = cursor_of(ask, query, parse_id)
-        start = start_of(query, parse_id)
-        wanted = query.one("format")
-        if wanted is not None:
-            if wanted not in ("raw", "envelope"):
-                raise BadRequest("bad_format", f"format is raw or envelope, not {shown(wanted)}")
-            form = ENVELOPE if wanted == "envelope" else RAW
+        start, form, ack_wait, window = wishes(query, form) if query is not NO_QUERY else (None, form, 0.0, 0)
         if device and self._store.devices.removed_since(device, self._store.clock() - REMOVED_FOR):
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
-        ack_wait = seconds(word, "ack_wait", MAX_ACK_WAIT) if (word := query.one("ack_wait")) else 0.0
-        window = number(word, "window", 0, MAX_WINDOW) if (word := query.one("window")) else 0
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
 
@@ -139,6 +132,18 @@ def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None
     raw = ask.headers.get(b"last-event-id") or ask.headers.get(b"last_event_id")
     named = text(raw, "Last-Event-ID") if raw else query.one("last_event_id")
     return parse(named) if named else None
+
+
+def wishes(query: Query, form: int) -> tuple[int | None, int, float, int]:
+    """Where to begin, in which form (`form` unless it is said), and `ack_wait` (s) and `window` (events), as its query has it."""
+    wanted = query.one("format")
+    if wanted is not None:
+        if wanted not in ("raw", "envelope"):
+            raise BadRequest("bad_format", f"format is raw or envelope, not {shown(wanted)}")
+        form = ENVELOPE if wanted == "envelope" else RAW
+    ack_wait = seconds(word, "ack_wait", MAX_ACK_WAIT) if (word := query.one("ack_wait")) else 0.0
+    window = number(word, "window", 0, MAX_WINDOW) if (word := query.one("window")) else 0
+    return start_of(query, parse_id), form, ack_wait, window
 
 
 def start_of(query: Query, parse: Callable[[str], int]) -> int | None:

@@ -1,0 +1,145 @@
+"""A head like one that another connection began with is read as the parser reads it, and nobody is let in who would not be otherwise."""
+
+from typing import Any
+
+import pytest
+from doors import LAST, House, facts, io_loop, no_surprises, on_uvloop, opened, request, turns  # noqa: F401
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from test_http1_alike import for_all, plainly
+
+from pere.config import Config
+from pere.gate import Gate
+from pere.newcomers import LESSONS, MOST, Head, Newcomers
+
+
+def feed(device: str = "d", *fields: str, path: str = "/hot/a", word: str = "a.b.c") -> bytes:
+    return request(f"GET {path}", b"", "Accept: text/event-stream", f"Authorization: Bearer {word}", f"Device: {device}", *fields)
+
+
+async def said(house: House, request: bytes) -> tuple[Any, bool]:
+    """What somebody is answered who comes and says this, and whether a parser had to read it."""
+    caller = await house.caller()
+    await caller.say(request)
+    answer = await caller.answer()
+    (connection,) = [each for each in house.door.connections if each.transport.get_extra_info("peername")[1] == caller.sock.getsockname()[1]]
+    return answer, connection._parser is not None
+
+
+async def test_the_third_head_of_a_kind_needs_no_parser_and_is_read_alike():
+    async with opened() as house:
+        for number, (device, word) in enumerate([("d", "a.b.c"), ("e", "x"), ("another", "y" * 1000), ("~!@", "~"), ("d" * 200, "z")]):
+            one = feed(device, f"Last-Event-ID: {number}-0", word=word)
+            answer, is_parsed = await said(house, one)
+            assert answer.json == plainly(one)
+            assert is_parsed == (number < 2)
+
+
+async def test_a_connection_that_goes_on_is_read_by_the_parser_from_there():
+    async with opened() as house:
+        for _ in range(3):
+            caller = await house.caller()
+            for one in (feed("d"), request("POST /hot", b"body"), feed("e")):
+                await caller.say(one)
+                assert (await caller.answer()).json["body"] == plainly(one)["body"]
+
+
+OTHER = [
+    feed(path="/hot/b"), feed("d", "X: y"), feed("d" * 201), feed("d d"), feed("\xe9"), feed(""), feed("d", "Device: e"), feed("d", "Origin: https://a.example"),
+    feed("d", "Connection: close"), feed("d", "Expect: nothing"), feed().replace(b"HTTP/1.1", b"HTTP/1.0"), feed().replace(b"Device", b"device"),
+    feed().replace(b"Bearer ", b"Bearer"), feed().replace(b"Bearer", b"Basic"), feed(word="a b"), feed(word="a\r\nX: y"), feed(word="a\nX: y"), feed(word=""), feed(word="a" * 5000),
+    feed(path="/hot/a?b"), feed().replace(b"Host: pere.test\r\n", b""), feed() + feed("e"), feed() + b"GET ", b"\r\n" + feed(), feed("d \t"), feed().replace(b"\r\n", b"\n"),
+    feed("d", "Transfer-Encoding: chunked") + b"0\r\n\r\n", feed("d", "X-Forwarded-For: 1.2.3.4"), feed("d\r\n folded"), feed("d\0"), feed().replace(b": Bearer", b":Bearer"),
+    request("GET /hot/a"), request("POST /hot/a", b"body"), feed(path="/detaches/a")]
+
+
+@pytest.mark.parametrize("other", OTHER, ids=range(len(OTHER)))
+async def test_whatever_is_like_it_or_not_is_answered_as_if_no_other_had_been_there(other):
+    answers = []
+    for recognise in (True, False):
+        async with opened(recognise=recognise, origins="https://a.example") as house:
+            answers.append([])
+            for one in (feed(), feed("e"), feed("f"), other, other, other, feed("g")):
+                caller = await house.caller()
+                await caller.say(one)
+                await caller.say(LAST)
+                if b"detaches" in one:
+                    await turns(3)
+                    house.stage.transports[-1].close()
+                    answers[-1].append(await caller.rest())
+                else:
+                    answers[-1].append([facts(answer) for answer in await caller.answers()])
+            assert bool(house.door.newcomers._known) == recognise
+    assert answers[0] == answers[1]
+
+
+LINES = st.lists(st.sampled_from(["Device: d", "Device: e", "device: f", "Device:g", "Device: \t h ", "Device: two words", "Authorization: Bearer a", "Authorization: bearer  b", "Authorization: c",
+                                  "Last-Event-ID: 1-1", "Last-Event-ID: 1-2", "last_event_id: 7", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2", "X: a", "Cookie: a=b", "Connection: keep-alive"]), max_size=5)
+
+
+@for_all(60, heads=st.lists(LINES, min_size=2, max_size=8), proxies=st.sampled_from(["", "127.0.0.1"]))
+async def test_any_heads_one_after_the_other_are_answered_as_each_alone(heads, proxies):
+    requests = [request("GET /hot/a", b"", *lines) for lines in heads for _ in range(3)]
+    answers = []
+    for recognise in (True, False):
+        async with opened(recognise=recognise, trusted_proxies=proxies) as house:
+            house.door.newcomers._left = 1000
+            answers.append([facts((await said(house, one))[0]) for one in requests])
+            event(f"{len(house.door.newcomers._known)} known")
+    assert answers[0] == answers[1]
+
+
+async def test_who_needs_no_parser_is_charged_as_everybody_is():
+    async with opened() as house:
+        house.door.gate = Gate(Config(peer_requests="0.001/4", peer_connects="0", limits_exempt=""), lambda: house.door.wheel.now)
+        answers = [await said(house, feed()) for _ in range(4)]
+        assert [(answer.status, is_parsed) for answer, is_parsed in answers] == [(200, True), (200, True), (200, False), (200, False)]
+        caller = await house.caller()
+        await caller.say(feed())
+        (answer,) = await caller.answers()
+        assert answer.error == (429, "too_many_requests")
+        assert answer.headers["connection"] == "close" and int(answer.headers["retry-after"]) > 100
+        assert house.door.gate.limited["requests", "client"] == 1
+        assert house.door.routes[b"GET /hot/"].tally == {200: 4, 429: 1}
+
+
+async def test_who_needs_no_parser_waits_his_turn():
+    async with opened() as house:
+        for _ in range(3):
+            await said(house, feed())
+        callers = [await house.caller() for _ in range(60)]
+        for number, caller in enumerate(callers):
+            await caller.send(feed(f"d{number}"))
+        for number, caller in enumerate(callers):
+            assert (await caller.answer()).json["headers"]["device"] == f"d{number}"
+
+
+def learned(newcomers: Newcomers, path: str, device: str = "d") -> None:
+    headers = {b"host": b"a", b"device": device.encode()}
+    newcomers.learn(Head(b"GET", path.encode(), b"", headers, None), f"GET {path} HTTP/1.1\r\nHost: a\r\nDevice: {device}\r\n\r\n".encode())
+
+
+def test_who_never_says_the_same_twice_teaches_nothing_and_costs_little():
+    newcomers = Newcomers()
+    for number in range(3000):
+        learned(newcomers, f"/feed/{number}")
+        if number % LESSONS == 0:
+            newcomers.rest()
+    assert not newcomers._known and len(newcomers._seen) == MOST
+    for number in range(MOST + 10):
+        newcomers.rest()
+        learned(newcomers, f"/feed/{number}")
+        learned(newcomers, f"/feed/{number}")
+    assert len(newcomers._known) == len(newcomers._seen) == MOST
+
+
+@given(st.binary(max_size=100) | st.builds(lambda a, b: b"GET /feed/a HTTP/1.1\r\nHost: a\r\nDevice: " + a + b"\r\n\r\n" + b, st.binary(max_size=20), st.binary(max_size=3)))
+@settings(database=None)
+def test_only_a_whole_head_that_differs_in_visible_letters_is_recognised(data):
+    newcomers = Newcomers()
+    learned(newcomers, "/feed/a")
+    learned(newcomers, "/feed/a", "e")
+    head, device = newcomers.read(data), data[39:-4]
+    is_one = data == b"GET /feed/a HTTP/1.1\r\nHost: a\r\nDevice: " + device + b"\r\n\r\n" and 1 <= len(device) <= 200 and all(33 <= letter <= 126 for letter in device)
+    assert (head is not None) == is_one
+    assert head is None or head == (b"GET", b"/feed/a", b"", {b"host": b"a", b"device": device}, None)
