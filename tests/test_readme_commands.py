@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from nodes import needed
 from processes import ENVIRONMENT, Served
-from readme import README, SERVER, Block, commands, section, snippet
+from readme import README, SERVER, Block, blocks, commands, section, snippet
 from redises import RedisServer, free_port
 from terminals import Terminal
 
@@ -35,7 +35,7 @@ OWN = ("PERE_TTL=60", ".venv/bin/pere serve --host 0.0.0.0\n", "export PERE_JWT_
 # What tells of one machine and of one moment, so that only its form can be compared.
 MOMENTS = (".venv/bin/pere doctor --store", ".venv/bin/pere top --once", ".venv/bin/pere bench fanout")
 # What is only typed.
-TYPED = ('eval "$(.venv/bin/pere completion bash)"', ".venv/bin/pere webhooks receive", "promtool check rules", "pere store backup", "pere store restore", "pere store copy")
+TYPED = ('eval "$(.venv/bin/pere completion bash)"', ".venv/bin/pere webhooks receive", "promtool check rules", "pere store backup", "pere store restore", "pere store copy", "pere serve --handover")
 # Programs of the shell, which tests/test_readme_programs.py runs.
 PROGRAMS = ("device.sh",)
 
@@ -146,6 +146,12 @@ def test_every_block_of_commands_is_run_or_is_said_not_to_be():
     assert [f"README.md:{block.line}: {block.code}" for block, taken in found.items() if len(taken) != 1] == []
     assert set(ways) - {way for taken in found.values() for way in taken} == set()
     assert all(snippet(name).language == "sh" for name in PROGRAMS)
+
+
+def test_what_shows_no_language_has_no_command_in_it():
+    # Else it would be none of those that are looked at above.
+    typed = re.compile(r"^(?:\$ |(?:sudo |\.venv/bin/|/opt/\S*/)?(?:pere|curl|make|pip|python3?|docker|kubectl|systemctl) )", re.M)
+    assert [f"README.md:{block.line}" for block in blocks() if block.language not in ("console", "sh") and typed.search(block.code)] == []
 
 
 def test_a_block_that_is_new_would_be_found():
@@ -294,3 +300,17 @@ def test_a_store_is_backed_up_brought_back_and_moved_as_it_is_printed(tmp_path):
         redis.kill()
     with Served("--store", path) as served:
         assert events(served) == 1
+
+
+def test_a_server_is_handed_over_as_it_is_printed(tmp_path):
+    [(_, first, _), (_, second, printed)] = COMMAND.findall(begins("pere serve --handover").code)
+    variables = {"PERE_PORT": str(free_port()), "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}", "COLUMNS": "240"}
+    with ExitStack() as stack:
+        one, next_one = (f"cd '{tmp_path}' && exec {command.replace('/run/pere', str(tmp_path))}" for command in (first, second))
+        serving = stack.enter_context(Shell(one, **variables))
+        serving.until("listening url", 60)
+        feed = stack.enter_context(urlopen(f"http://127.0.0.1:{variables['PERE_PORT']}/feed/c", timeout=60))
+        taking = stack.enter_context(Shell(next_one, **variables))
+        for line in printed.splitlines():
+            taking.until(re.match(r"\S+ info +([a-z ]+) ", line)[1], 60)
+        assert serving.end(60) == 0 and feed.readline()
