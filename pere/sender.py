@@ -99,6 +99,7 @@ class Sender:
         except BadRequest as refusal:
             return failed("inside" if refusal.code == "inside_address" else "url", refusal.message)
         start, head = _head(target, headers, body)
+        secured = await self._context(target.scheme)  # before the time begins, for it is not the other side that takes it
 
         stream: IOStream | None = None
         answer: _Answer | None = None
@@ -106,7 +107,7 @@ class Sender:
             async with asyncio.timeout(self._timeout) as limit:
                 async with asyncio.timeout(self._connect_timeout):
                     # The buffer holds a head, or a piece of a body; Tornado's own is 100 MB.
-                    stream = await self._tcp.connect(target.host, target.port, ssl_options=await self._context(target.scheme), max_buffer_size=4 * MAX_BODY)
+                    stream = await self._tcp.connect(target.host, target.port, ssl_options=secured, max_buffer_size=4 * MAX_BODY)
                 answer = _Answer(stream, lambda: limit.reschedule(min(limit.when() or began, loop.time() + self._linger)), loop.time)
                 connection = HTTP1Connection(stream, True, HTTP1ConnectionParameters(
                     no_keep_alive=True, max_header_size=self._max_head_bytes, max_body_size=MAX_BODY))
