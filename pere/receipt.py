@@ -8,7 +8,7 @@ logarithmic buckets. This file is the only one that knows the bits. It has no cl
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 from pere.errors import BadRequest
 from pere.names import shown
@@ -68,6 +68,7 @@ def closes(state: int, level: int) -> bool:
     return state != PENDING if level == DELIVERED else state > DELIVERED
 
 
+@cache
 def ending(end: int, level: int) -> bytes:
     """A table for `bytearray.translate` that turns every state that is still open into `end`, and leaves all else."""
     return bytes(

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 import pytest
 import wire
 
@@ -185,3 +186,19 @@ async def test_what_handlers_answer_is_begun_one_in_a_turn_whoever_asks(start, c
     assert [(await peer.answer()).status for peer in many for _ in range(4)] == [200] * 200
     for peer in many:
         peer.close()
+
+
+async def test_a_batch_of_many_events_is_pushed_piece_by_piece_and_answered_in_order(start, connect):
+    server = await start(max_batch=10_000, backlog_events=10_000)
+    big, small = await connect(), await connect()
+    batch = [{"channel": "c", "data": number} for number in range(10_000)]
+    await big.send(wire.said("POST", "/push", orjson.dumps(batch)))
+    seen = []
+    while not seen or seen[-1] < 10_000:
+        await small.send(wire.said("POST", "/push/other", b"1"))
+        assert (await small.answer()).status == 201
+        seen.append(server.store.events - len(seen))
+    assert len({count for count in seen if count < 10_000}) >= 2, "others were served in between"
+    answers = (await big.answer()).json["results"]
+    assert len(answers) == 10_000 and answers == sorted(answers, key=lambda each: [int(part) for part in each["id"].split("-")])
+    assert [event.data for event in server.store.shelf("c").backlog][-3:] == [b"9997", b"9998", b"9999"]

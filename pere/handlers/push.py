@@ -27,6 +27,7 @@ JSON_TYPES = frozenset(("application/json", "text/json", "application/cloudevent
 UNSAID = frozenset(("", "application/x-www-form-urlencoded"))
 NAMES_OF_A_PUSH = 10  # devices that `to` names cost as much as a push
 NAMES_AT_ONCE = 500  # of a batch, in one piece of work: about a millisecond
+ITEMS_AT_ONCE = 250  # events of a batch that are pushed in one turn of the loop: some 8 ms
 
 
 class Push:
@@ -109,19 +110,20 @@ class Push:
         todo = enumerate(items)
 
         def some(ask: Ask) -> bool:
-            names = 0
+            names = items = 0
             for place, item in todo:
                 names += _count_names(item)
+                items += 1
                 try:
                     draft = self._draft_of(item, publisher, trace, ask.grant, partial(batch.data, place))
                     self._store.append(draft, keep(place, draft.channel))
                 except Refusal as refusal:
                     keep(place, "")(refusal)
-                if names > NAMES_AT_ONCE:
+                if names > NAMES_AT_ONCE or items == ITEMS_AT_ONCE:
                     return True
             return False
 
-        # Most are done at once, so what they push to one channel is written to its feeds at once.
+        # Most batches are done at once, so what they push to one channel is written to its feeds at once.
         if some(ask):
             ask.go_on(some)
 
