@@ -38,7 +38,7 @@ SHORT = {
     "receipts": "--feeds 10 --events 7 --lines 4",
     "push": "--events 50 --channels 3 --lines 4",
     "reconnect": "--feeds 20",
-    "slow": "--feeds 20 --events 40 --every 0.005 --bytes 60000 --stuck 10",
+    "slow": "--feeds 20 --events 16 --every 0.005 --bytes 60000 --stuck 10",
     "spread": "--feeds 20 --channels 10",
     "patterns": "--feeds 10 --channels 5 --events 10",
     "idle": "--feeds 20 --seconds 0.5",
@@ -49,7 +49,7 @@ SHORT = {
 # How many operations that is.
 COUNTS = {
     "fanout": ("deliveries", 100), "burst": ("deliveries", 400), "mission": ("acknowledged", 60), "receipts": ("receipts", 70), "push": ("pushes", 50),
-    "reconnect": ("replayed", 200), "slow": ("deliveries", 800), "spread": ("deliveries", 20), "patterns": ("deliveries", 100), "idle": ("feeds", 20),
+    "reconnect": ("replayed", 200), "slow": ("deliveries", 960), "spread": ("deliveries", 20), "patterns": ("deliveries", 100), "idle": ("feeds", 20),
     "mixed": ("feeds", 20), "soak": ("feeds", 20),
 }
 

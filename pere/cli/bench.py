@@ -40,7 +40,7 @@ SHOWN = {
     "server_us": ("server's processor, each", "us", 2), "capacity": ("that is, per second of a processor", "", 0), "load_us": ("the load's own processor, each", "us", 2),
     "server_busy": ("server busy", "%", 1), "load_busy": ("load busy", "%", 1), "open_us": ("server's processor to open a feed", "us", 1),
     "open_per_second": ("feeds opened per second", "", 0), "feed_kib": ("server's memory per feed", "KiB", 2), "server_us_alone": ("the same where all read", "us", 2),
-    "p99_alone_ms": ("p99 where all read", "ms", 2), "p99_beside_ms": ("p99 beside those that do not", "ms", 2), "p99_change": ("change of p99", "%", 1),
+    "p99_alone_ms": ("p99 where all read", "ms", 2), "p99_beside_ms": ("p99 beside those that do not", "ms", 2), "p99_change": ("change of p99", "%", 1), "p99_chance": ("change by chance", "%", 1),
     "memory_growth": ("growth of memory, last third on middle third", "%", 1),
 }
 

@@ -88,6 +88,12 @@ class Fleet:
         for feed in self.feeds:
             feed.close()
 
+    async def release(self) -> None:
+        """Those go who never read."""
+        for feed in self.stuck:
+            feed.close()
+        self.stuck = []
+
     async def come_back(self, want: int, since: int) -> None:
         """All that left come back at once, and get so many events; how long that took each is counted from `since`."""
         self.want, self._full, self._since, self._returned = want, 0, since, Histogram()

@@ -8,6 +8,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import orjson
@@ -22,6 +24,7 @@ from pere.load.target import Target
 SETTLE = 0.7  # seconds between opening feeds and measuring: greetings are read, buffers find their size
 TO = 1_000  # devices that one push may address, unless the server is told otherwise
 MANY_BYTES = 1 << 20  # of a push of many
+TURNS = 3  # in which some are stuck
 
 Figures = dict[str, Any]
 
@@ -206,19 +209,44 @@ async def reconnect(load: Load) -> Figures:
 
 
 async def slow(load: Load) -> Figures:
+    """In turns, with and without those who do not read: from one turn to the next p99 may differ by more than they cost."""
     o = load.options
-    opened = await load.open(o.feeds, [load.channel])
-    before = await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
-    stuck = max(1, o.feeds // o.stuck)
-    await load.crew.each(*({"do": "open", "first": o.feeds + first, "count": count, "channels": [load.channel], "stuck": 1}
-                           for first, count in load.crew.shares(stuck)))
-    # So many events fill the sockets of those who do not read; then it is measured.
-    await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
-    beside = await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
-    load.curves |= {"delivery, all read": before.counted.latency, "delivery, some never read": beside.counted.latency}
-    p99s = [spent.counted.latency.quantile(0.99) / 1000 for spent in (before, beside)]
-    return opened | {"stuck": stuck, "deliveries": beside.counted.delivered, "p99_alone_ms": p99s[0], "p99_beside_ms": p99s[1],
-                     "p99_change": p99s[1] / p99s[0] - 1, "server_us_alone": before.per(before.counted.delivered)["server_us"]} | beside.per(beside.counted.delivered)
+    opened, stuck = await load.open(o.feeds, [load.channel]), max(1, o.feeds // o.stuck)
+
+    async def broadcast() -> Spent:
+        return await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
+
+    alone, beside = [await broadcast()], []  # type: list[Spent], list[Spent]
+    for turn in range(TURNS):
+        await load.crew.each(*({"do": "open", "first": o.feeds + turn * stuck + first, "count": count, "channels": [load.channel], "stuck": 1}
+                               for first, count in load.crew.shares(stuck)))
+        await broadcast()  # so many events fill the sockets of those who do not read; then it is measured
+        beside.append(await broadcast())
+        await load.crew.all("release")
+        alone.append(await broadcast())
+    apart, load.curves["delivery, all read"], _ = _whole(alone)
+    together, load.curves["delivery, some never read"], deliveries = _whole(beside)
+    return opened | {
+        "stuck": stuck, "deliveries": deliveries,
+        "p99_alone_ms": median(map(_p99, alone)), "p99_beside_ms": median(map(_p99, beside)),
+        # Each turn is compared with those before and after it; and those with each other, which is what chance makes of it.
+        "p99_change": median(2 * _p99(it) / (_p99(before) + _p99(after)) - 1 for (before, after), it in zip(pairwise(alone), beside, strict=True)),
+        "p99_chance": median(abs(_p99(after) / _p99(before) - 1) for before, after in pairwise(alone)),
+        "server_us_alone": apart["server_us"],
+    } | together
+
+
+def _whole(parts: list[Spent]) -> tuple[Figures, Histogram, int]:
+    """What one delivery of several broadcasts cost, how long all took, and how many these were."""
+    latency, count, servers = Histogram(), sum(part.counted.delivered for part in parts), [part.server for part in parts if part.server is not None]
+    for part in parts:
+        latency.merge(part.counted.latency)
+    spent = Spent(sum(part.seconds for part in parts), sum(servers) if servers else None, sum(part.load for part in parts), parts[-1].counted)
+    return spent.per(count), latency, count
+
+
+def _p99(spent: Spent) -> float:
+    return spent.counted.latency.quantile(0.99) / 1000
 
 
 async def spread(load: Load) -> Figures:

@@ -97,7 +97,7 @@ class MemoryStore(WorkingSet):
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         now = self.clock()
-        answers, channels = self._enter_bulk(receipts, now) if isinstance(receipts, Bulk) else self._enter(receipts, now)
+        answers, channels = self._enter_bulk(receipts, now) if receipts.__class__ is Bulk else self._enter(receipts, now)
         self._make_room()  # for what they say
         if self.on_receipts is not None:
             for channel in channels:
