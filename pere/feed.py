@@ -182,12 +182,14 @@ class Feed(asyncio.Protocol):
             self.transport.close()
 
     def pass_on(self) -> tuple[int, bytes]:
-        """Leave the connection to another process: a descriptor of it, and what is still to be written to it before anything else."""
-        own, size = os.dup(self.fd), self.transport.get_write_buffer_size()
-        rest = b"".join(self.rest or ())[-size:] if size else b""
+        """Leave the connection to another process: our descriptor of it, which stays open, and what is still to be written to it before anything else."""
         self._leave(PASSED)
-        self.transport.abort()  # which closes our descriptor, and not the connection
-        return own, rest
+        size = self.transport.get_write_buffer_size()
+        if not size:
+            return self.fd, b""
+        own = os.dup(self.fd)
+        self.transport.abort()  # or it would be written twice; that closes a descriptor, and not the connection
+        return own, b"".join(self.rest or ())[-size:]
 
     # What the transport says
 

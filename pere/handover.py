@@ -3,10 +3,17 @@
 Who serves (the *predecessor*) waits on the Unix socket `--handover`. Who starts (the *successor*) comes there first, and they say, each word a line of JSON:
 
     successor      {"pere": VERSION, "store": where}
-    predecessor    {"pere": VERSION, "listening": [[kind, host, port], ...]}                with the sockets that listen, or {"refused": why}
-                   {"connections": [is_admin, ...]}, {"feeds": [...], "newest": id}, {"followers": [...]}, {"retries": [...]}     with a socket for each of them
-                   {"over": true}                                                           the store is free
+    predecessor    {"pere": VERSION, "store": where, "listening": [[kind, host, port], ...]}    with the sockets that listen, or {"refused": why}
+                   {"ahead": [number, ...]}                                                 with the sockets of feeds, of which the other makes nothing yet
+                   {"shown": [true]}
+    successor      {"seen": true}                                                           from here on it takes no more than to say where they are
+    predecessor    {"connections": [is_admin, ...]}                                         with theirs
+                   {"feeds": [[number, ...], ...]}, {"followers": ...}, {"retries": ...}    where those are, with the sockets of those that have no number (-1)
+                   {"over": [true]}                                                         the store is free
     successor      {"serving": true}                                                        they are its own now, and the other may end
+
+Where a manager exchanges processes (systemd), the one ends before the other begins, and nobody is there to answer: then it keeps what was said, descriptors and all, until somebody
+hears it (`Deposit`).
 
 The first two are understood by every version. Where the versions differ only the sockets that listen go over, and the predecessor lets its feeds go. Who dies
 on the way leaves devices that connect anew: each word is said when what it is about is safe in the store, or was never answered.
@@ -34,6 +41,7 @@ log = logging.getLogger("pere.handover")
 VERSION = 1
 MOST = 200  # descriptors beside one word; Linux takes 253
 MAX_WORD = 64 * 1024 * 1024  # bytes
+APART = 1 << 31  # in a word's size: it stands in a file, whose descriptor comes first
 PATIENCE = 30.0  # seconds that the other may take for its next word: a large file is read before it serves
 GREETING = 5.0  # and for its first one
 
@@ -61,6 +69,14 @@ class Line:
         except OSError as error:
             raise Broken(str(error)) from None
 
+    def is_seen(self) -> None:
+        """Done when the other end has worked on what was said so far. Raises Broken where it has gone."""
+        self.hear()
+
+    def is_taken(self) -> None:
+        """Done when the other end has all, and goes on with it. Raises Broken where it does not."""
+        self.hear()
+
     def hear(self, seconds: float = PATIENCE) -> tuple[Word, list[socket.socket]]:
         """The next word, and the sockets that came with it. Raises Broken."""
         handed: list[int] = []
@@ -69,9 +85,9 @@ class Line:
             # Descriptors come with the first byte that they were sent with.
             head, handed, flags, _ = socket.recv_fds(self._sock, 4, MOST + 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
             size = int.from_bytes(head + self._read(4 - len(head)), "big")
-            if flags & socket.MSG_CTRUNC or size > MAX_WORD:
+            if flags & socket.MSG_CTRUNC or size & ~APART > MAX_WORD:
                 raise Broken("more descriptors or bytes came than can be")
-            word = orjson.loads(self._read(size))
+            word = orjson.loads(self._read(size) if not size & APART else _content(handed, size & ~APART))
             if not isinstance(word, dict):
                 raise Broken("what came is no word")
             sockets = []
@@ -105,6 +121,49 @@ class Line:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _content(handed: list[int], size: int) -> bytes:
+    """What stands in the file that came first. Raises Broken."""
+    if not handed:
+        raise Broken("a file is missing")
+    file = handed.pop(0)
+    try:
+        return os.pread(file, size, 0)
+    finally:
+        os.close(file)
+
+
+class Deposit(Line):
+    """What is said here is heard by a process that is yet to begin: a manager keeps the other end. As nobody reads meanwhile, only descriptors are in the socket's
+    queue, and words in files (memfd) beside them. `keep` hands a descriptor to the manager, and tells whether it has it."""
+
+    def __init__(self, keep: Callable[[int], bool]):
+        mine, self._other = socket.socketpair()
+        super().__init__(mine)
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        mine.setblocking(False)
+        self._keep = keep
+
+    def say(self, word: Word, descriptors: Sequence[int] = ()) -> None:
+        data = orjson.dumps(word)
+        try:
+            with open(os.memfd_create("pere"), "wb", buffering=0) as file:
+                file.write(data)
+                socket.send_fds(self._sock, [(APART | len(data)).to_bytes(4, "big")], [file.fileno(), *descriptors])
+        except OSError as error:
+            raise Broken(str(error)) from None
+
+    def is_seen(self) -> None:
+        """Nobody is there yet."""
+
+    def is_taken(self) -> None:
+        if not self._keep(self._other.fileno()):
+            raise Broken("the manager does not keep it")
+
+    def close(self) -> None:
+        super().close()
+        self._other.close()
 
 
 async def aside(does: Callable[..., Any], *arguments: Any) -> Any:

@@ -6,8 +6,7 @@ and enters the other as any feed does: behind, until it has caught up. Bytes sta
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pere.audience import Member
 from pere.event import SECURE
@@ -20,8 +19,7 @@ from pere.storage import Store
 Stand = tuple[str, int, int, int, int, int, int]
 
 
-@dataclass(slots=True)
-class Told:
+class Told(NamedTuple):
     """`client` is in whose account it counts, `care` what it has under way (see `redelivery.py`), `greeting` what it has not been told
     yet, `rest` what it is in the middle of being written."""
 

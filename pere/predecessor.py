@@ -11,13 +11,14 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pere.config import Config
 from pere.door import Door
-from pere.event import UNCHUNKED
-from pere.feed import DRAIN, bye
+from pere.event import SECURE, UNCHUNKED
+from pere.feed import DRAIN, Feed, bye
 from pere.followers import Followers
 from pere.handover import MOST, VERSION, Broken, Line, Offer, Word, aside, place_of
 from pere.hub import Hub
@@ -36,15 +37,44 @@ class Predecessor:
 
     def __init__(self, line: Line, hub: Hub, followers: Followers, store: Store, door: Door, config: Config):
         self.passed = 0  # feeds
-        self._store = store
         self._line = line
         self._hub = hub
         self._followers = followers
+        self._store = store
         self._door = door
         self._config = config
-        self._kept: list[tuple[int, bytes]] = []  # what went over, and what it would be told
-        self._is_broken = False
         self._connections = 0
+        self._shown: dict[Feed, int] = {}
+        self._kept: list[tuple[int, bytes, Any]] = []  # what went over, and what it would be told; with its transport, where that goes on
+        self._speaker = ThreadPoolExecutor(1, thread_name_prefix="pere-handover")
+        self._saying: list[Future[None]] = []
+
+    @property
+    def _is_broken(self) -> bool:
+        """Whether the other takes no more."""
+        return any(each.done() and each.exception() is not None for each in self._saying)
+
+    def _say(self, what: str, told: Sequence[Any], descriptors: Sequence[int], **more: Any) -> None:
+        if told:
+            self._saying.append(self._speaker.submit(self._line.say, {what: told, **more}, descriptors))
+
+    async def show(self) -> None:
+        """Let the other have the sockets of the feeds, of which it makes nothing yet: so later it takes no more than to tell where they are."""
+        for some in _pieces([feed for feed in (*self._hub.feeds.values(), *self._followers.feeds()) if not feed.form & SECURE]):
+            some = [feed for feed in some if not feed.reason]
+            copies = [os.dup(feed.fd) for feed in some]  # whatever becomes of the feeds meanwhile
+            self._shown |= {feed: number for number, feed in enumerate(some, len(self._shown))}
+            self._say("ahead", [self._shown[feed] for feed in some], copies)
+            await self._until_said()
+            for each in copies:
+                os.close(each)
+        self._say("shown", [True], [])
+        self._saying.append(self._speaker.submit(self._line.is_seen))
+        await self._until_said()
+
+    async def _until_said(self) -> None:
+        if self._saying:
+            await asyncio.wait([asyncio.wrap_future(self._saying[-1])])
 
     async def pass_connections(self, is_admin: Callable[[Any], bool], hurry: Callable[[], None], seconds: float) -> None:
         """Each as soon as what was asked on it is answered, for so many seconds. `hurry` has those answered who wait for something."""
@@ -56,24 +86,35 @@ class Predecessor:
             for some in _pieces(left):
                 over = [(fd, is_admin(each)) for each in some if (fd := each.pass_on()) is not None]
                 self._connections += len(over)
-                await self._say("connections", [told for _, told in over], [(fd, b"") for fd, _ in over])
+                self._kept += [(fd, b"", None) for fd, _ in over]
+                self._say("connections", [told for _, told in over], [fd for fd, _ in over])
             await asyncio.sleep(LOOK)
         self._door.is_passing = False
 
     async def pass_feeds(self) -> None:
-        """All that can go on elsewhere."""
+        """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
-        for some in _pieces(list(hub.feeds.values())):
-            if self._is_broken:
-                return
-            over = [one for feed in some if not feed.reason and (one := pass_on(hub, feed, clients.get(feed.account))) is not None]
-            self.passed += len(over)
-            await self._say("feeds", [asdict(told) for _, told in over], [(fd, self._goodbye(told.form, told.rest)) for fd, told in over], newest=self._store.newest)
-        for some in _pieces(followers.feeds()):
-            away = [passed for feed in some if not feed.reason and (passed := followers.pass_on(feed, clients.get(feed.account))) is not None]
-            self.passed += len(away)
-            await self._say("followers", [told for _, told in away], [(fd, self._goodbye(told[0], told[-1])) for fd, told in away], at=hub.clock())
-        await self._say("retries", hub.redelivery.told(), [])
+        for feeds, word, passing in ((list(hub.feeds.values()), "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
+            for some in _pieces(feeds) if not self._is_broken else ():
+                told, new = [], []
+                for feed in some:
+                    if feed.reason or (over := passing(feed, clients.get(feed.account))) is None:
+                        continue
+                    fd, about = over
+                    number, transport = self._shown.get(feed, -1), feed.transport if fd == feed.fd else None
+                    if number < 0:
+                        if transport is not None:
+                            # It might end, and its number be that of another one, before this is said.
+                            fd, transport = os.dup(fd), None
+                            feed.transport.abort()
+                        new.append(fd)
+                    told.append((number, *about))
+                    self._kept.append((fd, self._goodbye(feed.form, about[-1]), transport))
+                self.passed += len(told)
+                self._say(word, told, new, newest=self._store.newest, at=hub.clock())
+                if self._config.is_shared:
+                    await asyncio.sleep(0)
+        self._say("retries", hub.redelivery.told(), [])
 
     def _goodbye(self, form: int, rest: str) -> bytes:
         """The end of a feed; of one that is in the middle of a frame, nothing but that it ends."""
@@ -82,30 +123,26 @@ class Predecessor:
         last = bye(DRAIN, self._config.retry * (1 + random.random()))
         return last if form & UNCHUNKED else chunk(last) + b"0\r\n\r\n"
 
-    async def _say(self, what: str, told: Sequence[Any], over: list[tuple[int, bytes]], **more: Any) -> None:
-        self._kept += over
-        if told and not self._is_broken:
-            try:
-                await aside(self._line.say, {what: told, **more}, [fd for fd, _ in over])
-            except Broken:
-                self._is_broken = True
-
     async def end(self) -> None:
         """Nothing more comes, and the store is free. Done when the other has all, or has died."""
+        self._say("over", [True], [])
+        self._saying.append(self._speaker.submit(self._line.is_taken))
         try:
-            if self._is_broken:
-                raise Broken("it took no more")
-            await aside(self._line.say, {"over": True})
-            await aside(self._line.hear)
+            await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})
         except Broken as broken:
             log.error("the process that was to take over does not serve", extra={"facts": {"feeds": self.passed, "because": str(broken)}})
-            for fd, last in self._kept:
-                with contextlib.suppress(OSError):
-                    os.write(fd, last)
+            for fd, last, transport in self._kept:
+                if transport is None or not transport.is_closing():
+                    with contextlib.suppress(OSError):
+                        os.write(fd, last)
         finally:
-            for fd, _ in self._kept:
-                os.close(fd)
+            self._speaker.shutdown(wait=False, cancel_futures=True)
+            for fd, _, transport in self._kept:
+                if transport is None:
+                    os.close(fd)
+                else:
+                    transport.abort()
             self._kept.clear()
             self._line.close()
 
@@ -128,14 +165,29 @@ class Following:
     def close(self) -> None:
         self._offer.close()
 
+    def _begin(self, line: Line) -> None:
+        sockets = self._listeners.sockets_by_kind()
+        line.say({"pere": VERSION, "store": place_of(self._config), "pid": os.getpid(), "listening": [named for named, _ in sockets]}, [each.fileno() for _, each in sockets])
+
+    def leave(self, line: Line) -> Line | None:
+        """Somebody is to follow who is not there yet; None where that cannot be."""
+        self.close()
+        try:
+            self._begin(line)
+        except Broken as broken:
+            log.warning("nothing can be handed over", extra={"facts": {"because": str(broken)}})
+            line.close()
+            return None
+        self._listeners.share()
+        return line
+
     async def _hear(self, line: Line, word: Word) -> bool:
         if not isinstance(word.get("pere"), int):
             return False
         if word.get("store") != place_of(self._config):
             await aside(line.say, {"pere": VERSION, "refused": f"the process that serves there has another store, {place_of(self._config)}"})
             return False
-        sockets = self._listeners.sockets_by_kind()
-        await aside(line.say, {"pere": VERSION, "pid": os.getpid(), "listening": [named for named, _ in sockets]}, [each.fileno() for _, each in sockets])
+        await aside(self._begin, line)
         self.close()
         self._listeners.share()
         self._line = line

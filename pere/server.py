@@ -294,6 +294,7 @@ class Server:
         handing = Predecessor(heir, self.hub, self.followers, self.store, self.door, config) if heir is not None else None
         seconds = config.drain_seconds
         if handing is not None:
+            await handing.show()
             await self.listeners.close()
             await self.listeners.close_apart()
             await handing.pass_connections(self.listeners.is_admin, self.waits.drain, min(seconds, LONGEST if config.is_shared else ANSWERED))

@@ -15,7 +15,7 @@ import uvloop
 from pere import systemd
 from pere.config import Config
 from pere.errors import StoreInUse
-from pere.handover import Line
+from pere.handover import Deposit, Line
 from pere.layers import Layers
 from pere.listening import bound
 from pere.log import set_up
@@ -34,13 +34,15 @@ def serve(config: Config, ready: Callable[[Server], None] = lambda server: None,
     """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, `facts` stand in every line of
     the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
     set_up(config.log_level, config.log_format, facts)
-    config, sockets = systemd.adopted(config, systemd.inherited())
+    handed = systemd.inherited()
+    left = handed.pop(systemd.HANDOVER, [])
+    config, sockets = systemd.adopted(config, handed)
     with contextlib.suppress(OSError, ValueError):  # where there is no standard error
         faulthandler.enable()  # what a manager kills because it is stuck says where it was
-    uvloop.run(_serve(config, sockets, ready, layers))
+    uvloop.run(_serve(config, sockets, left, ready, layers))
 
 
-async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready: Callable[[Server], None], layers: Layers | None) -> None:
+async def _serve(config: Config, sockets: dict[str, list[socket.socket]], left: list[socket.socket], ready: Callable[[Server], None], layers: Layers | None) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     asked: list[None] = []
@@ -73,7 +75,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready:
 
     for number, does in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, hang_up)):
         loop.add_signal_handler(number, does)
-    before = await _take_over(config, sockets) if not config.is_shared else None
+    before = await _take_over(config, sockets, left) if not config.is_shared else None
     if config.reuse_port and config.tcp and config.port and "tcp" not in sockets and not config.handover:
         # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
         sockets["tcp"] = bound(config.host, config.port, is_shared=True)
@@ -83,7 +85,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready:
     try:
         await store.begin()
         if config.is_shared:
-            before = await _take_over(config, sockets)
+            before = await _take_over(config, sockets, left)
         server = Server(config, store, sockets, layers, before.sockets if before is not None else {})
         if before is not None and not config.is_shared:
             await server.follow(before)  # and only then is it told who comes and goes
@@ -110,13 +112,22 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], ready:
     systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
     await ended.wait()
     systemd.notify("STOPPING=1")
+    if not heirs and systemd.keeps() and config.store != "memory:" and not await store.has_others():
+        heirs.append(following.leave(Deposit(systemd.keep)))
     following.close()
     await server.stop(heirs[0] if heirs else None)
 
 
-async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]]) -> Successor | None:
-    """What the process before us hands over, if there is one and it does. Where the store is its own, it has put it away when this returns."""
-    before = await Successor.find(config, sockets) if config.handover else None
+async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]], left: list[socket.socket]) -> Successor | None:
+    """What the process before us hands over, if there is one and it does, or has left. Where the store is its own, it has put it away when this returns."""
+    before = None
+    if left:
+        systemd.notify("FDSTOREREMOVE=1", f"FDNAME={systemd.HANDOVER}")
+        before = await Successor.hear(Line(left.pop()), config, sockets, is_there=False)
+        while left:
+            left.pop().close()  # of one that was never followed
+    elif config.handover:
+        before = await Successor.find(config, sockets)
     if before is not None and not config.is_shared:
         await before.gather()
     return before

@@ -39,6 +39,7 @@ class Successor:
         self.sockets = sockets
         self._line = line
         self._words: list[tuple[Word, list[Any]]] = []
+        self._ahead: dict[int, Any] = {}  # transports of feeds that the other still has, by their numbers
         self._is_over = False
         self._feeds = self._connections = self._lost = 0
 
@@ -47,13 +48,19 @@ class Successor:
         """Who serves now, if anybody does, and lets us take over. `has` is what we have sockets for already. Raises ConfigError where they
         have another store, OSError where that cannot be found out."""
         line: Line | None = await aside(visit, config.handover)
-        if line is None:
-            return None
+        return await cls.hear(line, config, has) if line is not None else None
+
+    @classmethod
+    async def hear(cls, line: Line, config: Config, has: Iterable[str], is_there: bool = True) -> "Successor | None":
+        """The same for who is at the other end of a line, or was there: then it asks nothing."""
         try:
-            await aside(line.say, {"pere": VERSION, "store": place_of(config)})
+            if is_there:
+                await aside(line.say, {"pere": VERSION, "store": place_of(config)})
             word, handed = await aside(line.hear)
             if "refused" in word:
                 raise ConfigError(f"--handover {config.handover}: {word['refused']}, and not {place_of(config)}")
+            if word["store"] != place_of(config):
+                raise Broken(f"it had another store, {word['store']}")
             mine = cls(line, _wanted(config, word["listening"], handed, has))
             if word["pere"] != VERSION:
                 log.warning("the process before is of another version: its feeds are let go", extra={"facts": {"pid": word["pid"]}})
@@ -82,10 +89,20 @@ class Successor:
             self._is_over = True
             self.drop()
             return None
-        if word.get("over"):
+        if "over" in word:
             self._is_over = True
             return None
-        return word, handed if "connections" in word else [await _transport(each) for each in handed]
+        if "shown" in word:
+            with contextlib.suppress(Broken):
+                await aside(self._line.say, {"seen": True})
+        if "connections" in word:
+            return word, handed
+        transports = [await _transport(each) for each in handed]
+        if "ahead" in word:
+            self._ahead |= zip(word["ahead"], transports, strict=True)
+            return word, []
+        fresh = iter(transports)
+        return word, [self._ahead.pop(number) if number >= 0 else next(fresh) for number, *_ in word.get("feeds") or word.get("followers") or ()]
 
     async def gather(self) -> None:
         """Take everything, and wait until the store is free."""
@@ -97,7 +114,10 @@ class Successor:
         for _, handed in self._words:
             for each in handed:
                 each.close()
+        for each in self._ahead.values():
+            each.close()
         self._words.clear()
+        self._ahead.clear()
 
     async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, revoked: dict[str, float]) -> None:
         """Go on with all of it, and with what still comes; then the other process may end."""
@@ -121,7 +141,7 @@ class Successor:
                     last = bye(DRAIN, hub.retry)
                     transport.write(last if told.form & UNCHUNKED else chunk(last) + b"0\r\n\r\n")
                     transport.close()
-            for about, transport in zip(word["followers"], handed, strict=True) if "followers" in word else ():
+            for (_, *about), transport in zip(word["followers"], handed, strict=True) if "followers" in word else ():
                 if transport.is_closing():
                     continue
                 feed = followers.take_over(transport, about)
@@ -130,6 +150,7 @@ class Successor:
                 if revoked.get(about[5], 0.0) > word["at"]:
                     feed.close(KICKED, bye(KICKED, hub.retry))  # while it was on its way
             hub.redelivery.take_over(word.get("retries", ()))
+        self.drop()  # the sockets of those that have gone meanwhile
         with contextlib.suppress(Broken):
             await aside(self._line.say, {"serving": True})
         self._line.close()
@@ -146,7 +167,7 @@ class Successor:
 
     async def _at_hand(self, store: Store, word: Word, handed: list[Any]) -> list[tuple[Told, list[tuple[str, int]], Any]]:
         """The feeds, what of their patterns they have not met yet, and their transports; with all that they have been sent at hand here."""
-        feeds = [Told(**told) for told in word["feeds"]]
+        feeds = [Told(*told) for _, *told in word["feeds"]]
         try:
             await store.reach(word["newest"], *{stand[0] for told in feeds for stand in told.places}, *{each for told in feeds for each in told.patterns})
         except Refusal as refusal:

@@ -7,12 +7,16 @@ meanwhile waits in their queue and is not refused. One that is named `admin` is 
 *Notices* (sd_notify(3)). Lines of `NAME=VALUE` in one datagram to the Unix socket that `NOTIFY_SOCKET` names; `@` at its beginning is a zero byte.
 `READY=1` when it serves, `RELOADING=1` with `MONOTONIC_USEC` and then `READY=1` around a reload, `STOPPING=1` at the end, `STATUS=` for people.
 
+*The store* (FDSTORE=1, systemd.io/FILE_DESCRIPTOR_STORE). A descriptor that is sent beside a notice stays in the manager while the process is exchanged, and is handed to the next
+one among the sockets. `FDSTORE=N` in the environment says that there is room (of itself from systemd 254 on); `BARRIER=1` that what was said before has been heard.
+
 *The watchdog* (sd_watchdog_enabled(3)). Who does not hear `WATCHDOG=1` for `WATCHDOG_USEC` microseconds kills the process, if `WATCHDOG_PID` is its
 id or not said, and starts it anew.
 """
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import MutableMapping
@@ -22,6 +26,8 @@ from pere.errors import ConfigError
 
 FIRST = 3  # descriptor, behind standard input, output and error
 ADMIN = "admin"
+HANDOVER = "pere-handover"  # what the process before this one has left
+HEARD = 10.0  # seconds that the manager may take to hear what it is told
 
 
 def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
@@ -35,7 +41,7 @@ def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[
         name = named[place] if place < len(named) else "unknown"
         try:
             handed = socket.socket(fileno=FIRST + place)
-            listens = handed.type == socket.SOCK_STREAM and handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            listens = name == HANDOVER or (handed.type == socket.SOCK_STREAM and handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         except OSError as error:
             raise ConfigError(f"LISTEN_FDS={count}, and descriptor {FIRST + place} is no socket: {error.strerror}") from None
         if not listens:
@@ -76,6 +82,35 @@ def notify(*lines: str, environ: MutableMapping[str, str] = os.environ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as visitor, contextlib.suppress(OSError):
         visitor.setblocking(False)
         visitor.sendto("\n".join(lines).encode(), "\0" + address[1:] if address[0] == "@" else address)
+
+
+def keeps(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the manager keeps descriptors for the next process."""
+    room = environ.get("FDSTORE", "")
+    return bool(environ.get("NOTIFY_SOCKET")) and room.isdigit() and int(room) > 0
+
+
+def keep(descriptor: int, environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Leave a descriptor to the manager, for the next process; whether it has heard that. Without this it would not be known whether we are still there when it
+    looks who has said so."""
+    address, (ours, theirs) = environ["NOTIFY_SOCKET"], os.pipe()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as visitor:
+            visitor.settimeout(HEARD)
+            visitor.connect("\0" + address[1:] if address[0] == "@" else address)
+            # Not to be polled (FDPOLL=0): that nobody is at the other end any more is no reason to throw it away.
+            socket.send_fds(visitor, [f"FDSTORE=1\nFDNAME={HANDOVER}\nFDPOLL=0".encode()], [descriptor])
+            socket.send_fds(visitor, [b"BARRIER=1"], [theirs])
+        os.close(theirs)
+        theirs, poll = -1, select.poll()  # whose descriptors may be of any number
+        poll.register(ours, select.POLLIN)
+        return bool(poll.poll(HEARD * 1000))
+    except OSError:
+        return False
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
 
 
 def reloading() -> tuple[str, str]:

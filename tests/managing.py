@@ -1,5 +1,6 @@
 """A service manager as systemd is one: it holds the sockets, hands them to whom it starts, and hears what that says."""
 
+import os
 import socket
 import subprocess
 from typing import Self
@@ -25,12 +26,23 @@ class Notices:
 
     def __init__(self, path: str):
         self.path = path
+        self.kept: list[socket.socket] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + path[1:] if path.startswith("@") else path)
 
     def next(self, seconds: float = 15) -> dict[str, str]:
+        """What is said next, but for BARRIER=1, which only wants to be heard. A descriptor that is to be kept is in `kept`."""
         self._socket.settimeout(seconds)
-        return dict(line.split("=", 1) for line in self._socket.recv(65536).decode().split("\n"))
+        while True:
+            said, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 8)
+            told = dict(line.split("=", 1) for line in said.decode().split("\n"))
+            if "FDSTORE" in told:
+                self.kept += [socket.socket(fileno=each) for each in descriptors]
+            else:
+                for each in descriptors:
+                    os.close(each)
+            if "BARRIER" not in told:
+                return told
 
     def until(self, name: str) -> list[str]:
         """The names of all that was said, up to this one."""
@@ -44,3 +56,5 @@ class Notices:
 
     def __exit__(self, *exc_info: object) -> None:
         self._socket.close()
+        for each in self.kept:
+            each.close()
