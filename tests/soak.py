@@ -37,8 +37,11 @@ from redises import common, named
 
 import pere.hub
 import pere.storage.committing
+import pere.storage.ear
+import pere.storage.presence
 import pere.storage.reading
 import pere.storage.redis
+import pere.storage.sharedlog
 from pere.config import Config
 from pere.errors import Gone
 from pere.event import format_id, parse_id
@@ -56,7 +59,9 @@ PATIENCE = 20.0  # real seconds after which what was waited for will never come
 # So small that a few events reach them.
 LIMITS = [(pere.hub, "BATCH_EVENTS", 3), (pere.storage.reading, "MAX_VISITED", 3), (pere.storage.reading, "BLOCK", 2),
           (pere.storage.reading, "MAX_PAST", 4), (pere.storage.committing, "MAX_SAVED", 2),
-          (pere.storage.redis, "STAY", 30.0)]
+          (pere.storage.presence, "STAY", 30.0),
+          # A node looks when it is told to, and a machine that has no time for it is not a Redis that is away.
+          (pere.storage.redis, "BEAT", 3600.0), *((module, "TIMEOUT", 600.0) for module in (pere.storage.redis, pere.storage.sharedlog, pere.storage.ear))]
 MEMORY = Limits(per_channel=8, keep_expired=40, attempts=2)  # of Redis too, which has beside it what a node has in memory
 FILE = Limits(per_channel=None, overall=18, age=600, attempts=2, at_hand=3)
 CONFIG: dict[str, Any] = {
@@ -257,6 +262,9 @@ class Real:
         if int(loop.time()) % 60:
             self.look()
         self.server.wheel.advance(loop.time())
+        if self.kind == "redis":
+            await self.store._beat_once()
+            await self.store._keeper.keep(False)
         await self.calm()
         for _ in range(3):
             self.store.sweep(loop.time(), self.hub.is_used)

@@ -78,6 +78,30 @@ async def test_a_push_reaches_feeds_on_every_node_and_answers_may_go_anywhere(no
         assert [(line["device"], line["state"], line["status"]) for line in lines] == [("d1", "processed", None), ("d2", "failed", "no paper")]
 
 
+async def test_the_same_key_at_once_on_two_nodes_is_one_event(node):
+    here, there = await node(), await node()
+    for number in range(5):
+        one, other = await asyncio.gather(*(wire.push(server.port, "c", number, key=f"k{number}") for server in (here, there)))
+        assert (one.json["id"], one.status) == (other.json["id"], other.status)
+    assert len((await get(there, "/events/c"))["events"]) == 5
+
+
+async def test_a_list_of_devices_goes_on_on_another_node_while_receipts_come_in(node, at):
+    servers = [await node(), await node()]
+    for number in range(7):
+        await at(servers[number % 2], "c", device=f"d{number}")
+    id = await push(servers[0])
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await get(servers[len(found) % 2], f"/events/c/{id}/devices?limit=1&cursor={cursor}")
+        (line,) = page["devices"]
+        found.append(line["device"])
+        cursor = page["cursor"]
+        assert (await say(servers[0], line["device"], id)).status == 200
+    assert sorted(found) == [f"d{number}" for number in range(7)]
+
+
 async def test_whoever_is_asked_at_once_knows_what_another_node_has_just_taken(node, at):
     here, there = await node(), await node()
     there.store._log._heard = lambda message: None  # nothing comes by itself

@@ -9,7 +9,7 @@ from standardwebhooks.webhooks import Webhook
 from pere import courier as module
 from pere.courier import BACKOFF, wait_after
 
-STORES = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+STORES = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 
 
 @STORES

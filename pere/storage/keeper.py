@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 
 from pere.storage import keeping, scripts
+from pere.storage.copy import Copy
 from pere.storage.loading import Kept, look
-from pere.storage.replica import Replica
 from pere.storage.sharedlog import SharedLog
 
 KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
@@ -21,7 +21,7 @@ CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: fo
 class Keeper:
     """`copy` is whose changes these are, `lives` how long in milliseconds what is kept lives unless it is kept anew."""
 
-    def __init__(self, log: SharedLog, copy: Replica, lives: int, clock: Callable[[], float]):
+    def __init__(self, log: SharedLog, copy: Copy, lives: int, clock: Callable[[], float]):
         self.kept = Kept(0, 0, 0)  # as far as this node knows
         self._log = log
         self._copy = copy

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pere.storage import keeping, scripts
-from pere.storage.replica import Replica
+from pere.storage.copy import Copy
 from pere.storage.sharedlog import Lost, SharedLog
 
 PATIENCE = 30  # seconds for which what is kept stands still while somebody reads it, at most
@@ -26,7 +26,7 @@ async def look(log: SharedLog) -> Kept:
     return Kept.of(await log.client.hmget(log.keys["kept"], *Kept._fields))
 
 
-async def load(log: SharedLog, copy: Replica, born: int) -> Kept:
+async def load(log: SharedLog, copy: Copy, born: int) -> Kept:
     """Fill a copy that is empty; what the log has beyond what was kept is taken as it comes. `born` is in milliseconds. Returns how far it was
     kept. Raises Lost if it is cut meanwhile."""
     client, keys = log.client, log.keys

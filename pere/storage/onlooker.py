@@ -18,8 +18,9 @@ from pere.ledger import Entry
 from pere.names import is_pattern, pattern
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NAMES, NONE, STATE
 from pere.storage import scripts
+from pere.storage.copy import Copy
 from pere.storage.loading import load
-from pere.storage.replica import LIMITS, Replica
+from pere.storage.replica import LIMITS
 from pere.storage.shared import UNLIMITED
 from pere.storage.sharedlog import Errors, Lost, SharedLog
 
@@ -48,7 +49,7 @@ class Onlooker:
             if not head:
                 raise ConfigError(f"{self.url}: nothing of PERE is there, under the prefix {log.prefix}")
             limits = orjson.loads(head.get("limits") or b"{}")
-            self._copy = Replica(Config(**UNLIMITED | {name: value for name, value in limits.items() if name in LIMITS}), time.time, log.node)
+            self._copy = Copy(Config(**UNLIMITED | {name: value for name, value in limits.items() if name in LIMITS}), time.time, log.node)
             try:
                 base = await load(log, self._copy, int(head["born"]))
             except (Lost, ValueError, KeyError, TypeError, IndexError) as error:

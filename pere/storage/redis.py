@@ -4,16 +4,22 @@ What is said is queued, the queue becomes a batch and one entry of the log, as `
 next is gathered. When the entry comes back it is applied, told to the hub, and answered, here as on every node. So an answer of 201 or
 200 means that Redis has it: how safe that is, its `appendfsync` decides.
 
-Why the rules are not in Redis: they would have to be there a second time, in another language, and each receipt would be some commands
-of Redis. So ten thousand receipts are one command, and there is one ledger. The price is that each node holds and moves everything.
+Why the rules (which receipt stands, who is in an audience, which key was there before) are not in Redis, but only the number and the ids of an entry: they would have
+to be there a second time, in another language, and each receipt would be some commands of Redis. So ten thousand receipts are one command, and there is one
+ledger, in which a device takes two bytes for an event. It is as safe: what moves the copies is one log, so they decide alike. The price is that each node holds and moves
+everything.
 
-One node at a time is the keeper: it writes what changed beside the log, so that this can be cut, and says when time is over.
+One node at a time is the keeper: it writes what changed beside the log, so that this can be cut, says when time is over, and sends webhooks. It is one by a lease, and not as
+one of a consumer group of Redis: what is to be told follows from the log, which every node has, and is gathered into batches, put off and given up for each endpoint as a
+whole. A group would have it in Redis a second time, hand it out piece by piece to whoever asks, and not know that an endpoint is to be left in peace. Either way what
+was on its way when a node died is sent once more, under the same id, by which a receiver knows it.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -21,20 +27,19 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import orjson
 
-from pere.audience import Member
 from pere.bulk import Receipt
 from pere.config import DAY, Config
-from pere.devices import Device
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
 from pere.ledger import Entry, unknown_receipt
 from pere.names import is_pattern
-from pere.storage import Accepted, Page, Shelf
+from pere.storage import Accepted, Page
 from pere.storage.committing import Together
 from pere.storage.ear import ended
+from pere.storage.joining import Joining
 from pere.storage.keeper import Keeper
 from pere.storage.loading import load
-from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op, Replica, mark
+from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op
 from pere.storage.saying import Batch, Saying
 from pere.storage.settling import Settling
 from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
@@ -45,11 +50,10 @@ log = logging.getLogger("pere.store")
 WEBHOOK = "webhook"  # documents of this kind are endpoints
 VERSION, OLDEST = 2, 1  # of what stands in Redis: what is written, and what is still read
 RETRY = 5  # seconds after which a client may ask again when Redis is away
-STAY = 3600.0  # seconds after which who is still there is said to be: nobody is taken to have been seen last before that who was there until a node died
 MAX_DUE = 1_000  # events that expire in one sweep
 
 
-class RedisStore(Replica):
+class RedisStore(Joining):
     """`url` is as `--store` has it. Nothing may be asked of it before it has begun."""
 
     def __init__(self, config: Config, clock: Callable[[], float], url: str):
@@ -68,13 +72,7 @@ class RedisStore(Replica):
         self._flying: Batch | None = None
         self._writing: asyncio.Task[None] | None = None
         self._is_called = False
-        self._coming: dict[str, int] = {}  # devices, and how many of their registrations are on their way
-        self._assured: dict[str, list[Callable[[Refusal | None], None]]] = {}
         self._settling = Settling()
-        self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
-        self._present: set[str] = set()  # and devices
-        self._stay = min(STAY, config.device_ttl / 2)
-        self._stayed = 0.0  # when was last said who stays
         self._beating: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,9 +133,12 @@ class RedisStore(Replica):
         self._saying.say(op, asker)
         self._soon()
 
+    def _unwell(self) -> Refusal | None:
+        return Unavailable("store_failed", self._trouble, retry_after=RETRY) if self._trouble is not None else None
+
     def _check_well(self) -> None:
-        if self._trouble is not None:
-            raise Unavailable("store_failed", self._trouble, retry_after=RETRY)
+        if (refusal := self._unwell()) is not None:
+            raise refusal
 
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
         self._check_well()
@@ -173,8 +174,8 @@ class RedisStore(Replica):
         if entry.rules[state][old][0] == old and not self._replicas and (id, device) not in self._saying.under_way:
             # It changes nothing, so there is nothing to keep. (What it repeats may not be on the replicas yet, where that counts.)
             then(self.ledger.enter_many(rows, self.clock()))
-        elif self._trouble is not None:
-            then([Unavailable("store_failed", self._trouble, retry_after=RETRY)])
+        elif (refusal := self._unwell()) is not None:
+            then([refusal])
         else:
             self._tell((receipt,), then)
 
@@ -253,8 +254,8 @@ class RedisStore(Replica):
         self._say(("recall", channel, id), (then, refused))
 
     def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
-        if self._trouble is not None:
-            then(Unavailable("store_failed", self._trouble, retry_after=RETRY))
+        if (refusal := self._unwell()) is not None:
+            then(refusal)
         else:
             self._say(("document", kind, name, document), (then, then))
 
@@ -270,66 +271,9 @@ class RedisStore(Replica):
     def owes(self, event: Event, device: str) -> bool:
         return super().owes(event, device) and (event.id, device) not in self._saying.under_way
 
-    def _join(self, shelf: Shelf, device: str) -> Member:
-        """It counts as registered here at once, and is in the audience when the log says so."""
-        member = shelf.audience.expect(device, shelf.backlog.last, self.clock())
-        self.devices.register(device, shelf.name)
-        if ordinals := shelf.waiting.get(device):
-            member.settled = member.position = ordinals[0] - 1
-        self._expect(device, ("join", shelf.name, device))
-        return member
-
-    def _expect(self, device: str, op: Op) -> None:
-        self._coming[device] = self._coming.get(device, 0) + 1
-        self._say(op, (partial(self._came, device), partial(self._came, device)))
-
-    def _came(self, device: str, _: object) -> None:
-        self._coming[device] -= 1
-        if not self._coming[device]:
-            del self._coming[device]
-            for assured in self._assured.pop(device, ()):
-                assured(None)
-
-    def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
-        if device not in self._coming:
-            then(None)
-        elif self._trouble is not None:
-            then(Unavailable("store_failed", self._trouble, retry_after=RETRY))
-        else:
-            self._assured.setdefault(device, []).append(then)
-
-    def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
-        super().want(device, pattern, channels)
-        self._expect(device, ("want", device, pattern))
-
-    def _forget_wishes(self, device: Device) -> None:
-        super()._forget_wishes(device)
-        self._say(("unwant", device.name))
-
-    def _depart(self, channel: str, device: str) -> bool:
-        """It is no member here any more; whether it was."""
-        shelf = self._shelves.get(channel)
-        member = shelf.audience.members.pop(device, None) if shelf is not None else None
-        if member is not None and member.slot >= 0:
-            self._leaving[channel, device] = member
-        return member is not None
-
-    def unregister(self, channel: str, device: str) -> None:
-        if self._depart(channel, device):
-            self._say(("leave", channel, device))
-        known = self.devices.get(device)
-        if known is not None and channel in known.channels:
-            self.devices.unregister(known, channel)
-            if known.patterns and device not in self.devices.known:
-                self._say(("unwant", device))
-
-    def remove(self, device: str) -> Device | None:
-        known = self.devices.get(device)
-        for channel in known.channels if known is not None else ():
-            self._depart(channel, device)
-        if known is not None:
-            self._say(("remove", device), (lambda _: None, lambda _: None))
-        return self.devices.remove(device, self.clock())
+    def _introduce(self) -> None:
+        if self._beating is not None:  # else it is about to go
+            super()._introduce()
 
     def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
         if self._nodes - {self.node}:
@@ -451,8 +395,6 @@ class RedisStore(Replica):
                 self._failed(error)
                 await asyncio.sleep(BEAT)
         self.on_anew()
-        self._used.clear()
-        self._present.clear()
         self._log.listen()
         self._trouble = None
         self._say(("hello", self.node))
@@ -468,57 +410,6 @@ class RedisStore(Replica):
         self._is_used = is_used
         self._sweep_channels(now, is_used)
         self._say_present({device.name for device in self.devices.known.values() if device.feeds}, now)
-
-    def _say_present(self, present: set[str], now: float) -> None:
-        """Who has come and who has gone; and now and then who stays and has asked for what is yet to be born, for that holds from when this was last said."""
-        came, gone, self._present = present - self._present, self._present - present, present
-        if now >= self._stayed + self._stay:
-            self._stayed = now
-            came |= {name for name in present if self.devices.known[name].patterns}
-        if came or gone:
-            self._say(("present", self.node, sorted(came), sorted(gone)))
-
-    def _visit(self, shelf: Shelf) -> None:
-        """What is to be told to the others."""
-        if shelf.name not in self._begun:
-            return
-        rows, now = [], self.clock()
-        for member in shelf.audience.members.values():
-            # Whoever loads, after we have died too, is to know that it was there, and not only that it came.
-            heard = now if member.feeds else member.answered if not member.elsewhere else 0.0
-            if heard >= member.seen + self._stay:
-                member.seen = heard
-            if member.slot >= 0 and member.saved != (told := mark(member)):
-                member.saved = told
-                rows.append((member.device, told[0], member.position, member.since, member.seen))
-        if rows:
-            self._say(("marks", self.node, shelf.name, rows))
-        if shelf.backlog.last != self._written.get(shelf.name, {}).get(self.node, 0) and any(member.live for member in shelf.audience):
-            self._say(("written", self.node, shelf.name, shelf.backlog.last))
-        if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
-            (self._used.add if is_used else self._used.discard)(shelf.name)
-            self._say(("use", self.node, shelf.name, is_used))
-
-    def _introduce(self) -> None:
-        if self._beating is None:
-            return  # it is about to go
-        self._say(("here", self.node))
-        for shelf in self._shelves.values():
-            for member in shelf.audience:
-                if member.live:
-                    member.saved = None
-        self._used.clear()
-        self._present.clear()
-
-    def _forget(self, shelf: Shelf) -> None:
-        if shelf.name in self._begun:
-            if self.leads and not self._users.get(shelf.name):
-                self._say(("forget", shelf.name))
-            self._round.append(shelf.name)
-        elif shelf.audience.members:
-            self._round.append(shelf.name)
-        else:
-            super()._forget(shelf)
 
     async def _beat(self) -> None:
         while self._beating is not None:
@@ -565,7 +456,11 @@ class RedisStore(Replica):
         self._hear_all(self.leads and bool(self._documents.get(WEBHOOK)))
         self.changes.kept(beat.kept)
         for node in beat.gone if beat.is_keeper else ():
-            self._say(("gone", node))
+            # Not forgotten before all have heard of it: should we die now, the next keeper finds it again.
+            self._say(("gone", node), (lambda _, node=node: self._start(self._forget_node(node)), lambda _: None))
+
+    async def _forget_node(self, node: str) -> None:
+        with suppress(*Errors):  # then it is found again
             await self._log.forget(node)
 
     # End

@@ -2,13 +2,10 @@
 
 What is said to a node is decided when it comes back in the log, on every node in the same order and by the same rules, so all copies are
 alike: which id and which slot, who is in an audience, which word of a device stands. A rule that asked for anything else than the log
-and the settings in LIMITS would let the copies part; the time is that of the entry. Each change is noted, to be kept (`keeping.py`).
-
-What is only true of one node (its feeds, how far they have been written to) is told to the others about once a second, and decides nothing.
+and the settings in LIMITS would let the copies part; the time is that of the entry. Each change is noted, to be kept (`copy.py`).
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
@@ -19,14 +16,13 @@ from pere.audience import Member
 from pere.bulk import Receipt
 from pere.config import Config
 from pere.errors import BadRequest, Refusal
-from pere.event import SEQUENCE_BITS, Draft, Event
+from pere.event import Draft, Event
 from pere.ledger import Entry, Ledger, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
-from pere.storage import Shelf, keeping
+from pere.storage import Shelf
 from pere.storage.keeping import Changes, joined
 from pere.storage.memory import MemoryStore
-from pere.storage.recent import Recent, Row
 from pere.storage.sharedlog import Entry as Written
 from pere.storage.working import WorkingSet
 
@@ -66,12 +62,9 @@ class Replica(MemoryStore):
         self._n = 0  # and its number
         self._next_id = 0
         self._begun: set[str] = set()  # channels that all nodes know of; others are only open here
-        self._users: dict[str, frozenset[str]] = {}  # nodes on which somebody listens to a channel
-        self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
         self._wishes: dict[str, dict[str, float]] = {}  # by pattern, who wants it, and when that was last said, or that it is there
         self._leaving: dict[tuple[str, str], Member] = {}  # members that are no more here, and still are in the log
         self._aside: dict[tuple[str, str], Member | None] = {}  # while an entry is applied, those who are here in their place
-        self._nodes: set[str] = set()
         self.clock = self._time
 
     def _time(self) -> float:
@@ -305,18 +298,6 @@ class Replica(MemoryStore):
             self.dismiss(known)
             self.devices.remove(device, self.clock())
 
-    # Channels
-
-    def _apply_forget(self, asker: None, channel: str) -> None:
-        shelf = self._shelves.get(channel)
-        if shelf is None or channel not in self._begun or len(shelf.backlog) or len(shelf.audience) or self._users.get(channel):
-            return
-        self._begun.discard(channel)
-        self._written.pop(channel, None)
-        self._note("channels", channel)
-        # It may be open here since a moment ago; then it only begins anew.
-        shelf.backlog.begin(0, 0)
-
     # Documents
 
     def _apply_document(self, asker: Asker | None, kind: str, name: str, document: bytes | None) -> None:
@@ -326,214 +307,7 @@ class Replica(MemoryStore):
         if asker is None:
             self.on_document(kind, name, document)
 
-    # What is true of one node
-
-    def _apply_marks(self, asker: Asker | None, node: str, channel: str, rows: Sequence[Sequence[Any]]) -> None:
-        """How far the devices on a channel have been written to on a node, and whether they are there."""
-        shelf = self._shelves.get(channel)
-        for device, is_live, position, since, seen in rows if shelf is not None else ():
-            member = shelf.audience.members.get(device)  # type: ignore[union-attr]
-            if member is None or member.slot < 0:
-                continue
-            self._note("members", channel, device)
-            if node == self.node:
-                continue
-            if is_live:
-                member.elsewhere |= {node}
-            else:
-                member.elsewhere -= {node}
-            member.position = max(member.position, position)
-            member.since, member.seen = max(member.since, since), max(member.seen, seen)
-            if member.saved is not None and mark(member)[0] == member.saved[0]:  # type: ignore[index]
-                member.saved = mark(member)  # what another node says of it need not be said once more
-
-    def _apply_written(self, asker: Asker | None, node: str, channel: str, ordinal: int) -> None:
-        """How far those are that are up to date on a node; where they were, should it die."""
-        if channel in self._begun:
-            self._written.setdefault(channel, {})[node] = ordinal
-            self._note("channels", channel)
-
-    def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
-        """Who is there, or was until now, still wants what it has asked for."""
-        names = {*there, *away}
-        for pattern, devices in self._wishes.items():
-            for name in names & devices.keys():
-                devices[name] = self.clock()
-                self._note("wishes", name, pattern)
-        if node == self.node:
-            return
-        for name in names:
-            if (device := self.devices.get(name)) is not None:
-                device.seen = max(device.seen, self.clock())
-        for name in there:
-            if (device := self.devices.get(name)) is not None:  # it may have been removed since
-                self.devices.is_elsewhere(device, node, True)
-        for name in away:
-            if (device := self.devices.get(name)) is not None:
-                self.devices.is_elsewhere(device, node, False)
-
-    def _apply_use(self, asker: Asker | None, node: str, channel: str, is_used: bool) -> None:
-        users = self._users.pop(channel, frozenset()) - {node} | ({node} if is_used else set())
-        if users:
-            self._users[channel] = users
-
-    def _apply_hello(self, asker: Asker | None, node: str) -> None:
-        """A node has come; it is told who else is there, and what is true of each."""
-        self._nodes.add(node)
-        if node != self.node:
-            self._introduce()
-
-    def _apply_here(self, asker: Asker | None, node: str) -> None:
-        """A node was there before."""
-        self._nodes.add(node)
-
-    def _introduce(self) -> None:
-        """Tell anew all that is true of this node."""
-
-    def _apply_gone(self, asker: Asker | None, node: str) -> None:
-        """A node has gone: nobody is there any more."""
-        if node == self.node:
-            self._introduce()  # it was taken for dead, and is not
-            return
-        self._nodes.discard(node)
-        for channel in tuple(self._users):
-            self._apply_use(None, node, channel, False)
-        for shelf in self._shelves.values():
-            written = self._written.get(shelf.name, {}).pop(node, 0)
-            for member in shelf.audience:
-                if node in member.elsewhere:
-                    member.elsewhere -= {node}
-                    member.position = max(member.position, written)
-                    self._note("members", shelf.name, member.device)
-        for device in tuple(self.devices.known.values()):
-            if node in device.elsewhere:
-                self.devices.is_elsewhere(device, node, False)
-
     def _apply_going(self, asker: Asker | None, device: str, channel: str, id: int, word: int, delay: float) -> None:
         """A device has said how it goes (`working`, `retry`), and its feeds may be anywhere."""
         if asker is None:
             self.heed(device, channel, id, word, delay)
-
-    # What is kept
-
-    def shelves(self) -> list[Shelf]:
-        """Those of channels that all nodes know of."""
-        return [self._shelves[name] for name in self._begun]
-
-    def begin_at(self, n: int, born: int, newest: int, number: int, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
-        """Everything as it was kept after the nth entry of the log; it was empty before."""
-        self._n = n
-        self._restore(born, newest, number, kept, rows)
-
-    def changed(self) -> list[tuple[str, str, Any]]:
-        """What is to be kept: kind, name and present state of everything that changed."""
-        return [(kind, name, self._value(kind, name)) for kind, name in self.changes.things()]
-
-    def records_after(self, number: int) -> list[Row]:
-        return self._recent.after(number)
-
-    @property
-    def oldest_record(self) -> int:
-        """The number of the oldest record that is at hand."""
-        return self._recent.newest - len(self._recent.after(0)) + 1
-
-    def _value(self, kind: str, name: str) -> Any:
-        """The present state of a thing that was changed, to be kept; None if it is no more. Of `columns` it is what `keeping.squeeze` takes."""
-        home, _, rest = name.partition(keeping.SEPARATOR)
-        shelf = self._shelves.get(home)
-        if kind == "channels":
-            return keeping.pack_shelf(shelf, self._written.get(home, {})) if shelf is not None and home in self._begun else None
-        if kind == "members":
-            member = shelf.audience.members.get(rest) if shelf is not None else None
-            member = self._leaving.get((home, rest)) or member
-            return keeping.pack_member(member, member.elsewhere | {self.node} if member.live else member.elsewhere) if member is not None and member.slot >= 0 else None
-        if kind == "events":
-            event = self._kept_event(home, int(rest))
-            return keeping.pack_event(event) if event is not None else None
-        if kind == "columns":
-            entry = self.ledger.entries.get(int(rest))
-            return keeping.pack_entry(entry) if entry is not None else None
-        if kind == "keys":
-            known = self._keys.get((home, rest))
-            return keeping.pack_key(*known) if known is not None else None
-        if kind == "wishes":
-            said = self._wishes.get(rest, {}).get(home)
-            return keeping.pack_value(said) if said is not None else None
-        document = self._documents.get(home, {}).get(rest)
-        return keeping.pack_value(document) if document is not None else None
-
-    def _restore(self, born: int, newest: int, number: int, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
-        """Everything as it was kept; it was empty before."""
-        self.born = (born << SEQUENCE_BITS) - 1
-        self._ids.last = max(self.born, newest)
-        self._recent = Recent(self._config.receipts_kept, born / 1000)
-        if number:
-            self._recent.restore(rows[-self._config.receipts_kept :], number)
-        events: dict[str, list[tuple[int, bytes]]] = {}
-        for name, value in kept["events"].items():
-            home, _, rest = name.partition(keeping.SEPARATOR)
-            events.setdefault(home, []).append((int(rest), value))
-        members: dict[str, list[bytes]] = {}
-        for name, value in kept["members"].items():
-            home, _, _ = name.partition(keeping.SEPARATOR)
-            members.setdefault(home, []).append(value)
-        untold: set[str] = set()  # channels of which it is not kept who is waited for
-        for name, value in kept["channels"].items():
-            shelf = self.open(name)
-            self._begun.add(name)
-            written = keeping.unpack_shelf(shelf, value, members.get(name, ()), len(events.get(name, ())))
-            if written is None:
-                untold.add(name)
-            elif written:
-                self._written[name] = written
-            for member in shelf.audience:
-                member.elsewhere -= {self.node}
-                self.devices.register(member.device, name)
-                member.saved = mark(member)
-        for id, name, value in sorted((id, name, value) for name, found in events.items() for id, value in found):
-            shelf, event = self._shelves[name], keeping.unpack_event(id, value)
-            self._restore_event(shelf, event, kept["columns"].get(joined(name, str(id))))
-            for device in event.to or () if name in untold else ():
-                if not shelf.audience.has(device):
-                    shelf.waiting.setdefault(device, deque()).append(event.ordinal)
-        for name, value in kept["wishes"].items():
-            device, _, pattern = name.partition(keeping.SEPARATOR)
-            self._wishes.setdefault(pattern, {})[device] = said = keeping.unpack_value(value)
-            known = self.devices.want(device, pattern)
-            known.seen = max(known.seen, said)
-        for name, value in kept["documents"].items():
-            kind, _, rest = name.partition(keeping.SEPARATOR)
-            self._documents.setdefault(kind, {})[rest] = keeping.unpack_value(value)
-        keys = [(*name.partition(keeping.SEPARATOR)[::2], *keeping.unpack_key(value)) for name, value in kept["keys"].items()]
-        for channel, key, at, accepted in sorted(keys, key=lambda found: (found[2], found[3].id)):
-            self._keys[channel, key] = at, accepted
-
-    def _restore_event(self, shelf: Shelf, event: Event, columns: bytes | None) -> None:
-        owing = 0
-        if columns is not None:
-            entry = keeping.unpack_entry(event, shelf, columns)
-            self.ledger.restore(entry)
-            self.ledger.outstanding += entry.owed
-            owing = len(entry.states)
-        event.weigh(owing)
-        self._keep(shelf, event)
-        if event.expired:
-            self._schedule.remove(event, event.expires)
-            self._schedule.add(event, event.expires + self._config.keep_expired)
-
-    def _clear(self) -> None:
-        """Back to nothing; what was counted, and who is told of what, stays."""
-        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "on_anew", "heed", "leads", "on_lead", "on_document", "on_commit", "on_receipts", "events", "event_bytes")}
-        ledger, on_presence = self.ledger, self.devices.on_presence
-        Replica.__init__(self, self._config, self._system, self.node)
-        for name, value in stays.items():
-            setattr(self, name, value)
-        for name in ("receipts", "roundtrips", "expired", "cancelled", "statuses_dropped", "on_answer", "on_decision"):
-            setattr(self.ledger, name, getattr(ledger, name))
-        self.devices.on_presence = on_presence
-
-
-def mark(member: Member) -> tuple[bool, int, float, float]:
-    """What the other nodes are told of a member; how far it has come not while it has a live feed, for then it is as far as all."""
-    return bool(member.live), -1 if member.live else member.position, member.since, member.seen
-

@@ -17,9 +17,10 @@ from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS, SEQUENCE_MASK
 from pere.storage import keeping, scripts
 from pere.storage.contents import FOREVER, Contents, Watched
+from pere.storage.copy import Copy
 from pere.storage.loading import look
 from pere.storage.redis import OLDEST, VERSION
-from pere.storage.replica import LIMITS, Replica
+from pere.storage.replica import LIMITS
 from pere.storage.sharedlog import SILENCE, Lost, SharedLog
 
 HOUR = 3_600_000  # milliseconds after which what was not finished is gone
@@ -44,7 +45,7 @@ return 1
 UNLIMITED: dict[str, Any] = {each.name: min(FOREVER, each.metadata["high"] or FOREVER) for each in fields(Config) if each.name in LIMITS}
 
 
-class Reading(Replica):
+class Reading(Copy):
     """A copy that is moved as those of all nodes are, by the same limits, and then left."""
 
     def contents(self, born: int) -> Contents:

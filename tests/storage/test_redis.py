@@ -106,6 +106,9 @@ def picture(store: RedisStore) -> dict[str, Any]:
 async def alike(*stores: RedisStore) -> None:
     """Wait until all have taken what there is, and compare."""
     for store in stores:
+        while store._tasks:  # a receipt may wait for its event
+            await asyncio.sleep(0.001)
+    for store in stores:
         await store.settle()
     for store in stores:
         await store._log.catch_up()

@@ -1,0 +1,184 @@
+"""What is only true of one node: whose feeds are there, how far these have been written to, to which channels somebody listens.
+
+It is told to the others about once a second and decides nothing, but it outlives the node that said it: who was there when that died was seen until
+then, and had been written to as far as was last told.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pere.audience import Member
+from pere.config import Config
+from pere.storage import Shelf
+from pere.storage.replica import NOBODY, Asker, Op, Replica
+
+STAY = 3600.0  # seconds after which who is still there is said to be: nobody is taken to have been seen last before that who was there until a node died
+
+
+class Presence(Replica):
+    """A copy that also knows what is true of each node. Who only looks says nothing of its own."""
+
+    def __init__(self, config: Config, clock: Callable[[], float], node: str):
+        super().__init__(config, clock, node)
+        self._nodes: set[str] = set()
+        self._users: dict[str, frozenset[str]] = {}  # nodes on which somebody listens to a channel
+        self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
+        self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
+        self._present: set[str] = set()  # and devices
+        self._stay = min(STAY, config.device_ttl / 2)
+        self._stayed = 0.0  # when was last said who stays
+        self._is_used: Callable[[str], bool] = lambda channel: False
+
+    # Said to the others
+
+    def _say(self, op: Op, asker: Asker | None = None) -> None:
+        """Into the log with it, if this is a node."""
+
+    def _say_present(self, present: set[str], now: float) -> None:
+        """Who has come and who has gone; and now and then who stays and has asked for what is yet to be born, for that holds from when this was last said."""
+        came, gone, self._present = present - self._present, self._present - present, present
+        if now >= self._stayed + self._stay:
+            self._stayed = now
+            came |= {name for name in present if self.devices.known[name].patterns}
+        if came or gone:
+            self._say(("present", self.node, sorted(came), sorted(gone)))
+
+    def _visit(self, shelf: Shelf) -> None:
+        """What is to be told to the others."""
+        if shelf.name not in self._begun:
+            return
+        rows, now = [], self.clock()
+        for member in shelf.audience.members.values():
+            # Whoever loads, after we have died too, is to know that it was there, and not only that it came.
+            heard = now if member.feeds else member.answered if not member.elsewhere else 0.0
+            if heard >= member.seen + self._stay:
+                member.seen = heard
+            if member.slot >= 0 and member.saved != (told := mark(member)):
+                member.saved = told
+                rows.append((member.device, told[0], member.position, member.since, member.seen))
+        if rows:
+            self._say(("marks", self.node, shelf.name, rows))
+        if shelf.backlog.last != self._written.get(shelf.name, {}).get(self.node, 0) and any(member.live for member in shelf.audience):
+            self._say(("written", self.node, shelf.name, shelf.backlog.last))
+        if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
+            (self._used.add if is_used else self._used.discard)(shelf.name)
+            self._say(("use", self.node, shelf.name, is_used))
+
+    def _introduce(self) -> None:
+        """Tell anew all that is true of this node."""
+        self._say(("here", self.node))
+        for shelf in self._shelves.values():
+            for member in shelf.audience:
+                if member.live:
+                    member.saved = None
+        self._used.clear()
+        self._present.clear()
+        for written in self._written.values():
+            written.pop(self.node, None)
+
+    def _forget(self, shelf: Shelf) -> None:
+        if shelf.name in self._begun:
+            if self.leads and not self._users.get(shelf.name):
+                self._say(("forget", shelf.name))
+            self._round.append(shelf.name)
+        elif shelf.audience.members:
+            self._round.append(shelf.name)
+        else:
+            super()._forget(shelf)
+
+    # Heard of the others
+
+    def _apply_hello(self, asker: Asker | None, node: str) -> None:
+        """A node has come; it is told who else is there, and what is true of each."""
+        self._nodes.add(node)
+        if node != self.node:
+            self._introduce()
+
+    def _apply_here(self, asker: Asker | None, node: str) -> None:
+        """A node was there before."""
+        self._nodes.add(node)
+
+    def _apply_marks(self, asker: Asker | None, node: str, channel: str, rows: Sequence[Sequence[Any]]) -> None:
+        """How far the devices on a channel have been written to on a node, and whether they are there."""
+        shelf = self._shelves.get(channel)
+        for device, is_live, position, since, seen in rows if shelf is not None else ():
+            member = shelf.audience.members.get(device)  # type: ignore[union-attr]
+            if member is None or member.slot < 0:
+                continue
+            self._note("members", channel, device)
+            if node == self.node:
+                continue
+            if is_live:
+                member.elsewhere |= {node}
+            else:
+                member.elsewhere -= {node}
+            member.position = max(member.position, position)
+            member.since, member.seen = max(member.since, since), max(member.seen, seen)
+            if member.saved is not None and mark(member)[0] == member.saved[0]:  # type: ignore[index]
+                member.saved = mark(member)  # what another node says of it need not be said once more
+
+    def _apply_written(self, asker: Asker | None, node: str, channel: str, ordinal: int) -> None:
+        """How far those are that are up to date on a node; where they were, should it die."""
+        if channel in self._begun:
+            self._written.setdefault(channel, {})[node] = ordinal
+            self._note("channels", channel)
+
+    def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
+        """Who is there, or was until now, still wants what it has asked for."""
+        names = {*there, *away}
+        for pattern, devices in self._wishes.items():
+            for name in names & devices.keys():
+                devices[name] = self.clock()
+                self._note("wishes", name, pattern)
+        if node == self.node:
+            return
+        for name in names:
+            if (device := self.devices.get(name)) is not None:
+                device.seen = max(device.seen, self.clock())
+        for name in there:
+            if (device := self.devices.get(name)) is not None:  # it may have been removed since
+                self.devices.is_elsewhere(device, node, True)
+        for name in away:
+            if (device := self.devices.get(name)) is not None:
+                self.devices.is_elsewhere(device, node, False)
+
+    def _apply_use(self, asker: Asker | None, node: str, channel: str, is_used: bool) -> None:
+        users = self._users.pop(channel, frozenset()) - {node} | ({node} if is_used else set())
+        if users:
+            self._users[channel] = users
+
+    def _apply_forget(self, asker: None, channel: str) -> None:
+        shelf = self._shelves.get(channel)
+        if shelf is None or channel not in self._begun or len(shelf.backlog) or len(shelf.audience) or self._users.get(channel):
+            return
+        self._begun.discard(channel)
+        self._written.pop(channel, None)
+        self._note("channels", channel)
+        # It may be open here since a moment ago; then it only begins anew.
+        shelf.backlog.begin(0, 0)
+
+    def _apply_gone(self, asker: Asker | None, node: str) -> None:
+        """A node has gone: nobody is there any more."""
+        told, _ = asker or NOBODY
+        told(None)
+        if node == self.node:
+            self._introduce()  # it was taken for dead, and is not
+            return
+        self._nodes.discard(node)
+        for channel in tuple(self._users):
+            self._apply_use(None, node, channel, False)
+        for shelf in self._shelves.values():
+            written = self._written.get(shelf.name, {}).pop(node, 0)
+            for member in shelf.audience:
+                if node in member.elsewhere:
+                    member.elsewhere -= {node}
+                    member.position = max(member.position, written)
+                    self._note("members", shelf.name, member.device)
+        for device in tuple(self.devices.known.values()):
+            if node in device.elsewhere:
+                self.devices.is_elsewhere(device, node, False)
+
+
+def mark(member: Member) -> tuple[bool, int, float, float]:
+    """What the other nodes are told of a member; how far it has come not while it has a live feed, for then it is as far as all."""
+    return bool(member.live), -1 if member.live else member.position, member.since, member.seen
