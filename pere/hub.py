@@ -38,6 +38,8 @@ BATCH_BYTES = 64 * 1024
 BATCH_EVENTS = 512
 CARELESS = b'"ack_wait":null,"window":null'  # what most feeds ask for
 BATCH_STEPS = 4_096  # those included that are not for this feed
+BATCH_SECONDS = 0.002  # what is not at hand is looked up in the file, which takes a hundred times as long
+CHECK = 16  # events after which that is looked at
 
 
 class Channel:
@@ -345,12 +347,12 @@ class Hub:
             return
         frames = [feed.greeting]
         feed.greeting = b""
-        size, now = 0, self._store.clock()
+        size, now, end = 0, self._store.clock(), perf_counter() + BATCH_SECONDS
         for steps, place in enumerate(self.replay.ahead(feed)):
             if frame := self.replay.read(feed, place, now):
                 frames.append(frame)
                 size += len(frame)
-            if size >= BATCH_BYTES or len(frames) > BATCH_EVENTS or steps == BATCH_STEPS:
+            if size >= BATCH_BYTES or len(frames) > BATCH_EVENTS or steps == BATCH_STEPS or (steps % CHECK == CHECK - 1 and perf_counter() > end):
                 is_up_to_date = False
                 break
         else:

@@ -1,6 +1,7 @@
 """Those who ask for more than their turn: that they get all there is where nobody else wants it, in order, and that the others do not wait for them."""
 
 import asyncio
+import re
 
 import orjson
 import pytest
@@ -202,3 +203,22 @@ async def test_a_batch_of_many_events_is_pushed_piece_by_piece_and_answered_in_o
     answers = (await big.answer()).json["results"]
     assert len(answers) == 10_000 and answers == sorted(answers, key=lambda each: [int(part) for part in each["id"].split("-")])
     assert [event.data for event in server.store.shelf("c").backlog][-3:] == [b"9997", b"9998", b"9999"]
+
+
+async def test_a_feed_that_reads_what_takes_long_to_look_up_does_so_piece_by_piece(start, connect, monkeypatch):
+    monkeypatch.setattr("pere.hub.BATCH_SECONDS", 0.0)  # as if each event had to be fetched
+    server = await start()
+    feed, small = await connect(), await connect()
+    await small.send(wire.said("POST", "/push", orjson.dumps([{"channel": "c", "data": number} for number in range(400)])))
+    assert (await small.answer()).status == 200
+    await feed.send(wire.said("GET", "/feed/c?from=all"))
+    seen = []
+    while not seen or seen[-1] < 400:
+        await small.send(wire.said("GET", "/feed/c?from=bad"))
+        assert (await small.answer()).status == 400
+        seen.append(server.hub.replay.events)
+    assert len({count for count in seen if count < 400}) >= 2, "others were served in between"
+    read = b""
+    while len(found := re.findall(rb"\ndata: (\d+)\n", read)) < 400:
+        read += await feed.more()
+    assert [int(number) for number in found] == list(range(400))
