@@ -38,7 +38,7 @@ lint: $(READY)-audit ## look for slips of the pen, and in pere/ for wrong types 
 audit: lint ## the same, and ask PyPI which of the installed packages are known to be dangerous
 	@$(BIN)/pip freeze --exclude-editable | $(BIN)/pip-audit --strict --disable-pip --no-deps --requirement /dev/stdin --progress-spinner off
 
-bench: $(READY)-bench ## a tour of all benchmarks, some ten minutes; ARGS="fanout mission" only these
+bench: $(READY)-bench ## a tour of all benchmarks, ten to fifteen minutes; ARGS="fanout mission" only these
 	@$(BIN)/python -m bench $(ARGS)
 
 dist: $(READY) ## build the wheel and the source archive into dist/

@@ -1,4 +1,4 @@
-"""A short tour of all benchmarks, with small sizes and one round: ten minutes that show whether it all runs, and about where it stands.
+"""A short tour of all benchmarks, with small sizes and one round: ten to fifteen minutes that show whether it all runs, and about where it stands.
 
     make bench                                  the tour
     make bench ARGS="fanout mission"            only these, as the tour has them

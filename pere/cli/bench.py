@@ -30,6 +30,7 @@ from pere.load.lines import Lines
 from pere.load.scenarios import SCENARIOS, Load, Scenario
 from pere.load.target import FORM, RECEIPT, Target
 
+PUBLISHER_LINES = 8  # of which most stories use one, so that their events keep their order
 SPARE = 64  # open files that a process needs beside its feeds and lines
 
 # What figures are called, their unit, and how many digits they are worth.
@@ -185,7 +186,7 @@ async def measure(scenario: Scenario, target: Target, pid: int | None, processes
     async with Crew(target, processes, Progress(quiet)) as crew:
         # The publisher's connections are made as a fleet makes them.
         publisher = Lines()
-        await publisher.open(Fleet(target, processes)._connect, 1)
+        await publisher.open(Fleet(target, processes)._connect, PUBLISHER_LINES)
         load = Load(target, crew, gauging, publisher, secrets.token_hex(4), scenario.defaults)
         try:
             figures = await scenario.run(load)

@@ -290,7 +290,7 @@ async def mixed(load: Load) -> Figures:
             if number % 5 == 0:
                 to = f"?to={device((number * 7919) % o.feeds)}"
                 channel = channels[(number * 7919) % o.feeds % len(channels)] + to
-            load.publisher.follow(load.target.pushed(load.target.pushing(channel), load.target.event(at, o.bytes)), at)
+            load.publisher.ask(load.target.pushed(load.target.pushing(channel), load.target.event(at, o.bytes)), at)
             number += 1
         await load.pushed()
 
@@ -339,6 +339,6 @@ SCENARIOS = {
                        Options(feeds=10_000, channels=5_000, events=1, every=0.02, burst=20)),
     "patterns": Scenario(patterns, "what does a delivery cost to feeds that listen by a pattern?", Options(feeds=1_000, channels=50, events=200, every=0.02)),
     "idle": Scenario(idle, "what do feeds cost that are quiet?", Options(feeds=10_000)),
-    "mixed": Scenario(mixed, "how is a day of all this at once?", Options(feeds=2_000, channels=4, every=0.1)),
-    "soak": Scenario(soak, "and for an hour: does the memory stay as it is?", Options(feeds=2_000, channels=4, every=0.1, seconds=3_600)),
+    "mixed": Scenario(mixed, "how is a day of all this at once?", Options(feeds=2_000, channels=4, every=0.1, lines=256)),
+    "soak": Scenario(soak, "and for an hour: does the memory stay as it is?", Options(feeds=2_000, channels=4, every=0.1, lines=256, seconds=3_600)),
 }
