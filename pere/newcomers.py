@@ -1,8 +1,9 @@
 """The first request on a connection, where it is like one that another connection began with.
 
 Ten thousand devices that come back ask for the same feed by the same client, so their heads differ only in who they are and what they have
-read. What is the same to the byte must be read alike, so once the parser has read such a head it is read by one regular expression, in
-a fifth of the time (2 us instead of 11). Nothing else is taken for granted: what comes of it is a request as the parser would have made
+read. What is the same to the byte must be read alike, so once the parser has read such a head one regular expression reads the next, and the parser, its
+callbacks and the checks of a head are not needed (measured: 6.5 us instead of 9 by itself, and 3 to 9 us of 145 where all else that opens a feed is
+between). Nothing else is taken for granted: what comes of it is a request as the parser would have made
 it, and whoever has a say in it is asked. No sockets here, and no meaning of any header.
 """
 
