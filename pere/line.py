@@ -5,7 +5,7 @@ line: a client by its many connections, or a connection by its many requests or 
 millisecond in each turn, one client after the other (RFC 970: a gateway that is fair to whoever sends little needs a queue for each
 sender). So nobody waits for much longer than that because of what somebody else wants, and where nobody else wants anything,
 those in line have all there is. An event and its receipts take half a dozen turns, each of which waits for the line: with half a
-millisecond, and 2 KiB parsed in one step, a receipt took two and a half times as long beside a flood (measured); now it takes a tenth more.
+millisecond, and 2 KiB parsed in one step, a receipt took two and a half times as long beside a flood of receipts (measured); now it takes a tenth more.
 """
 
 from collections import OrderedDict, deque
