@@ -1,6 +1,7 @@
 """The machine: open files, what the kernel allows, the addresses to listen on, and the clock."""
 
 import ctypes
+import errno
 import os
 import resource
 import socket
@@ -87,7 +88,9 @@ def _address(flag: str, host: str, port: int, is_shared: bool) -> Finding:
     except PermissionError:
         return wrong("address", f"{named} is for root: a port below 1024", f"{flag} 4567 behind a proxy, or `AmbientCapabilities=CAP_NET_BIND_SERVICE` in the unit")
     except OSError as error:
-        if port and (whose := takers(port)):
+        if error.errno == errno.EADDRNOTAVAIL:
+            return wrong("address", f"{named} cannot be had: {host} is no address of this machine", "name one that is: --host 127.0.0.1, or 0.0.0.0 for all of them")
+        if error.errno == errno.EADDRINUSE and (whose := takers(port)):
             return wrong("address", f"{named} is taken by {whose}", f"end that, or take another one: {flag} {port + 1}. If it is the server that you mean, visit it: pere doctor --url http://{named}")
         return wrong("address", f"{named} cannot be had: {error.strerror}", f"take another one ({flag}); who has it: `ss -ltnp` as root")
     return ok("address", f"{named} can be had")
