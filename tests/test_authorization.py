@@ -102,19 +102,6 @@ def asked(target: str, needs: str) -> str:
     return "feed of c alone" if needs == "feed" and "c.*" not in target else needs
 
 
-async def answer_to(port: int, method: str, target: str, body: bytes, **headers: str) -> wire.Answer:
-    """The answer; of a feed, its head."""
-    line = await wire.Wire.open(port)
-    try:
-        await line.send(wire.said(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()}))
-        answer = await line.head()
-        if method != "HEAD" and "content-length" in answer.headers:
-            answer.body = await line.exactly(int(answer.headers["content-length"]))
-        return answer
-    finally:
-        line.close()
-
-
 @pytest.fixture
 def kept(start):
     """`server = await kept()`: a server with keys that has revoked the tokens of `gone`, and those that `back` had before."""
@@ -166,7 +153,7 @@ async def test_a_token_that_does_not_hold_opens_nothing(kept, kind):
     text = make()
     for method, target, needs, body in ADDRESSES:
         for named in (method, "HEAD") if method == "GET" and needs in ("push", "admin") and not target.startswith("/receipts") else (method,):
-            answer = await answer_to(server.port, named, target, body, **({} if text is None else {"Authorization": f"Bearer {text}".strip()}))
+            answer = await wire.begun(server.port, named, target, body, **({} if text is None else {"Authorization": f"Bearer {text}".strip()}))
             if needs == "nothing":
                 assert answer.status in (200, 404), (named, target, answer)
                 continue
@@ -203,7 +190,7 @@ async def test_a_token_opens_what_it_allows_and_nothing_else(kept, kind):
     make, enough = GRANTED[kind]
     header = f"Bearer {make()}"
     for method, target, needs, body in ADDRESSES:
-        answer = await answer_to(server.port, method, target, body, Authorization=header)
+        answer = await wire.begun(server.port, method, target, body, Authorization=header)
         if method == "POST" and target == "/push" and needs not in enough and answer.status == 200:
             assert [result["error"] for result in answer.json["results"]] == ["not_allowed"]
         elif needs == "nothing" or asked(target, needs) in enough:
@@ -217,7 +204,7 @@ async def test_a_token_opens_what_it_allows_and_nothing_else(kept, kind):
 async def test_without_keys_every_address_is_open(start):
     server = await start()
     for method, target, _, body in ADDRESSES:
-        assert (await answer_to(server.port, method, target, body)).status not in (401, 403), target
+        assert (await wire.begun(server.port, method, target, body)).status not in (401, 403), target
 
 
 async def test_an_address_that_does_not_say_what_it_needs_is_shut_to_everybody(start):
@@ -227,17 +214,17 @@ async def test_an_address_that_does_not_say_what_it_needs_is_shut_to_everybody(s
 
     server = await start(jwt_secret=SECRET)
     server.app.add_handlers(".*", [("/forgotten", Forgotten)])
-    assert (await answer_to(server.port, "GET", "/forgotten", b"")).status == 401
-    assert (await answer_to(server.port, "GET", "/forgotten", b"", **bearer("root", **EVERYTHING))).error == (403, "not_allowed")
+    assert (await wire.begun(server.port, "GET", "/forgotten", b"")).status == 401
+    assert (await wire.begun(server.port, "GET", "/forgotten", b"", **bearer("root", **EVERYTHING))).error == (403, "not_allowed")
     for route in server.door.routes.values():
         route.needs = NOBODY
-    assert (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("root", **EVERYTHING))).error == (403, "not_allowed")
+    assert (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("root", **EVERYTHING))).error == (403, "not_allowed")
 
 
 @pytest.mark.parametrize("target", ["/push/c", "/feed/c", "/admin/devices", "/webhooks/x", "/nowhere", "/events/c"])
 async def test_a_preflight_needs_no_token(kept, target):
     server = await kept(cors_origins="https://a.example")
-    answer = await answer_to(server.port, "OPTIONS", target, b"", Origin="https://a.example", Access_Control_Request_Method="POST")
+    answer = await wire.begun(server.port, "OPTIONS", target, b"", Origin="https://a.example", Access_Control_Request_Method="POST")
     assert answer.status == (404 if target == "/nowhere" else 204)
 
 
@@ -246,21 +233,21 @@ async def test_a_preflight_needs_no_token(kept, target):
 
 async def test_who_may_not_know_is_told_the_same_of_what_is_there_and_what_is_not(kept):
     server = await kept()
-    answer = await answer_to(server.port, "POST", "/push/there", b"1", **bearer("p", push=["there"]))
+    answer = await wire.begun(server.port, "POST", "/push/there", b"1", **bearer("p", push=["there"]))
     id = answer.json["id"]
     for sub, may in (("d", {"feed": ["c"]}), ("p", {"push": ["c"]})):
         header = bearer(sub, **may)
         for method, target in (("GET", "/events/{}"), ("GET", "/events/{}/" + id), ("DELETE", "/events/{}/" + id), ("GET", "/feed/{}"), ("GET", "/receipts/{}"),
                                ("POST", "/push/{}"), ("POST", "/feedback/{}?event_id=" + id), ("GET", "/feed?channel={}"), ("GET", "/admin/devices/{}")):
-            told = [await answer_to(server.port, method, target.format(name), b"1" if method == "POST" else b"", **header) for name in ("there", "absent")]
+            told = [await wire.begun(server.port, method, target.format(name), b"1" if method == "POST" else b"", **header) for name in ("there", "absent")]
             assert told[0].error[0] == 403
             assert told[0].body.replace(b"there", b"absent") == told[1].body
 
 
 async def test_a_batch_of_receipts_says_nothing_of_events_whose_audience_the_device_is_not_in(kept):
     server = await kept()
-    id = (await answer_to(server.port, "POST", "/push/secret?to=other", b"1", **bearer("p", push=["**"]))).json["id"]
-    answer = await answer_to(server.port, "POST", "/feedback", f'{{"receipts":[{{"event_id":"{id}"}},{{"event_id":"{ID}"}}]}}'.encode(), **bearer("d", feed=["c"]))
+    id = (await wire.begun(server.port, "POST", "/push/secret?to=other", b"1", **bearer("p", push=["**"]))).json["id"]
+    answer = await wire.begun(server.port, "POST", "/feedback", f'{{"receipts":[{{"event_id":"{id}"}},{{"event_id":"{ID}"}}]}}'.encode(), **bearer("d", feed=["c"]))
     there, absent = answer.json["results"]
     assert (there["error"], absent["error"]) == ("unknown_event", "unknown_event")
     assert there["message"].replace(id, "") == absent["message"].replace(ID, "")
@@ -275,20 +262,20 @@ async def test_a_batch_of_receipts_says_nothing_of_events_whose_audience_the_dev
 async def test_another_device_than_that_of_the_token_is_refused_wherever_it_is_named(kept, method, target, body):
     server = await kept()
     header = bearer("d", push=["c"], feed=["c"])
-    assert (await answer_to(server.port, method, target, body, **header, Device="other")).error == (403, "wrong_device")
-    assert (await answer_to(server.port, method, target, body, **header, Device="d")).status not in (401, 403)
+    assert (await wire.begun(server.port, method, target, body, **header, Device="other")).error == (403, "wrong_device")
+    assert (await wire.begun(server.port, method, target, body, **header, Device="d")).status not in (401, 403)
     if not target.startswith("/push"):
         mark = "&" if "?" in target else "?"
-        assert (await answer_to(server.port, method, f"{target}{mark}device=other", body, **header)).error == (403, "wrong_device")
-        assert (await answer_to(server.port, method, f"{target}{mark}device=other", body, **header, Device="d")).error == (403, "wrong_device")
-        assert (await answer_to(server.port, method, f"{target}{mark}device=d", body, **header)).status not in (401, 403)
+        assert (await wire.begun(server.port, method, f"{target}{mark}device=other", body, **header)).error == (403, "wrong_device")
+        assert (await wire.begun(server.port, method, f"{target}{mark}device=other", body, **header, Device="d")).error == (403, "wrong_device")
+        assert (await wire.begun(server.port, method, f"{target}{mark}device=d", body, **header)).status not in (401, 403)
 
 
 @pytest.mark.parametrize("target, body", [("/feedback/c", b'{"event_id":"1417444110993-0","device":"other"}'), ("/feedback", b'{"receipts":[],"device":"other"}')])
 async def test_a_body_may_not_name_another_device_either(kept, target, body):
     server = await kept()
     for more in ({}, {"Device": "d"}):
-        answer = await answer_to(server.port, "POST", target, body, **bearer("d", feed=["c"]), **more)
+        answer = await wire.begun(server.port, "POST", target, body, **bearer("d", feed=["c"]), **more)
         assert answer.error == (403, "wrong_device")
 
 
@@ -297,21 +284,21 @@ async def test_who_names_no_device_is_the_one_of_the_token(kept):
     feed = wire.Feed((await wire.Wire.open(server.port)).sock)
     await feed.start("/feed/c", bearer("d", feed=["c"]))
     assert (await feed.control("pere.hello"))["device"] == "d"
-    pushed = await answer_to(server.port, "POST", "/push/c", b"1", **bearer("shop", push=["c"]))
+    pushed = await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("shop", push=["c"]))
     assert pushed.json["audience"] == 1
     id = (await feed.event()).id
     for expected in (False, True):
-        answer = await answer_to(server.port, "POST", f"/feedback/c?event_id={id}", b"", **bearer("d", feed=["c"]))
+        answer = await wire.begun(server.port, "POST", f"/feedback/c?event_id={id}", b"", **bearer("d", feed=["c"]))
         assert answer.json == {"state": "processed", "duplicate": expected}
-    status = await answer_to(server.port, "GET", f"/events/c/{id}", b"", **bearer("shop", push=["c"]))
+    status = await wire.begun(server.port, "GET", f"/events/c/{id}", b"", **bearer("shop", push=["c"]))
     assert status.json["publisher"] == "shop"
     feed.close()
 
 
 async def test_a_token_of_nobody_gives_no_receipts_and_its_feed_is_anonymous(kept):
     server = await kept()
-    assert (await answer_to(server.port, "POST", f"/feedback/c?event_id={ID}", b"", **bearer(feed=["c"]))).error == (400, "no_device")
-    assert (await answer_to(server.port, "POST", "/feedback", b'{"receipts":[]}', **bearer(feed=["c"]))).error == (400, "no_device")
+    assert (await wire.begun(server.port, "POST", f"/feedback/c?event_id={ID}", b"", **bearer(feed=["c"]))).error == (400, "no_device")
+    assert (await wire.begun(server.port, "POST", "/feedback", b'{"receipts":[]}', **bearer(feed=["c"]))).error == (400, "no_device")
     feed = wire.Feed((await wire.Wire.open(server.port)).sock)
     await feed.start("/feed/c", bearer(feed=["c"]))
     assert (await feed.control("pere.hello"))["device"] is None
@@ -325,14 +312,14 @@ async def test_a_feed_of_a_pattern_needs_all_of_it_and_gets_what_is_born_later(k
     server = await kept()
     header = bearer("d", feed=["orders.**", "log"])
     for query in ("channel=orders.*", "channel=orders.**", "channel=log&channel=orders.eu"):
-        assert (await answer_to(server.port, "GET", f"/feed?{query}", b"", **header)).status == 200
+        assert (await wire.begun(server.port, "GET", f"/feed?{query}", b"", **header)).status == 200
     for query in ("channel=**", "channel=*", "channel=orders**", "channel=log&channel=other", "channel=o*.eu", "channel=log*"):
-        assert (await answer_to(server.port, "GET", f"/feed?{query}", b"", **header)).error == (403, "not_allowed")
+        assert (await wire.begun(server.port, "GET", f"/feed?{query}", b"", **header)).error == (403, "not_allowed")
     feed = wire.Feed((await wire.Wire.open(server.port)).sock)
     await feed.start("/feed?channel=orders.*", header)
     await feed.control("pere.hello")
     for channel in ("orders.born", "other", "orders.born.later", "orders.late"):
-        await answer_to(server.port, "POST", f"/push/{channel}", b'"%b"' % channel.encode(), **bearer("p", push=["**"]))
+        await wire.begun(server.port, "POST", f"/push/{channel}", b'"%b"' % channel.encode(), **bearer("p", push=["**"]))
     told = [(await feed.event()).data for _ in range(2)]
     assert ["orders.born" in told[0], "orders.late" in told[1]] == [True, True]
     feed.close()
@@ -341,7 +328,7 @@ async def test_a_feed_of_a_pattern_needs_all_of_it_and_gets_what_is_born_later(k
 async def test_a_batch_is_pushed_as_far_as_the_token_allows(kept):
     server = await kept()
     body = b'[{"channel":"a","data":1},{"channel":"b","data":2},{"channel":"a.b","data":3},{"channel":"a","data":4}]'
-    answer = await answer_to(server.port, "POST", "/push", body, **bearer("p", push=["a"]))
+    answer = await wire.begun(server.port, "POST", "/push", body, **bearer("p", push=["a"]))
     assert [result.get("error") for result in answer.json["results"]] == [None, "not_allowed", "not_allowed", None]
     assert server.store.events == 2
 
@@ -352,13 +339,13 @@ async def test_a_batch_is_pushed_as_far_as_the_token_allows(kept):
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
 async def test_a_scheme_may_be_written_as_one_likes(kept, scheme):
     server = await kept()
-    assert (await answer_to(server.port, "POST", "/push/c", b"1", Authorization=f"{scheme} {token('p', push=['c'])}")).status == 201
+    assert (await wire.begun(server.port, "POST", "/push/c", b"1", Authorization=f"{scheme} {token('p', push=['c'])}")).status == 201
 
 
 @pytest.mark.parametrize("header", ["Basic cGVyZTpwZXJl", "Bearer", "Bearer ", "Token x", "", "Bearer a b"])
 async def test_any_other_authorization_is_no_token(kept, header):
     server = await kept()
-    assert (await answer_to(server.port, "POST", "/push/c", b"1", Authorization=header)).error == (401, "no_token")
+    assert (await wire.begun(server.port, "POST", "/push/c", b"1", Authorization=header)).error == (401, "no_token")
 
 
 async def test_a_token_may_be_in_the_query_or_in_a_cookie(kept):
@@ -366,12 +353,12 @@ async def test_a_token_may_be_in_the_query_or_in_a_cookie(kept):
     text = token("p", push=["c"])
     for target in (f"/push/c?access_token={text}", f"/push/c?ttl=60&access_token={text}", f"/push/c?access_token={text}&type=x",
                    f"/push/c?access_token={text.replace('.', '%2e')}"):
-        assert (await answer_to(server.port, "POST", target, b"1")).status == 201
-        assert (await answer_to(server.port, "GET", target.replace("push", "events"), b"")).status in (200, 400)
+        assert (await wire.begun(server.port, "POST", target, b"1")).status == 201
+        assert (await wire.begun(server.port, "GET", target.replace("push", "events"), b"")).status in (200, 400)
     for cookie in (f"pere_token={text}", f"a=b; pere_token={text}; c=d", f'pere_token="{text}"'):
-        assert (await answer_to(server.port, "POST", "/push/c", b"1", Cookie=cookie)).status == 201
+        assert (await wire.begun(server.port, "POST", "/push/c", b"1", Cookie=cookie)).status == 201
     for cookie in (f"Pere_token={text}", f"xpere_token={text}", f"a=pere_token={text}", f"pere_token{text}"):
-        assert (await answer_to(server.port, "POST", "/push/c", b"1", Cookie=cookie)).error == (401, "no_token")
+        assert (await wire.begun(server.port, "POST", "/push/c", b"1", Cookie=cookie)).error == (401, "no_token")
 
 
 async def test_several_tokens_must_be_the_same(kept):
@@ -380,7 +367,7 @@ async def test_several_tokens_must_be_the_same(kept):
     for first, second, third in ((one, one, one), (one, one, ""), ("", one, one), (one, "", one)):
         target = "/push/c" + (f"?access_token={second}" if second else "")
         headers = ({"Authorization": f"Bearer {first}"} if first else {}) | ({"Cookie": f"pere_token={third}"} if third else {})
-        assert (await answer_to(server.port, "POST", target, b"1", **headers)).status == 201
+        assert (await wire.begun(server.port, "POST", target, b"1", **headers)).status == 201
         for change in ("Authorization", "query", "Cookie"):
             changed, where = dict(headers), target
             if change == "query":
@@ -389,7 +376,7 @@ async def test_several_tokens_must_be_the_same(kept):
                 changed[change] = headers[change].replace(one, other)
             else:
                 changed[change] = {"Authorization": f"Bearer {other}", "Cookie": f"pere_token={other}"}[change]
-            assert (await answer_to(server.port, "POST", where, b"1", **changed)).error == (400, "two_tokens")
+            assert (await wire.begun(server.port, "POST", where, b"1", **changed)).error == (400, "two_tokens")
 
 
 # Requests that are recognised
@@ -417,8 +404,8 @@ async def test_receipts_of_many_devices_on_one_connection_are_recognised_and_eac
     server = await kept()
     tokens = {name: token(name, feed=["c"]) for name in ("a", "b", "x")}
     for name in ("a", "b"):
-        await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {tokens[name]}")
-    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+        await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {tokens[name]}")
+    id = (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
     line, unrecognised = await connect(), in_the_usual_way(server)
     for name in ("a", "b"):
         assert (await receipts(line, "c", name, tokens[name], id)).json == {"state": "processed", "duplicate": False}
@@ -442,8 +429,8 @@ async def test_receipts_of_many_devices_on_one_connection_are_recognised_and_eac
 async def test_the_body_of_a_recognised_receipt_may_not_name_another_device_either(kept, connect, state):
     server = await kept()
     text = token("d", feed=["c"])
-    await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
-    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+    await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
+    id = (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
     line, unrecognised, answers = await connect(), in_the_usual_way(server), []
     for named in ("d", "other", "d"):
         body = orjson.dumps({"state": state, "device": named})
@@ -458,8 +445,8 @@ async def test_the_body_of_a_recognised_receipt_may_not_name_another_device_eith
 async def test_a_recognised_token_ends(kept, connect, end):
     server = await kept()
     text = token("a", feed=["c"], expires=-0.5 if end == "it expires" else 60)  # and a second is given
-    await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
-    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+    await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
+    id = (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
     line = await connect()
     for _ in range(3):
         answer = await receipts(line, "c", "a", text, id)
@@ -476,8 +463,8 @@ async def test_of_those_who_are_recognised_together_each_is_looked_at_by_itself(
     server = await kept()
     tokens = {name: token(name, feed=["c"]) for name in ("a", "b", "gone-later")}
     for text in tokens.values():
-        await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
-    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+        await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}")
+    id = (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
     said = [
         ("a", tokens["a"], 200), ("b", tokens["a"], (403, "wrong_device")), ("b", tokens["b"], 200), ("gone-later", tokens["gone-later"], (401, "revoked_token")),
         ("a", tokens["a"][:-4] + "AAAA", (401, "bad_token")), ("a", token("a", feed=["c"], jti="new"), 200), ("a", token("a", feed=["d"]), (403, "not_allowed")),
@@ -505,8 +492,8 @@ async def test_a_cookie_beside_the_header_is_seen_though_the_rest_is_the_same(ke
     server = await kept()
     text, other = token("a", feed=["c"]), token("b", feed=["c"])
     for bearer_of in (text, other):
-        await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {bearer_of}")
-    id = (await answer_to(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
+        await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {bearer_of}")
+    id = (await wire.begun(server.port, "POST", "/push/c", b"1", **bearer("p", push=["c"]))).json["id"]
     line = await connect()
     for device, bearer_of, status in (("a", text, 200), ("a", text, 200), ("b", other, 400), ("a", text, 200)):
         await line.send(wire.said("POST", "/feedback/c", b"", {"Device": device, "Last-Event-ID": id, "Authorization": f"Bearer {bearer_of}", "Cookie": f"pere_token={text}"}))

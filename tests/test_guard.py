@@ -8,17 +8,8 @@ PUSH = ("POST", "/push/c", b"1")
 
 
 async def ask(server, method="POST", target="/push/c", body=b"1", **headers: str) -> wire.Answer:
-    """The answer; of a feed, its head."""
-    line = await wire.Wire.open(server.port)
-    try:
-        said = {"Host": f"localhost:{server.port}"} | {name.replace("_", "-"): value for name, value in headers.items()}
-        await line.send(wire.said(method, target, body, said))
-        answer = await line.head()
-        if method != "HEAD" and "content-length" in answer.headers:
-            answer.body = await line.exactly(int(answer.headers["content-length"]))
-        return answer
-    finally:
-        line.close()
+    """What a browser on this machine is answered."""
+    return await wire.begun(server.port, method, target, body, **{"Host": f"localhost:{server.port}"} | headers)
 
 
 # Without keys, on this machine

@@ -462,12 +462,11 @@ async def test_a_slow_feed_of_many_channels_keeps_the_order_of_ids(start, narrow
     assert [(await slow.event()).id for _ in last] == last
 
 
-async def test_a_feed_may_be_closed_removed_or_drained_while_it_is_slow(start, narrow, ask, listen, push, until):
-    server = await start(max_feeds_per_device=1)
-    narrow(server)
+async def fill_and_end(server: Server, pushes: int, ask, listen, push, until) -> None:
+    """Feeds of four devices that do not read, which end in every way that there is while their sockets are full."""
     feeds = [await listen("c", device=name, buffer=4096) for name in ("replaced", "kicked", "gone", "drained")]
-    for _ in range(10):
-        await push("c", 20_000 * "x")
+    for _ in range(pushes):
+        await push("c", 60_000 * "x")
     assert server.hub.behind == 4
     await listen("c", device="replaced", from_="new", buffer=4096)
     await ask("DELETE", "/admin/devices/kicked")
@@ -476,6 +475,12 @@ async def test_a_feed_may_be_closed_removed_or_drained_while_it_is_slow(start, n
     await server.stop()
     assert server.hub.closes == {"gone": 1, "slow": 0, "drain": 2, "replaced": 1, "kicked": 1, "unkept": 0, "redeliver": 0, "expired": 0, "passed": 0}
     assert (server.hub.feeds, server.hub.channels, server.hub.behind) == ({}, {}, 0)
+
+
+async def test_a_feed_may_be_closed_removed_or_drained_while_it_is_slow(start, narrow, ask, listen, push, until):
+    server = await start(max_feeds_per_device=1)
+    narrow(server)
+    await fill_and_end(server, 4, ask, listen, push, until)
 
 
 # Whatever happens: every feed gets every event of its audience exactly once and in order

@@ -24,16 +24,9 @@ FIELDS = ["id", "event_id", "channel", "device", "state", "status", "late", "at"
 
 async def followed(port: int, channel: str = "c", last: str = "", version: str = "1.1", buffer: int = 0, **query: object) -> wire.Feed:
     """A feed of receipts that has said its `pere.hello`."""
-    feed = await wire.Feed.open(port, buffer)
     named = {name.rstrip("_"): value for name, value in query.items()}
-    try:
-        await feed.start(f"/receipts/{channel}" + ("?" + urlencode(named) if named else ""), {"Last-Event-ID": last} if last else {}, version)
-        assert feed.answer_head.status == 200, await feed.more()
-        feed.hello = await feed.control("pere.hello")
-    except BaseException:
-        feed.close()
-        raise
-    return feed
+    target = f"/receipts/{channel}" + ("?" + urlencode(named) if named else "")
+    return await wire.opened(port, target, {"Last-Event-ID": last} if last else {}, version, buffer)
 
 
 async def told(feed: wire.Feed, count: int) -> list[tuple[Any, ...]]:

@@ -722,13 +722,20 @@ async def test_processed_on_one_feed_and_failed_on_the_other_is_a_conflict(serve
         assert is_silent(feed)
 
 
-async def test_a_receipt_in_the_very_turn_before_its_deadline_stops_it(serve, listen, push, get):
-    server = await serve()
+async def sent_and_due(server, listen, push):
+    """A feed that was sent an event, which is to be sent again as soon as somebody looks."""
     feed = await listen("c", device="d", format="envelope", ack_wait=ACK)
     id = await push("c", 7)
     assert await told(feed) == (7, 1)
-    event, now, answers = server.store.shelf("c").backlog.oldest(), server.wheel.time, []
+    now = server.wheel.time
     server.wheel.time = lambda: now() + ACK + 1
+    return feed, id, server.store.shelf("c").backlog.oldest()
+
+
+async def test_a_receipt_in_the_very_turn_before_its_deadline_stops_it(serve, listen, push, get):
+    server = await serve()
+    feed, id, event = await sent_and_due(server, listen, push)
+    answers = []
     server.store.record("c", "d", event.id, PROCESSED, None, lambda *told: answers.append(told), answers.append)
     server.wheel.advance(server.wheel.time())
     server.hub.redelivery._work()
@@ -741,11 +748,8 @@ async def test_a_receipt_in_the_very_turn_before_its_deadline_stops_it(serve, li
 
 async def test_a_receipt_in_the_very_turn_of_its_redelivery_counts_once(serve, listen, push, get, later):
     server = await serve()
-    feed = await listen("c", device="d", format="envelope", ack_wait=ACK)
-    id = await push("c", 7)
-    assert await told(feed) == (7, 1)
-    event, now, answers = server.store.shelf("c").backlog.oldest(), server.wheel.time, []
-    server.wheel.time = lambda: now() + ACK + 1
+    feed, id, event = await sent_and_due(server, listen, push)
+    answers = []
     server.wheel.advance(server.wheel.time())
     server.hub.redelivery._work()
     server.store.record("c", "d", event.id, PROCESSED, None, lambda *told: answers.append(told), answers.append)

@@ -18,7 +18,7 @@ from made import NOW
 from processes import ENVIRONMENT, PERE, Process, Served, pere
 
 from pere.cli import main
-from pere.cli.store import space
+from pere.space import space
 from pere.config import Config
 from pere.errors import ConfigError
 from pere.event import format_id
@@ -524,6 +524,6 @@ async def test_an_export_does_not_overwrite_what_it_reads(tmp_path):
     assert checked(tmp_path / "pere.db")[0] == 0
 
 
-@pytest.mark.parametrize("size, shown", [(0, "0 bytes"), (999, "999 bytes"), (8192, "8.19 KB"), (3_500_000, "3.5 MB"), (16e9, "16 GB"), (2e15, "2e+03 TB")])
+@pytest.mark.parametrize("size, shown", [(0, "0 bytes"), (999, "999 bytes"), (8192, "8.19 KB"), (3_500_000, "3.5 MB"), (16e9, "16 GB"), (999_600, "1 MB"), (999.7e12, "1,000 TB"), (1 << 50, "1,126 TB")])
 def test_a_size_is_shown_with_three_digits(size, shown):
     assert space(size) == shown

@@ -12,6 +12,7 @@ from certificates import Authority
 from conftest import Start
 from test_feed import *  # noqa: F403
 from test_hub import (  # noqa: F401
+    fill_and_end,
     test_a_burst_for_all_and_for_some_keeps_its_order, test_a_device_that_was_away_gets_what_it_missed_and_only_on_its_own_channel,
     test_feeds_of_many_channels_resume_each_channel_after_one_id, test_two_feeds_of_one_device_both_get_everything_and_one_receipt_is_enough,
     test_who_connects_in_the_middle_of_a_burst_gets_each_event_once)
@@ -166,17 +167,7 @@ async def test_a_feed_that_takes_nothing_is_cut_and_resumes(start, listen, push,
 
 async def test_feeds_may_be_closed_removed_or_drained_while_they_are_full(start, ask, listen, push, until):
     server = await start(max_feeds_per_device=1, backlog_bytes=64 * MIB)
-    feeds = [await listen("c", device=name, buffer=4096) for name in ("replaced", "kicked", "gone", "drained")]
-    for _ in range(60):
-        await push("c", 60_000 * "x")
-    assert server.hub.behind == 4
-    await listen("c", device="replaced", from_="new", buffer=4096)
-    await ask("DELETE", "/admin/devices/kicked")
-    feeds[2].close()
-    await until(lambda: len(server.hub.feeds) == 2)
-    await server.stop()
-    assert server.hub.closes == {"gone": 1, "slow": 0, "drain": 2, "replaced": 1, "kicked": 1, "unkept": 0, "redeliver": 0, "expired": 0, "passed": 0}
-    assert (server.hub.feeds, server.hub.channels, server.hub.behind) == ({}, {}, 0)
+    await fill_and_end(server, 60, ask, listen, push, until)
 
 
 async def test_a_live_feed_whose_client_dies_is_noticed_and_the_others_go_on(start, listen, push, until):

@@ -201,6 +201,19 @@ async def request(port: Way, method: str, target: str, body: bytes | str | objec
         wire.close()
 
 
+async def begun(port: Way, method: str, target: str, body: bytes = b"", **headers: str) -> Answer:
+    """The same, for what may be a feed: of an answer without an end, its head."""
+    wire = await Wire.open(port)
+    try:
+        await wire.send(said(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()}))
+        answer = await wire.head()
+        if method != "HEAD" and "content-length" in answer.headers:
+            answer.body = await wire.exactly(int(answer.headers["content-length"]))
+        return answer
+    finally:
+        wire.close()
+
+
 class Feed(Wire):
     """A feed as a device reads it. `text` is all that came so far, without the chunks; `controls` the control frames that were
     stepped over by `event`. `is_whole` tells, at the end, whether the server ended the stream as HTTP wants it."""
@@ -303,10 +316,15 @@ async def listen(port: Way, *channels: str, device: str = "", last: str = "", ve
                  **query: object) -> Feed:
     """Open a feed and read it up to its `pere.hello`, which becomes `feed.hello`: from then on the server knows it. `last` is the
     Last-Event-ID."""
-    feed = await Feed.open(port, buffer)
     headers = ({"Device": device} if device else {}) | ({"Last-Event-ID": last} if last else {})
+    return await opened(port, feed_target(channels, **query), headers, version, buffer)
+
+
+async def opened(port: Way, target: str, headers: dict[str, str], version: str = "1.1", buffer: int = 0) -> Feed:
+    """A feed of any kind, at this address, read up to its `pere.hello`."""
+    feed = await Feed.open(port, buffer)
     try:
-        await feed.start(feed_target(channels, **query), headers, version)
+        await feed.start(target, headers, version)
         assert feed.answer_head.status == 200, await feed.more()
         feed.hello = await feed.control("pere.hello")
     except BaseException:

@@ -20,6 +20,7 @@ from pere.config import SHARED, without_password
 from pere.errors import BadRequest, ConfigError
 from pere.event import parse_id
 from pere.names import channel_name, is_pattern, pattern
+from pere.space import space
 from pere.storage.archive import INTERRUPTED, Archive
 from pere.storage.archive import compact as compacted
 from pere.storage.packing import Malformed
@@ -270,12 +271,3 @@ def with_nodes(table: Table, found: dict[str, Any]) -> Table:
         table.add_row(f"  {node['node']}{' (keeper)' if node['is_keeper'] else ''}", f"heard {node['heard_ago']} s ago, {node['behind']:,} entries behind")
     table.add_row("version", str(found["version"]))
     return table
-
-
-def space(size: float) -> str:
-    """`8.19 KB`, `3.5 MB`: three digits, in the units of a disk's maker."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"

@@ -36,12 +36,3 @@ def wrong(about: str, what: str, remedy: str) -> Finding:
 def counted(count: int, what: str) -> str:
     """`1 node is`, `2 nodes are`."""
     return f"{count:,} {what}{' is' if count == 1 else 's are'}"
-
-
-def size(count: float) -> str:
-    """`3.5 GB`."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.0f} TB"

@@ -14,9 +14,10 @@ from statistics import median
 from typing import Any
 
 from pere.config import SHARED, Config
-from pere.doctor import Finding, Findings, advice, counted, ok, size, wrong
+from pere.doctor import Finding, Findings, advice, counted, ok, wrong
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS
+from pere.space import space
 from pere.storage import schema
 
 LONG_LOG = 256 * 1024 * 1024  # bytes of a write-ahead log: it is moved into the file at 16 MB, unless somebody reads on and on
@@ -113,17 +114,17 @@ def _room(config: Config, path: str, folder: str) -> Findings:
     if free < schema.ROOM_BYTES:
         yield wrong("store", f"the disk of {folder} is full", "make room, or name a folder on another disk")
     elif free < wanted:
-        yield advice("store", f"the file may grow by {size(wanted)} to --retention-bytes, and {size(free)} are free", f"make room, or --retention-bytes {int(0.8 * (free + has))}")
+        yield advice("store", f"the file may grow by {space(wanted)} to --retention-bytes, and {space(free)} are free", f"make room, or --retention-bytes {int(0.8 * (free + has))}")
     else:
-        yield ok("store", f"{size(free)} are free, which is enough for --retention-bytes")
+        yield ok("store", f"{space(free)} are free, which is enough for --retention-bytes")
     if most != resource.RLIM_INFINITY and most < config.retention_bytes:
-        yield advice("store", f"no file of this user may be larger than {size(most)} (ulimit -f), and --retention-bytes is {size(config.retention_bytes)}", "ulimit -f unlimited, or `LimitFSIZE=infinity` in the unit")
+        yield advice("store", f"no file of this user may be larger than {space(most)} (ulimit -f), and --retention-bytes is {space(config.retention_bytes)}", "ulimit -f unlimited, or `LimitFSIZE=infinity` in the unit")
 
 
 def _inside(path: str) -> Findings:
     log = os.path.getsize(path + "-wal") if os.path.exists(path + "-wal") else 0
     if log > LONG_LOG:
-        yield advice("store", f"the write-ahead log has {size(log)}: somebody reads the file without end, or the last server was killed", "end what reads it; the next server moves the log into the file")
+        yield advice("store", f"the write-ahead log has {space(log)}: somebody reads the file without end, or the last server was killed", "end what reads it; the next server moves the log into the file")
     try:
         file = schema.connect(path, read_only=True)
         try:
