@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -28,6 +29,9 @@ from pere.tls import Certificate
 
 log = logging.getLogger("pere.listening")
 
+# Python 3.13 and uvloop there take the file of a Unix socket away with the server that listens at it, though a service manager or the next
+# process goes on there; whose it is to remove is known here.
+KEPT: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 BACKLOG = 4096  # connections that may wait to be accepted: a fleet that comes back comes at once
 CROWD, MOMENT = 128, 0.1  # so many who cannot stay, in so many seconds, are a crowd
 TURN = 0.0003  # seconds of each turn in which it is taken in, before those who are there are served
@@ -86,7 +90,7 @@ class Listener:
     async def start(self) -> None:
         make = asyncio.get_running_loop()
         if self.sock.family == socket.AF_UNIX:
-            self._server = await make.create_unix_server(self._meet, sock=self.sock, backlog=BACKLOG)
+            self._server = await make.create_unix_server(self._meet, sock=self.sock, backlog=BACKLOG, **KEPT)
         elif self._is_secured:
             self.sock.listen(BACKLOG)
             self._watch()
