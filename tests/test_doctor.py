@@ -24,6 +24,7 @@ from redises import RedisServer, common, free_port
 
 from pere.config import Config
 from pere.doctor import ADVICE, OK, WRONG, keys, machine, stores, way
+from pere.gate import SPARE
 from pere.storage import schema
 
 
@@ -114,7 +115,7 @@ def test_open_files_are_held_against_the_feeds_that_are_wanted(most, feeds, stat
         finding = one(machine.files(Config(max_feeds=feeds)), state)
     assert f"{most:,}" in finding.what
     if state != OK:
-        assert f"LimitNOFILE={feeds + 64}" in finding.remedy
+        assert f"LimitNOFILE={feeds + SPARE}" in finding.remedy
 
 
 def test_the_kernel_is_asked_for_what_a_fleet_takes(tmp_path):
