@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 
 from pere.endpoint import Endpoint
+from pere.entry import Entry
 from pere.errors import Refusal
 from pere.event import Event, format_id, timestamp
-from pere.ledger import Entry
 from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Packed, batches, notice
 from pere.outbox import AGAIN, Outbox
 from pere.storage import Page, Store

@@ -7,13 +7,13 @@ from typing import Any
 
 import pere
 from pere.auth import ADMIN
+from pere.entry import Entry
 from pere.errors import Unavailable
 from pere.event import Event, format_id, timestamp
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.handlers.base import Handler
 from pere.hub import Hub
-from pere.ledger import Entry
 from pere.receipt import NAMES, OUTCOMES, SECONDS
 from pere.storage import Store
 from pere.webhooks import Webhooks

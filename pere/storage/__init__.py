@@ -16,9 +16,10 @@ from pere.audience import Audience, Member
 from pere.backlog import Backlog
 from pere.bulk import Receipt
 from pere.devices import Device, Devices
+from pere.entry import Entry
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id, timestamp
-from pere.ledger import Entry, Ledger
+from pere.ledger import Ledger
 from pere.receipt import NAMES
 
 

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Self
 import orjson
 
 from pere.audience import Audience
+from pere.entry import Entry
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS, Event, format_id, timestamp
-from pere.ledger import ALL, Entry, Ledger
+from pere.ledger import ALL, Ledger
 from pere.names import is_pattern, pattern, shown
 from pere.receipt import ABSENT, CANCELLED, DELIVERED, EXPIRED, NAMES, NONE, PENDING, STATE
 from pere.storage import schema

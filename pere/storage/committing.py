@@ -14,9 +14,10 @@ import orjson
 
 from pere.audience import Member
 from pere.config import Config
+from pere.entry import Entry
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
-from pere.ledger import ALL, Entry, Row, needed
+from pere.ledger import ALL, Row, needed
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING, STATE, closes, ending
 from pere.storage import Accepted
 from pere.storage.journal import Batch, Journal

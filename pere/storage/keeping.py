@@ -15,8 +15,8 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from pere.audience import Member
+from pere.entry import Entry
 from pere.event import Draft, Event
-from pere.ledger import Entry
 from pere.storage import Accepted, Shelf
 from pere.storage.packing import SATISFIED, packed, parted
 from pere.storage.recent import Row

@@ -11,9 +11,9 @@ from typing import Any
 
 from pere.bulk import Bulk, Receipt
 from pere.config import Config
+from pere.entry import Entry
 from pere.errors import Refusal
 from pere.event import Draft, Event, format_id
-from pere.ledger import Entry
 from pere.receipt import CANCELLED, EXPIRED, FIRST, NAMES, NONE
 from pere.schedule import Schedule
 from pere.storage import Accepted, Page, Shelf

@@ -12,9 +12,9 @@ from typing import Any, Self
 import orjson
 
 from pere.config import Config, without_password
+from pere.entry import Entry
 from pere.errors import ConfigError
 from pere.event import SEQUENCE_BITS, Event, format_id, timestamp
-from pere.ledger import Entry
 from pere.names import is_pattern, pattern
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NAMES, NONE, STATE
 from pere.storage import scripts

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from pere.entry import Entry
 from pere.event import Draft, Event
-from pere.ledger import Entry
 
 # One change of a state in the log: event, slot, state, what was said beside it (its place in the row's list, from 1), when.
 RECORD = struct.Struct("<qIBHd")

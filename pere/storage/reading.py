@@ -17,9 +17,10 @@ import orjson
 
 from pere.audience import Member
 from pere.config import Config
+from pere.entry import Entry
 from pere.errors import Conflict, NotFound, Unavailable
 from pere.event import SEQUENCE_BITS, Event, format_id
-from pere.ledger import ALL, Entry, gone_event
+from pere.ledger import ALL, gone_event
 from pere.receipt import CANCELLED, EXPIRED, LATE, NONE, PENDING, STATE, closes
 from pere.storage import Page, Record, Shelf, schema, within
 from pere.storage.packing import EVENT, RECORD, SATISFIED, event_of, parted, words

@@ -29,9 +29,10 @@ import orjson
 
 from pere.bulk import Receipt
 from pere.config import DAY, Config
+from pere.entry import Entry
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
-from pere.ledger import Entry, unknown_receipt
+from pere.ledger import unknown_receipt
 from pere.names import is_pattern
 from pere.storage import Accepted, Page
 from pere.storage.committing import Together

@@ -15,9 +15,10 @@ import msgpack  # type: ignore[import-untyped]
 from pere.audience import Member
 from pere.bulk import Receipt
 from pere.config import Config
+from pere.entry import Entry
 from pere.errors import BadRequest, Refusal
 from pere.event import Draft, Event
-from pere.ledger import Entry, Ledger, needed
+from pere.ledger import Ledger, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
 from pere.storage import Shelf

@@ -18,9 +18,10 @@ from pere.audience import Member
 from pere.bulk import Receipt
 from pere.config import Config
 from pere.devices import Device
+from pere.entry import Entry
 from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import SEQUENCE_BITS, Draft, Event
-from pere.ledger import ALL, Entry
+from pere.ledger import ALL
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
 from pere.storage.committing import Asker, Assured, Change, Committing, Part, Refused, Together, mark, row_of

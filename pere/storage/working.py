@@ -20,9 +20,10 @@ from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device, Devices
+from pere.entry import Entry
 from pere.errors import Full, NotFound, Refusal, TooMany
 from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import PRESENT, Entry, Ledger, gone_event, needed, unknown_receipt
+from pere.ledger import PRESENT, Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, SENT, STATE, closes, quantiles
 from pere.storage import Accepted, Shelf, Store, within
