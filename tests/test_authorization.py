@@ -168,7 +168,7 @@ async def test_a_device_whose_head_is_like_that_of_others_is_asked_for_its_own_t
     server = await kept()
 
     async def opened(text: str, device: str) -> tuple[int, str]:
-        answer = await answer_to(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}", Device=device)
+        answer = await wire.begun(server.port, "GET", "/feed/c", b"", Authorization=f"Bearer {text}", Device=device)
         return answer.status, answer.json["error"] if answer.status != 200 else ""
 
     for name in ("a", "b"):

@@ -109,7 +109,7 @@ def files(most: int):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("most, feeds, state", [(500, 1000, WRONG), (2000, 5000, ADVICE), (2000, 1900, OK)])
+@pytest.mark.parametrize("most, feeds, state", [(500, 1000, WRONG), (2000, 5000, ADVICE), (2000, 1800, OK)])
 def test_open_files_are_held_against_the_feeds_that_are_wanted(most, feeds, state):
     with files(most):
         finding = one(machine.files(Config(max_feeds=feeds)), state)
