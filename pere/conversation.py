@@ -19,7 +19,7 @@ from pere.door import Ask, Door
 from pere.errors import Refusal, internal
 from pere.exchange import Exchange
 from pere.limits import CHANNELS, Account
-from pere.line import SLICE, Work
+from pere.line import Work
 from pere.peers import of_socket
 
 log = logging.getLogger("pere.http")
@@ -299,7 +299,8 @@ class Conversation(asyncio.Protocol):
                 self._begin(ask)
             elif self.rest:
                 rest = memoryview(self.rest)  # of which nothing has to be moved
-                piece, self.rest = bytes(rest[:SLICE]), rest[SLICE:] or b""
+                size = self._door.line.slice(self.account if self.account is not None else self)
+                piece, self.rest = bytes(rest[:size]), rest[size:] or b""
                 self._door.held -= len(piece)
                 self._parse(piece)
         self._in_line = bool(self.pending or self.rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()

@@ -17,6 +17,8 @@ SHARE = 0.0002  # seconds of each turn in which those in line are served
 AT_ONCE = 16  # what one client is served outside of the line, in one turn
 MUCH = 2048  # bytes at once: whoever says more than that waits in line
 SLICE = 512  # bytes that are parsed in one step: a hundred microseconds, if they are many small requests
+FIRST = 4096  # and in the first one of who has asked nothing of late: a burst of ten events is one broadcast, and not five
+LATE = 0.01  # seconds since it was served last
 
 
 class Work:
@@ -45,6 +47,14 @@ class Line:
             client.turn, client.served = now, 0
         client.served += weight
         return bool(client.served > AT_ONCE)
+
+    def slice(self, client: Any) -> int:
+        """How many bytes of it are parsed now."""
+        now = self._time()
+        if now < client.turn + LATE:
+            return SLICE
+        client.turn, client.served = now, 0
+        return FIRST
 
     def join(self, client: Any, connection: Any) -> None:
         if not self._waiting:

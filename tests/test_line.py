@@ -7,7 +7,7 @@ import orjson
 import pytest
 import wire
 
-from pere.line import AT_ONCE, SLICE, Line
+from pere.line import AT_ONCE, FIRST, LATE, MUCH, SLICE, Line
 
 GET = b"POST /push/c?receipt=none HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
 
@@ -139,6 +139,34 @@ async def test_a_client_that_asks_without_end_delays_nobody(start, connect, limi
         small.close()
         for flood in floods:
             flood.cancel()
+
+
+async def test_a_burst_that_is_said_in_one_breath_is_one_broadcast(start, connect, listen):
+    # A broadcast for every two of its events would cost five times as much.
+    server = await start()
+    feed, peer, broadcasts = await listen("c", device="d"), await connect(), []
+    server.hub.on_fanout = broadcasts.append
+    said = [wire.said("POST", "/push/c", b"%d" % n * 150, {"Content-Type": "text/plain"}) for n in range(10)]
+    assert MUCH < len(b"".join(said)) < FIRST
+    await peer.send(b"".join(said))
+    assert await feed.events(10) == [str(n) * 150 for n in range(10)]
+    assert len(broadcasts) == 1
+
+
+def test_who_asks_without_end_is_read_in_smaller_steps():
+    now = [100.0]
+    line, client = Line(lambda: now[0], print), Whoever()
+    assert [line.slice(client) for _ in range(3)] == [FIRST, SLICE, SLICE]
+    now[0] += LATE / 2
+    assert not line.is_over(client, 1)
+    now[0] += LATE / 2
+    assert line.slice(client) == SLICE, "it was served meanwhile"
+    now[0] += LATE
+    assert line.slice(client) == FIRST
+
+
+class Whoever:
+    turn, served = 0.0, 0
 
 
 async def test_a_large_body_is_taken_in_pieces(start, connect, get):
