@@ -17,7 +17,7 @@ SHARE = 0.0002  # seconds of each turn in which those in line are served
 AT_ONCE = 16  # what one client is served outside of the line, in one turn
 MUCH = 2048  # bytes at once: whoever says more than that waits in line
 SLICE = 512  # bytes that are parsed in one step: a hundred microseconds, if they are many small requests
-FIRST = 4096  # and in the first one of who has asked nothing of late: a burst of ten events is one broadcast, and not five
+FIRST = 8192  # and in the first one of who has asked nothing of late: a burst of ten events is one broadcast, and not five
 LATE = 0.01  # seconds since it was served last
 
 
