@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from pere.receipt import ABSENT, PENDING
 
-
 NOWHERE: frozenset[str] = frozenset()  # one for all: an empty set of its own would take a tenth of what a feed does
 
 

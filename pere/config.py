@@ -88,8 +88,8 @@ class Config:
     max_feeds_per_device: int = setting(8, "open feeds of one device; one more replaces the oldest, which is usually a connection that died unnoticed", low=1)
     max_feed_channels: int = setting(100, "channels and patterns on one feed", low=1, high=1000)
     max_connections_per_peer: int = setting(0, "open connections of one address (of IPv6: one /64), feeds included; with 0 none may have more than are left for all others, which is half of them for one that takes all it can", low=0)
-    max_handshakes_per_peer: int = setting(64, "TLS handshakes of one address that are under way at once; more of them wait", low=1)
     max_feeds_per_peer: int = setting(0, "the same for feeds", low=0)
+    max_handshakes_per_peer: int = setting(64, "TLS handshakes of one address that are under way at once; more of them wait", low=1)
     cors_origins: str = setting("", "origins whose pages may call from a browser, separated by commas; with a cookie too, which `*`, any page, may not; empty is none")
 
     # events
@@ -148,7 +148,6 @@ class Config:
     subject_pushes: str = setting("1000/10000", "events pushed by one subject, as RATE/BURST")
     subject_receipts: str = setting("1000/10000", "receipts given by one subject, as RATE/BURST")
     subject_requests: str = setting("200/5000", "all other requests of one subject, as RATE/BURST")
-
     subject_registrations: str = setting("20/10000", "channels and patterns that one subject registers on, as RATE/BURST")
     subject_channels: str = setting("100/10000", "channels that one subject brings into being, as RATE/BURST")
 

@@ -17,6 +17,7 @@
     ├── Unavailable     503  what it takes is not there; come back later
     └── Full            503  a limit of the whole server is reached; come back later
     ConfigError              a setting that cannot be: said once, at the start
+    └── StoreInUse           another process has the file of the store
 
 A refusal has a `code` for machines, which never changes, and a `message` for people, which says what came and what
 was wanted. This file knows HTTP's status codes and nothing else of HTTP.
@@ -130,7 +131,7 @@ class ConfigError(Exception):
 
 
 class StoreInUse(ConfigError):
-    """Another process has the file."""
+    """Another process has the file: whoever is to follow that process waits for it."""
 
 
 def internal() -> Refusal:

@@ -20,7 +20,7 @@ log = logging.getLogger("pere.http")
 
 
 class Exchange(HTTPConnection):
-    """One request on its way through Tornado: how a RequestHandler reaches the client."""
+    """`ask` came on `connection`, which is done with it when it is `answered`."""
 
     def __init__(self, connection: Any, ask: Ask):
         self.ask = ask

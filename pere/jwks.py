@@ -30,7 +30,6 @@ class Jwks:
 
     def __init__(self, url: str, take: Callable[[list[Key]], None], *, cooldown: float = COOLDOWN):
         check_url(url)
-        self.fetches = 0
         self.cooldown = cooldown
         self._url = url
         self._take = take
@@ -65,7 +64,6 @@ class Jwks:
         self._task = loop.create_task(self._fetch())
 
     async def _fetch(self) -> None:
-        self.fetches += 1
         try:
             answer = asyncio.ensure_future(self._client.fetch(
                 self._url, connect_timeout=PATIENCE, request_timeout=PATIENCE, follow_redirects=False, decompress_response=False,

@@ -267,7 +267,8 @@ class Ledger:
 
     def enter_run(self, bulk: Bulk, now: float) -> list[Event]:
         """Enter the first of many receipts, for as long as each is the device's first word on its event, as nearly all are; returns
-        these events. It does what `find_many` and `enter_many` do, which are for what is behind them, without a row for each receipt."""
+        these events. It does what `find_many` and `enter_many` do, which are for what is behind them, without a row for each receipt:
+        what both do is written out in both, for a call for each receipt would make it a tenth dearer (measured)."""
         events: list[Event] = []
         watched: dict[Entry, None] = {}
         entries, roundtrips, device, closings = self.entries, self.roundtrips, bulk.device, 0

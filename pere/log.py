@@ -9,7 +9,6 @@ import orjson
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-
 _always: dict[str, object] = {}  # what stands in every line
 
 

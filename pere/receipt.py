@@ -13,10 +13,10 @@ from functools import cache, partial
 from pere.errors import BadRequest
 from pere.names import shown
 
-# The codes of the states. The order is the order of rank, so a comparison of codes mostly answers "is this lower".
+# The codes of the states, in the order of their ranks: 0 pending, 2 delivered, 3 expired and cancelled, 4 processed and failed. So a
+# comparison of codes mostly answers "is this lower".
 PENDING, DELIVERED, EXPIRED, CANCELLED, PROCESSED, FAILED = range(6)
 NAMES = ("pending", "delivered", "expired", "cancelled", "processed", "failed")
-RANKS = (0, 2, 3, 3, 4, 4)
 SENT = "sent"  # rank 1, derived from positions and never stored
 
 # As the level that a push asks for: no receipts at all.

@@ -79,6 +79,7 @@ NAMED = re.compile(r"\{\w+\}")  # in a path, whatever stands there
 
 ANSWERED, POSTED, LONGEST = 1.0, 0.25, 10.0  # seconds that requests, and those of webhooks, may take where another process takes over: it waits for the store, or not
 
+
 class Server:
     """One PERE, in this process and on the running loop: the same in production and in tests.
 
@@ -143,6 +144,7 @@ class Server:
         self.watchdog = Watchdog(config, lambda: self.wheel.now, lambda: self.store.writing)
         self._cors = cors
         self._openapi, self._asyncapi = Document(lambda: openapi(self.config, self._addresses())), Document(lambda: asyncapi(self.config))
+        self.registry = registry()
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
         self._forget_receipts = feedback.forget
@@ -159,7 +161,6 @@ class Server:
 
     def _handlers(self) -> list[tuple[str, str, type[Handler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
-        self.registry = registry()
         store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
         post = {"methods": "POST, OPTIONS"}
         return [
@@ -280,7 +281,7 @@ class Server:
             self.webhooks.start()
             self.reporter.start()
         elif self.webhooks.is_leading:
-            self._resigning = asyncio.ensure_future(self._resign())
+            self._resigning = asyncio.ensure_future(self._resign())  # held, for the loop itself holds no task
 
     async def _resign(self, seconds: float = 0.0) -> None:
         await self.reporter.stop()

@@ -91,7 +91,7 @@ def copy(ctx: click.Context, /, source: str, target: str, force: bool, as_json: 
 
     Redis keeps what its nodes can hold in memory. What is beyond these limits stays in the file, and how much that is is told.
 
-    
+    \b
     Exit codes: 0, 2 if it cannot be done, 130 for Ctrl-C; then TO is as it was.
     Examples:
       pere store copy pere.db redis://127.0.0.1:6379/0

@@ -104,31 +104,21 @@ def test(id: str, url: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-@command.command
-@click.argument("id")
-@url_option
-@json_option
-def pause(id: str, url: str, as_json: bool) -> None:
-    """Send endpoint ID nothing until it is resumed."""
-    visit(url, lambda server: server.change_webhook(id, state="paused"), line, as_json)
+def verb(name: str, ask: Callable[[Client, str], Awaitable[Any]], show: Callable[[Any], str], help: str) -> None:
+    """A verb that asks one thing of the endpoint ID, and prints what that is then."""
+
+    @command.command(name, help=help)
+    @click.argument("id")
+    @url_option
+    @json_option
+    def asked(id: str, url: str, as_json: bool) -> None:
+        visit(url, lambda server: ask(server, id), show, as_json)
 
 
-@command.command
-@click.argument("id")
-@url_option
-@json_option
-def resume(id: str, url: str, as_json: bool) -> None:
-    """Let endpoint ID be active again; one that was never verified, or was given up, has to answer first."""
-    visit(url, lambda server: server.change_webhook(id, state="active"), line, as_json)
-
-
-@command.command
-@click.argument("id")
-@url_option
-@json_option
-def rotate(id: str, url: str, as_json: bool) -> None:
-    """Give endpoint ID a new secret, and print it. For a day the one before signs too."""
-    visit(url, lambda server: server.rotate_webhook(id), with_secret, as_json)
+verb("pause", lambda server, id: server.change_webhook(id, state="paused"), line, "Send endpoint ID nothing until it is resumed.")
+verb("resume", lambda server, id: server.change_webhook(id, state="active"), line,
+     "Let endpoint ID be active again; one that was never verified, or was given up, has to answer first.")
+verb("rotate", lambda server, id: server.rotate_webhook(id), with_secret, "Give endpoint ID a new secret, and print it. For a day the one before signs too.")
 
 
 since_option = click.option("--since", metavar="TIME", help="only what was made since then, such as 2026-11-25T14:00:00Z")

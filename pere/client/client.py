@@ -12,7 +12,7 @@ import orjson
 from pere.client import sleep
 from pere.client.backoff import Backoff
 from pere.client.endpoints import Administrator
-from pere.client.event import Event, Retry, word
+from pere.client.event import Event
 from pere.client.http import Http, Token, is_final, part
 from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, News, OnNews, Opened, Removed, log, to_log
 from pere.client.reading import OnLost, Watch, frames, number, said
@@ -233,11 +233,8 @@ async def _handled(handler: Handler, event: Event) -> None:
         told = handler(event)
         if isawaitable(told):
             told = await told
-    except Retry as retry:
-        event.retry(retry.delay)
     except Exception as trouble:
-        log.exception("the handler of %s failed", event)
-        event.failed(word(trouble))
+        event.raised(trouble)
     else:
         event.conclude(told)
 

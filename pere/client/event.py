@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from pere.client.news import log
 from pere.client.receipts import HARD, Receipt
 from pere.sse import Message
 
@@ -85,6 +86,14 @@ class Event:
         """Its handler has returned this: it is processed, unless something else was said of it."""
         if self.answer in (None, "working"):
             self.processed(told if isinstance(told, (str, dict, list)) else None)
+
+    def raised(self, trouble: Exception) -> None:
+        """Its handler has raised this: it is asked for again, if that is Retry, and has failed otherwise."""
+        if isinstance(trouble, Retry):
+            self.retry(trouble.delay)
+        else:
+            log.error("the handler of %s failed", self, exc_info=trouble)
+            self.failed(word(trouble))
 
     def say(self, state: str, *, status: Any = None, delay: float | None = None) -> None:
         """Raises ValueError on an anonymous feed, in whose name nothing can be said."""

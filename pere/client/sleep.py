@@ -7,7 +7,6 @@ dead. The wall clock is no witness, since it also moves when somebody sets it.
 import time
 from collections.abc import Callable
 
-
 # Two clocks of which one goes on in suspension and the other does not; on macOS it is CLOCK_MONOTONIC that goes on.
 PAIRS = (("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"), ("CLOCK_MONOTONIC", "CLOCK_UPTIME_RAW"))
 

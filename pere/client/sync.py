@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import Any, Self, TypeVar
 
 from pere.client.client import Channels, Client
-from pere.client.event import Event, Retry, word
+from pere.client.event import Event
 from pere.client.http import Token
-from pere.client.news import OnNews, log, to_log
+from pere.client.news import OnNews, to_log
 
 Told = TypeVar("Told")
 # How long to wait for the end of what was interrupted.
@@ -96,11 +96,8 @@ class SyncClient:
             for event in feed:
                 try:
                     told = handler(event)
-                except Retry as retry:
-                    event.retry(retry.delay)
                 except Exception as trouble:
-                    log.exception("the handler of %s failed", event)
-                    event.failed(word(trouble))
+                    event.raised(trouble)
                 else:
                     event.conclude(told)
                 del event

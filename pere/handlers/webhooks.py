@@ -15,8 +15,9 @@ PAGE, MAX_PAGE = 20, 100  # dead letters, of which each may have 20 KB
 
 
 class Webhook(Handler):
-    """What all of these share: they see what other nodes have done."""
+    """What all of these share: they are for who administers, and see what other nodes have done."""
 
+    needs = ADMIN
     webhooks: Webhooks
 
     def prepare(self) -> None:
@@ -27,9 +28,7 @@ class Webhook(Handler):
 class AllWebhooks(Webhook):
     """`POST /webhooks` adds an endpoint, and is the only one that tells its secret; `GET` lists them all."""
 
-    needs = ADMIN
     methods = "GET, HEAD, POST, OPTIONS"
-    webhooks: Webhooks
 
     def get(self) -> None:
         self.answer({"webhooks": [self.webhooks.told(endpoint) for endpoint in self.webhooks.all()]})
@@ -43,9 +42,7 @@ class AllWebhooks(Webhook):
 class OneWebhook(Webhook):
     """`GET`, `PATCH` and `DELETE /webhooks/{id}`."""
 
-    needs = ADMIN
     methods = "GET, HEAD, PATCH, DELETE, OPTIONS"
-    webhooks: Webhooks
 
     def get(self, id: str) -> None:
         self.answer(self.webhooks.told(self.webhooks.find(id)))
@@ -63,9 +60,7 @@ class OneWebhook(Webhook):
 class RotateWebhook(Webhook):
     """`POST /webhooks/{id}/rotate`: a new secret; for a day the one before signs too."""
 
-    needs = ADMIN
     methods = "POST, OPTIONS"
-    webhooks: Webhooks
 
     async def post(self, id: str) -> None:
         endpoint, secret, until = await self.webhooks.rotate(id)
@@ -75,9 +70,7 @@ class RotateWebhook(Webhook):
 class TestWebhook(Webhook):
     """`POST /webhooks/{id}/test`: send a `pere.webhook.verify` now, and tell what became of it."""
 
-    needs = ADMIN
     methods = "POST, OPTIONS"
-    webhooks: Webhooks
 
     async def post(self, id: str) -> None:
         outcome = await self.webhooks.test(id)
@@ -93,9 +86,6 @@ class TestWebhook(Webhook):
 class DeadLetters(Webhook):
     """`GET /webhooks/{id}/dead?since=&until=&after=&limit=`: what was given up, oldest first."""
 
-    needs = ADMIN
-    webhooks: Webhooks
-
     def get(self, id: str) -> None:
         since, until = moment(self.query.one("since"), "since", 0.0), moment(self.query.one("until"), "until", math.inf)
         after = self.query.one("after")
@@ -107,9 +97,7 @@ class DeadLetters(Webhook):
 class ReplayWebhook(Webhook):
     """`POST /webhooks/{id}/replay`: queue again what was given up, `{"ids"?, "since"?, "until"?}`."""
 
-    needs = ADMIN
     methods = "POST, OPTIONS"
-    webhooks: Webhooks
 
     def post(self, id: str) -> None:
         said: Any = loads(self.request.body, "the body") if self.request.body.strip() else {}

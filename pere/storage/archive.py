@@ -35,6 +35,7 @@ MAX_CHANNELS = 100
 ROOM = 1.01  # of the copy: a page in a journal has 8 bytes beside it
 INTERRUPTED = sqlite3.SQLITE_INTERRUPT
 
+
 class Addressed(NamedTuple):
     """What the log does not say of an event: its channel, when it was accepted, and the device in each slot."""
 

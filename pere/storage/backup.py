@@ -129,4 +129,3 @@ def settle(path: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-

@@ -256,11 +256,8 @@ class Replica(MemoryStore):
         members = shelf.audience.members
         if (member := members.get(device)) is None or member.slot < 0:
             return
-        for event in shelf.backlog:
-            entry = self._entry(event)
-            slot = entry.slot(device) if entry is not None else -1
-            if entry is not None and slot >= 0 and self.ledger.is_open(entry, slot):
-                self._close(entry, slot, CANCELLED)
+        for entry, slot in self._owing(shelf, device):
+            self._close(entry, slot, CANCELLED)
         shelf.audience.leave(device, shelf.backlog.last)
         self._leaving.pop((channel, device), None)
         newer = self._aside.pop((channel, device), None)

@@ -45,8 +45,8 @@ return 1
 UNLIMITED: dict[str, Any] = {each.name: min(FOREVER, each.metadata["high"] or FOREVER) for each in fields(Config) if each.name in LIMITS}
 
 
-class Reading(Copy):
-    """A copy that is moved as those of all nodes are, by the same limits, and then left."""
+class Snapshot(Copy):
+    """A copy that is moved as those of all nodes are, by the same limits, and then left as it is."""
 
     def contents(self, born: int) -> Contents:
         for node in {node for shelf in self._shelves.values() for member in shelf.audience for node in member.elsewhere}:
@@ -106,7 +106,7 @@ class Shared:
         base = await look(self._log)
         kept, rows = await self._read(self._keys, watched)
         known = orjson.loads(before.get(b"limits", b"{}"))
-        copy = Reading(Config(**UNLIMITED | {name: known[name] for name in LIMITS if name in known}), time.time, self._log.node)
+        copy = Snapshot(Config(**UNLIMITED | {name: known[name] for name in LIMITS if name in known}), time.time, self._log.node)
         copy.begin_at(base.n, int(before[b"born"]), base.newest, base.number, kept, rows)
         self._log.take = copy.enter
         self._log.deployment = before[b"deployment"]

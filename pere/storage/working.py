@@ -500,12 +500,17 @@ class WorkingSet(Store):
     def _leave(self, channel: str, device: str) -> None:
         shelf = self._shelves.get(channel)
         if shelf is not None:
-            for event in shelf.backlog:
-                entry = self._entry(event)
-                slot = entry.slot(device) if entry is not None else -1
-                if entry is not None and slot >= 0 and self.ledger.is_open(entry, slot):
-                    self._end(entry, slot, CANCELLED)
+            for entry, slot in self._owing(shelf, device):
+                self._end(entry, slot, CANCELLED)
             shelf.audience.leave(device, shelf.backlog.last)
+
+    def _owing(self, shelf: Shelf, device: str) -> Iterator[tuple[Entry, int]]:
+        """What a device still owes of a channel, of what is at hand: the entries, and where it stands in each."""
+        for event in shelf.backlog:
+            entry = self._entry(event)
+            slot = entry.slot(device) if entry is not None else -1
+            if entry is not None and slot >= 0 and self.ledger.is_open(entry, slot):
+                yield entry, slot
 
     # Time
 
