@@ -7,12 +7,14 @@ and is not over, is looked at each time. No sockets here, and no clock: who asks
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pere.errors import BadRequest, Forbidden, Unauthorized
 from pere.jws import Parts, bad_token
-from pere.keys import Key
 from pere.names import DEVICE, pattern, shown, whole
+
+if TYPE_CHECKING:  # a server without keys has no use for all that keys need
+    from pere.keys import Key
 
 # What an address asks for. What says nothing asks for NOBODY: an address that was forgotten is shut.
 ANYBODY, PUSH, FEED, ADMIN, NOBODY = "anybody", "push", "feed", "admin", "nobody"
@@ -126,7 +128,7 @@ class Verifier:
     those who mint may be wrong; `max_age` is the longest that a token may hold, 0 is any length. `fetched` are keys that come and go
     beside those that stand, `keys`; None if there are none of that kind."""
 
-    def __init__(self, keys: Iterable[Key], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable[Key] | None = None):
+    def __init__(self, keys: Iterable["Key"], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable["Key"] | None = None):
         self._keys = tuple(keys)
         self._fetched = tuple(fetched) if fetched is not None else None
         self._taken = {key.algorithm for key in self._keys}.union(FETCHED if self._fetched is not None else ())
@@ -164,12 +166,12 @@ class Verifier:
         self.known.clear()
         self._older.clear()
 
-    def stand(self, keys: Iterable[Key]) -> None:
+    def stand(self, keys: Iterable["Key"]) -> None:
         """These are the keys that stand, from now on."""
         self._keys = tuple(keys)
         self._forget()
 
-    def fetch(self, keys: Iterable[Key]) -> None:
+    def fetch(self, keys: Iterable["Key"]) -> None:
         """These are the keys of the kind that comes and goes, from now on."""
         self._fetched = tuple(keys)
         self._forget()
@@ -198,7 +200,7 @@ class Verifier:
             raise UnknownKey(parts.id)
         raise bad_token("the signature of the token is not right")
 
-    def _candidates(self, algorithm: Any, id: Any) -> list[Key]:
+    def _candidates(self, algorithm: Any, id: Any) -> list["Key"]:
         """The keys that may have signed it. Only a fetched key is known by its id; who names none may have meant any. Raises Unauthorized
         for an algorithm that no key here is for."""
         if not isinstance(algorithm, str) or algorithm not in self._taken:

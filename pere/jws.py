@@ -11,7 +11,6 @@ from binascii import a2b_base64
 from functools import lru_cache
 from typing import Any
 
-import jwt
 import orjson
 
 from pere.errors import Unauthorized
@@ -52,6 +51,8 @@ class Parts:
 @lru_cache(maxsize=64)
 def _header(part: bytes) -> tuple[Any, Any]:
     """The algorithm and the id of the key. What is refused is not remembered."""
+    import jwt  # loaded long since where there are keys; who has none need not wait for it
+
     try:
         header = jwt.get_unverified_header(part + b".e30.AA")
     except jwt.PyJWTError as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tornado.web import Application, RequestHandler
 
@@ -45,8 +45,6 @@ from pere.handlers.receipts import OpenReceipts
 from pere.handlers.webhooks import AllWebhooks, DeadLetters, OneWebhook, ReplayWebhook, RotateWebhook, TestWebhook
 from pere.handover import Line
 from pere.hub import Hub
-from pere.jwks import Jwks
-from pere.keys import Key, of_pem, of_secret
 from pere.layers import Layers
 from pere.limits import CONNECTS, PUSHES, RECEIPTS
 from pere.listening import Listeners
@@ -69,6 +67,10 @@ from pere.waiting import Waits
 from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
 from pere.wheel import Wheel
+
+if TYPE_CHECKING:  # to import what verifies takes a sixth of a start, and most who try a server have no keys
+    from pere.jwks import Jwks
+    from pere.keys import Key
 
 log = logging.getLogger("pere")
 
@@ -115,7 +117,7 @@ class Server:
 
         self.verifier = verifier_of(config)
         self.revocations = Revocations(self.store, self.verifier, self.followers.kick) if self.verifier is not None else None
-        self.jwks = Jwks(config.jwt_jwks, self.verifier.fetch) if self.verifier is not None and config.jwt_jwks else None
+        self.jwks = jwks_of(config, self.verifier)
         guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False)
 
         cors = Cors(config.origins)
@@ -384,8 +386,21 @@ def verifier_of(config: Config) -> Verifier | None:
     return Verifier(keys_of(config), config.jwt_audience, config.jwt_leeway, config.jwt_max_age, () if config.jwt_jwks else None)
 
 
-def keys_of(config: Config) -> list[Key]:
+def jwks_of(config: Config, verifier: Verifier | None) -> "Jwks | None":
+    """The document whose keys come and go, if there is one."""
+    if verifier is None or not config.jwt_jwks:
+        return None
+    from pere.jwks import Jwks
+
+    return Jwks(config.jwt_jwks, verifier.fetch)
+
+
+def keys_of(config: Config) -> list["Key"]:
     """The keys that stand, read out of their file. Raises ConfigError for what is none."""
+    if not (config.jwt_secret or config.jwt_public_key):
+        return []
+    from pere.keys import of_pem, of_secret
+
     keys = []
     try:
         if config.jwt_secret:

@@ -69,6 +69,8 @@ def served(start, keys, until):
     async def served(cooldown: float = 0.0, **config):
         server = await start(jwt_jwks=keys.url, **config)
         server.jwks.cooldown = cooldown
+        # The wheel has had its first turn, and fetches nothing more between two requests.
+        await until(lambda: keys.asked)
         return server
 
     return served

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from pere.cli import loading
 from pere.config import Config, flag, types, variable
 from pere.errors import ConfigError
 from pere.layers import Layers
@@ -73,7 +74,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 def run(config: Config, ready: Callable[..., None] = lambda server: None, facts: Mapping[str, object] | None = None,
         layers: Layers | None = None) -> None:
     """Serve in this process."""
-    from pere.serving import serve
+    with loading():
+        from pere.serving import serve
 
     with told(config):
         serve(config, ready, facts, layers)
