@@ -152,8 +152,7 @@ class Push:
             raise BadRequest("bad_to", '"to" is a device or a list of at least one')
         data = read_data()
         self._check_size(data)
-        word = {name: shown(value) if isinstance(value, (list, dict)) else str(value)
-                for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
+        word = {name: _word(name, value) for name in ("type", "ttl", "receipt", "need", "callback") if (value := item.get(name)) is not None}
         own = item.get("traceparent")
         return self._draft(channel, data, True, publisher, word.get("type"), to or [], word.get("ttl"),
                            word.get("receipt"), word.get("need"), "", word.get("callback"), traceparent(own) if isinstance(own, str) else trace)
@@ -197,6 +196,13 @@ class Push:
             loads(body, "the body" if kind in JSON_TYPES else "the body, which without `Content-Type: text/plain` must be JSON,")
             return True
         raise WrongType("wrong_type", f"an event is application/json or text/plain, not {shown(kind)}")
+
+
+def _word(name: str, value: Any) -> str:
+    """A field of an item as it would stand in a query. What is of a wrong kind is quoted, and so is no word of any field."""
+    if isinstance(value, str) and name != "ttl" or value.__class__ is int and name in ("ttl", "need"):
+        return str(value)
+    return shown(value)
 
 
 def _count_names(item: Any) -> int:

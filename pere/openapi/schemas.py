@@ -77,9 +77,9 @@ def _names() -> dict[str, Schema]:
 
 
 def _pushes(config: Config) -> dict[str, Schema]:
-    item = {"type": ref("EventType"), "to": {"anyOf": [ref("Device"), array(ref("Device"), minItems=1, maxItems=config.max_to)]},
-            "ttl": whole(0, config.max_ttl, default=config.ttl), "receipt": text(enum=["none", "delivered", "processed"], default="processed"), "need": ref("Need"),
-            "callback": text("a webhook that is told what becomes of it"), "traceparent": text("W3C Trace Context")}
+    item = {"type": null_or(ref("EventType")), "to": {"anyOf": [ref("Device"), array(ref("Device"), minItems=1, maxItems=config.max_to), {"type": "null"}]},
+            "ttl": null_or(whole(0, config.max_ttl, default=config.ttl)), "receipt": null_or(text(enum=["none", "delivered", "processed"], default="processed")), "need": null_or(ref("Need")),
+            "callback": null_or(text("a webhook that is told what becomes of it")), "traceparent": {"description": "W3C Trace Context; what is none counts as not said"}}
     accepted = {"id": ref("EventId"), "channel": ref("Channel"), "audience": whole(description="how many devices it is for", examples=[3])}
     event = {"id": ref("EventId"), "channel": ref("Channel"), "type": text(), "time": ref("Time"), "data": {"description": "the payload; text is a string"}}
     return {
@@ -142,7 +142,7 @@ def _webhooks(config: Config) -> dict[str, Schema]:
         "Webhooks": record({"webhooks": array(ref("Webhook"))}),
         "Tested": record({"answered": YES, "status": null_or(whole()), "trouble": null_or(text()), "seconds": {"type": "number"}, "state": text()}),
         "DeadLetters": record({"dead": array(record(letter)), "after": null_or(text())}),
-        "Replay": record({}, {"ids": null_or(array(ref("EventId"), minItems=1)), "since": text(format="date-time"), "until": text(format="date-time")}, additionalProperties=False),
+        "Replay": record({}, {"ids": null_or(array(ref("EventId"), minItems=1)), "since": null_or(text(format="date-time")), "until": null_or(text(format="date-time"))}, additionalProperties=False),
         "Replayed": record({"replayed": COUNT}),
     }
 
