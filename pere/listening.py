@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -23,6 +24,7 @@ from pere.door import Door
 from pere.handover import make_room
 from pere.handshakes import Handshakes
 from pere.http1 import Connection
+from pere.limits import client_of
 from pere.peers import of_socket
 from pere.queues import beside, can_be_many, gather, sort, waiting
 from pere.tls import Certificate
@@ -39,6 +41,8 @@ CALM = 5.0  # seconds without a crowd until the loop takes them by itself again
 MANY = 32  # who wait to be accepted are put into many queues
 LOOK = 0.1  # seconds between two looks at that
 SORTED = 5.0  # seconds until they are put into others
+LOUD = 8  # clients that have a queue for themselves
+STILL = 60.0  # seconds in which nobody waits there until they have not
 REST = 1.0  # seconds until it is tried again, where no file could be opened
 GOODBYE = 5.0  # seconds in which the other end of a TLS connection may say that it has heard the last word
 
@@ -65,6 +69,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._starting: asyncio.Task[None] | None = None
         self._sorted = 0.0  # when it was last settled which client comes to which queue
+        self._loud: dict[str, float] = {}  # who has one for itself, and when many last waited there
         self._others: list[Listener] = []  # the queues beside this one
 
     @property
@@ -72,20 +77,48 @@ class Listener:
         return not self.is_shared and (bool(self._others) or can_be_many(self.sock))
 
     def look(self, now: float) -> None:
-        """Where many wait, each client is to wait in one of many queues."""
-        if not self._can_be_many or now < self._sorted + SORTED or max(waiting(each.sock) for each in (self, *self._others)) < MANY:
+        """Where many wait, each client is to wait in one of many queues, and who fills one in one that nobody else comes to."""
+        if not self._can_be_many:
+            return
+        queues, loud = (self, *self._others), tuple(self._loud)
+        counts = [waiting(each.sock) for each in queues]
+        for number, client in enumerate(loud, 1):
+            if counts[-number] >= MANY:
+                self._loud[client] = now
+            elif now > self._loud[client] + STILL:
+                del self._loud[client]
+        fullest = max(range(len(queues) - len(loud)), key=counts.__getitem__)
+        if self._others and counts[fullest] >= MANY:
+            client = queues[fullest]._take_some()
+            if client and len(self._loud) < LOUD:
+                self._loud[client] = now
+        if tuple(self._loud) == loud and (now < self._sorted + SORTED or counts[fullest] < MANY):
             return
         self._sorted = now
         try:
             if self._others:
-                sort(self.sock)
-                return
-            for sock in beside(self.sock, BACKLOG):
-                self._others.append(other := Listener(sock, self.url, False, self._meet, self._door, self._secured))
-                other._handshakes = self._handshakes
-                other._starting = asyncio.get_running_loop().create_task(other.start())
+                sort(self.sock, self._loud)
+            else:
+                self._open_others()
         except OSError as error:
             log.warning("there are no further queues for who connects", extra={"facts": {"error": error.strerror}})
+
+    def _open_others(self) -> None:
+        for sock in beside(self.sock, BACKLOG):
+            self._others.append(other := Listener(sock, self.url, False, self._meet, self._door, self._secured))
+            other._handshakes = self._handshakes
+            other._starting = asyncio.get_running_loop().create_task(other.start())
+
+    def _take_some(self) -> str:
+        """Let in some of those who wait, to see who they are: the loop does not say who has gone again. Returns the client that more than half of them are, or ""."""
+        whose: Counter[str] = Counter()
+        with contextlib.suppress(OSError):
+            for _ in range(MANY):
+                visitor, address = self.sock.accept()
+                whose[client_of(of_socket(address))] += 1
+                self._handshakes.take(visitor, address)
+        client, count = max(whose.items(), key=lambda each: each[1], default=("", 0))
+        return client if count > MANY // 2 else ""
 
     async def start(self) -> None:
         make = asyncio.get_running_loop()

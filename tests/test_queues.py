@@ -95,18 +95,42 @@ def test_another_secret_separates_who_shared_a_queue(port, knock):
     assert not set.intersection(*shares)
 
 
-def test_of_ipv6_the_network_counts(port):
-    # What the kernel is told is run here by hand, for no machine has a thousand addresses of IPv6 to connect from.
+def test_who_is_loud_has_a_queue_that_nobody_else_comes_to(port, knock):
+    first, others = port()
+    queues.sort(first, ["2001:db8::/64", FLOODER, "127.0.7.9", "unix:"])
+    for host in [FLOODER, *HOSTS] * 2:
+        knock(first.getsockname()[1], host)
+    found = {host: next(iter(queue)) for host, queue in taken([first, *others]).items()}
+    assert {host for host, queue in found.items() if queue == queues.QUEUES - 2} == {FLOODER}
+    assert {host for host, queue in found.items() if queue == queues.QUEUES - 3} == {"127.0.7.9"}
+    assert len(found) == 1 + len(HOSTS) and len(set(found.values())) > queues.QUEUES * 0.8
+
+
+@pytest.fixture
+def by_hand(port, monkeypatch):
+    """`of = by_hand("2001:db8::/64")`: the queue of an address of IPv6, beside who is loud. What the kernel is told is run here, for no machine has a
+    thousand addresses of IPv6 to connect from."""
     told = []
-    first, _ = port(socket.AF_INET6)
     real = queues.attach
-    queues.attach = lambda sock, program: told.append(program) or real(sock, program)
-    try:
-        queues.sort(first)
-    finally:
-        queues.attach = real
-    (program,) = told
-    of = lambda address: run(program, bytes(8) + ipaddress.IPv6Address(address).packed + bytes(16))  # noqa: E731
+    monkeypatch.setattr(queues, "attach", lambda sock, program: told.append(program) or real(sock, program))
+
+    def by_hand(*loud):
+        queues.sort(port(socket.AF_INET6)[0], loud)
+        program = told[-1]
+        return lambda address: run(program, bytes(8) + ipaddress.IPv6Address(address).packed + bytes(16))
+
+    return by_hand
+
+
+def test_of_ipv6_who_is_loud_is_so_with_its_whole_network(by_hand):
+    of = by_hand("2001:db8:1:2::/64", "127.0.0.2", "2001:db8:1:3::/64")
+    last = queues.QUEUES - 1
+    assert {of(f"2001:db8:1:2:{n:x}::{n:x}") for n in range(50)} == {last} and of("2001:db8:1:3::9") == last - 2
+    assert {of(f"2001:db8:1:{n:x}::1") for n in range(4, 500)} | {of("2001:db8:2:2::1")} == set(range(last - 2))
+
+
+def test_of_ipv6_the_network_counts(by_hand):
+    of = by_hand()
     assert len({of(f"2001:db8:1:2:{n:x}::{n:x}") for n in range(200)}) == 1
     assert len({of(f"2001:db8:1:{n:x}::1") for n in range(500)}) == queues.QUEUES
     assert len({of(f"2001:{n:x}:1:2::1") for n in range(500)}) == queues.QUEUES
@@ -114,9 +138,16 @@ def test_of_ipv6_the_network_counts(port):
 
 def run(program, head):
     """What a program of classic BPF makes of the head of a packet."""
-    a = x = 0
-    for instruction, operand in program:
+    a = x = left_out = 0
+    for instruction, operand, otherwise in program:
+        if left_out:
+            left_out -= 1
+            continue
         match instruction:
+            case queues.EQUAL:
+                left_out = otherwise if a != operand else 0
+            case queues.RETURN_K:
+                return operand
             case queues.LOAD:
                 place = operand - queues.NETWORK
                 a = int.from_bytes(head[place : place + 4], "big")
@@ -184,6 +215,33 @@ async def test_who_floods_the_queue_keeps_nobody_out(start, knock, until, monkey
         served += got.startswith(b"HTTP/1.1 200")
     assert served > 30
     assert server.gate.limited["connections", "client"]
+
+
+async def test_who_fills_a_queue_has_one_for_itself_as_long_as_it_does(start, knock, until, monkeypatch):
+    monkeypatch.setattr(listening, "MANY", 5)
+    server = await start(limits_exempt="", max_connections_per_peer=10)
+    (listener,) = server.listeners._open
+    flood = []
+
+    def is_loud():
+        # Who was let in, was refused and has gone again is not told of by the loop; and its queue is never empty.
+        while flood:
+            flood.pop().close()
+        flood.extend(knock(server.port, FLOODER) for _ in range(60))
+        listener.look(server.wheel.now)
+        return list(listener._loud) == [FLOODER]
+
+    await until(is_loud)
+    for host in HOSTS[:20]:
+        friend = await wire.Wire.open(server.port, source=host)
+        await friend.send(wire.said("GET", "/healthz"))
+        assert (await friend.answer()).status == 200
+        friend.close()
+    for sock in flood:
+        sock.close()
+    await until(lambda: not any(queues.waiting(each.sock) for each in (listener, *listener._others)))
+    listener.look(server.wheel.now + listening.STILL + 1)
+    assert not listener._loud
 
 
 async def test_a_server_that_ends_with_many_queues_serves_who_was_connected_and_frees_its_port(start, knock, until, monkeypatch):
