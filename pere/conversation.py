@@ -65,8 +65,13 @@ class Conversation(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.address = of_socket(transport.get_extra_info("peername"))
-        door = self._door
+        door, peer = self._door, transport.get_extra_info("peername")
+        self.address = of_socket(peer)
+        if peer is None:
+            # It was reset before we took it, so nobody knows whose it was; and what it said is still there to be read.
+            self._closing = True
+            transport.abort()
+            return
         refusal = None
         if not self.is_expected:
             self.account = account = door.gate.account(self.address, is_socket=True)

@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -381,3 +382,13 @@ async def test_the_command_line_comes_by_tls_and_by_a_unix_socket(authority, tmp
             done = pere("push", "c", "1", **given)
             assert (done.returncode, done.stderr) == (0, "")
         assert "certificate" in pere("push", "c", "1", PERE_URL=url).stderr
+
+
+async def test_what_was_said_on_a_connection_that_was_reset_is_not_heard(start, ask):
+    # Nobody knows whose it was: it would pass for somebody from a Unix socket, who has no limits and may be believed to be a proxy.
+    server = await start()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(wire.said("POST", "/push/reset", b"1"))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert (await ask("POST", "/push/after", b"1")).status == 201  # it came later, by the same queue
+    assert not server.store.has("reset")
