@@ -370,6 +370,7 @@ async def test_a_device_that_was_removed_is_told_and_its_return_is_answered_204(
     again = await ask("GET", "/feed/c", Device="d")
     assert (again.status, again.body, "content-length" in again.headers) == (204, b"", False)
     assert (await ask("GET", "/feed?channel=c&device=d")).status == 204
+    assert (await ask("GET", "/feed/c?device=d&ack_wait=much&last_event_id=none")).status == 204  # there is nothing to mend in what it asks for
     await push("c", "on")
     assert await feeds[2].events(1) == ["on"]
     assert (await measured())["pere_feed_closes_total", "kicked"] == 2

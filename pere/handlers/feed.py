@@ -74,12 +74,12 @@ class OpenFeed:
 
     def _open(self, ask: Ask, query: Query, channels: list[str], patterns: tuple[str, ...], form: int) -> None:
         device = device_of(ask, query)
-        cursor = cursor_of(ask, query, parse_id)
-        start, form, ack_wait, window = wishes(query, form) if query is not NO_QUERY else (None, form, 0.0, 0)
         if device and self._store.devices.removed_since(device, self._store.clock() - REMOVED_FOR):
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
+        cursor = cursor_of(ask, query, parse_id)
+        start, form, ack_wait, window = wishes(query, form) if query is not NO_QUERY else (None, form, 0.0, 0)
         if (ack_wait or window) and not device:
             raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
 

@@ -33,13 +33,16 @@ class Reaching:
             except Refusal as refusal:
                 ask.refuse(refusal)
 
-        self.reach(id, names, reached)
+        self._begin(id, names, reached)
 
     def reach(self, id: int, names: Collection[str], then: Callable[[Refusal | None], None]) -> None:
         """The same for many at once: `then` is told why there cannot be all of it, if that is so."""
-        if not self._store.lags(id, *names):
+        if self._store.lags(id, *names):
+            self._begin(id, names, then)
+        else:
             then(None)
-            return
+
+    def _begin(self, id: int, names: Collection[str], then: Callable[[Refusal | None], None]) -> None:
         task = asyncio.ensure_future(self._reach(id, names, then))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
