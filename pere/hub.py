@@ -441,6 +441,8 @@ class Hub:
         level = logging.DEBUG if feed.reason in (GONE, DRAIN, PASSED) else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "feed closed", extra={"facts": {"reason": feed.reason, **self._facts(feed)}})
+        # They know the feed too. What is in a ring waits for the collector, which comes so seldom that thousands would lie there.
+        feed.places, feed.care = (), None
 
     def beat(self, feed: Feed, now: float) -> float:
         """The feed's turn on the wheel: a comment if it was silent for a heartbeat, the end if its socket is stuck."""

@@ -1,12 +1,16 @@
 """A feed as its client sees it: how it is asked for, how it begins, what is written on it, and how it ends."""
 
 import asyncio
+import gc
 import re
 import socket
 
 import orjson
 import pytest
 import wire
+
+from pere.feed import Feed, Place
+from pere.redelivery import Care
 
 FRAME = re.compile(rb"(?:[^\n]+\n)+\n")
 
@@ -441,3 +445,24 @@ async def test_a_feed_leaves_nothing_behind(start, listen, until):
         await until(lambda: not server.hub.feeds)
     hub = server.hub
     assert (hub.channels, hub.behind, hub._wildcards, server.store.devices.online, hub.opens, hub.closes["gone"]) == ({}, 0, {}, 0, 12, 12)
+
+
+@pytest.mark.parametrize("channels, wanted", [
+    (["c"], {}), (["c"], {"device": "d"}), (["c", "e"], {"device": "d"}), (["c.*", "**"], {"device": "d"}), (["c"], {"device": "d", "format": "envelope", "ack_wait": 60}),
+])
+async def test_a_feed_that_has_gone_leaves_nothing_to_collect(start, listen, push, until, channels, wanted):
+    # The collector comes after tens of thousands of objects: until then, feeds that come and go would all still be there.
+    server = await start(heartbeat=0.1)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            feed = await listen(*channels, **wanted)
+            await push("c", "1")
+            await feed.next()
+            feed.close()
+        await until(lambda: not server.hub.feeds)
+        # The wheel lets go of a feed when its turn comes.
+        await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Feed | Place | Care)])
+    finally:
+        gc.enable()
