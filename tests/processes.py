@@ -9,16 +9,31 @@ import tempfile
 import time
 from typing import Self
 
+from forks import Fork, can
+
 # Nothing from outside may steer what is tested here: no settings, no proxy between two addresses of one machine.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PERE_")} | {"NO_PROXY": "*"}
 
 PERE = [sys.executable, "-m", "pere"]
+SECONDS = 60.0  # that anything may take here: a machine may be as busy as it likes
 
 
 def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; `typed` is its standard input."""
+    if can(variables):
+        with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            stdin.write(typed)
+            stdin.seek(0)
+            fork = Fork(arguments, ENVIRONMENT | variables, stdin.buffer, out.buffer, err.buffer)
+            try:
+                fork.wait(SECONDS)
+            finally:
+                fork.end()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, fork.wait(), out.read(), err.read())
     return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True,
-                          timeout=25, check=False)
+                          timeout=SECONDS, check=False)
 
 
 class Process:
@@ -31,7 +46,9 @@ class Process:
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
         self._popen = self._start(arguments, variables)
 
-    def _start(self, arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.Popen[bytes] | Fork:
+        if self.command is PERE and can(variables):
+            return Fork(arguments, ENVIRONMENT | variables, self.stdin, self._out, self._err)
         return subprocess.Popen([*self.command, *arguments], env=ENVIRONMENT | variables, stdin=self.stdin,
                                 stdout=self._out, stderr=self._err)
 
@@ -55,7 +72,7 @@ class Process:
     def err(self) -> str:
         return os.pread(self._err.fileno(), 1 << 20, 0).decode()
 
-    def until(self, pattern: str, seconds: float = 15) -> re.Match[str]:
+    def until(self, pattern: str, seconds: float = SECONDS) -> re.Match[str]:
         """Wait until it has printed this, on either stream."""
         deadline = time.monotonic() + seconds
         while True:
@@ -67,7 +84,7 @@ class Process:
                 raise AssertionError(f"{pattern!r} did not come; out: {self.out!r}, err: {self.err!r}")
             time.sleep(0.01)
 
-    def end(self, how: signal.Signals | None = None, seconds: float = 15) -> int:
+    def end(self, how: signal.Signals | None = None, seconds: float = SECONDS) -> int:
         """Wait for its end, after this signal if one is given; returns the exit code."""
         if how is not None:
             self._popen.send_signal(how)
@@ -91,3 +108,9 @@ class Served(Process):
             self.__exit__()
             raise
         self.port = int(self.url.rpartition(":")[2])
+
+
+class Started(Served):
+    """One that is started from nothing, and so has a command line that others can see."""
+
+    command = [*PERE]

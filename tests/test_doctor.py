@@ -19,7 +19,7 @@ import trustme
 from certificates import Authority
 from minting import PRIVATE, SECRET, jwk, private_pem, token
 from nginxes import Nginx
-from processes import ENVIRONMENT, PERE, Served, pere
+from processes import ENVIRONMENT, PERE, Served, Started, pere
 from redises import RedisServer, common, free_port
 
 from pere.config import Config
@@ -83,7 +83,7 @@ def test_a_wrong_command_line_or_setting_is_exit_2(arguments, sentence):
 
 def test_a_port_and_a_file_that_a_server_has_are_told_with_who_has_them(tmp_path):
     path = tmp_path / "pere.db"
-    with Served("--store", f"sqlite:{path}") as served:
+    with Started("--store", f"sqlite:{path}") as served:
         before = (tmp_path / "pere.db-lock").read_bytes()
         code, findings = told("--port", str(served.port), "--store", f"sqlite:{path}")
         said = {each["about"]: each for each in findings if each["state"] == "wrong"}
