@@ -99,11 +99,15 @@ class Courier:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def stop(self, seconds: float = 0.0) -> None:
-        """Begin nothing more, and drop what is still under way after so many seconds: it is sent again after the next start."""
+    async def rest(self, seconds: float) -> None:
+        """Begin nothing more, and wait for what is under way, for so many seconds."""
         self._is_stopped = True
         if self._under_way and seconds:
             await asyncio.wait(tuple(self._under_way), timeout=seconds)
+
+    async def stop(self, seconds: float = 0.0) -> None:
+        """Begin nothing more, and drop what is still under way after so many seconds: it is sent again after the next start."""
+        await self.rest(seconds)
         for outbox in self.outboxes.values():
             outbox.tell_now()
         for alarm in self._alarms.values():

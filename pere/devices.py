@@ -9,6 +9,7 @@ from typing import Any
 
 from pere.audience import NOWHERE
 
+BEFORE = "before"  # where a device has feeds that are on their way from another process, as if that were another node
 FEW = 8  # channels that stand in a tuple, which is small; among more, each is found at once
 
 

@@ -398,11 +398,16 @@ class Connection(Conversation):
             self._closing = True
             self.transport.close()
 
+    @property
+    def is_half_said(self) -> bool:
+        """Whether the client is in the middle of a request."""
+        return self._in_head or self._in_body
+
     def pass_on(self) -> int | None:
         """Leave the connection to another process: a descriptor of it. None as long as something is asked that is not answered, or half
         asked; nothing further is read then. TLS cannot go on elsewhere."""
         transport = self.transport
-        if self._in_head or self._in_body or self.is_secured or transport.is_closing():
+        if self.is_half_said or self.is_secured or transport.is_closing():
             return None
         transport.pause_reading()
         if self.busy is not None or self._in_line or self._closing or self._ended or transport.get_write_buffer_size():

@@ -459,6 +459,17 @@ class Hub:
         feed.tell(frame)
         return self._config.heartbeat
 
+    def abandon(self, feeds: Collection[Feed]) -> dict[str, int]:
+        """Nothing more is written to these feeds, which are live and not over TLS: another process goes on with them, and this hub is at its end. Up to
+        which ordinal of each channel they have been. All wait meanwhile, so none of them is taken out of where it stands, which would take 10 us each."""
+        for feed in feeds:
+            feed.reason = PASSED
+            del self.feeds[feed.fd]
+        for channel in self.channels.values():
+            channel.live = {form: places for form, places in channel.live.items() if form & SECURE}
+        self.closes[PASSED] += len(feeds)
+        return {channel.name: channel.flushed for channel in self.channels.values()}
+
     def is_used(self, channel: str) -> bool:
         return channel in self.channels
 

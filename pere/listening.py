@@ -294,6 +294,13 @@ class Listeners:
         public = [(("unix", config.unix, 0) if each.sock.family == socket.AF_UNIX else ("tcp", config.host, config.port), each.sock) for each in self._open]
         return public + [(("admin", config.admin_host, config.admin_port), each.sock) for each in self._apart]
 
+    def copies(self) -> dict[str, list[socket.socket]]:
+        """The same sockets by their kinds, which stay when these are closed."""
+        copies: dict[str, list[socket.socket]] = {}
+        for (kind, *_), each in self.sockets_by_kind():
+            copies.setdefault(kind, []).append(each.dup())
+        return copies
+
     def share(self) -> None:
         """Another process has all of these sockets too: who waits in their queues is left to it, and so is the file."""
         for each in (*self._open, *self._apart):

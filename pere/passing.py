@@ -1,11 +1,12 @@
 """An open feed goes from one process to another: described there as it stands, and made here as it was.
 
 What there is of it, beside its socket, is what it is of and how far it has come; what it is to be sent is in the store. A feed leaves the one hub
-and enters the other as any feed does: behind, until it has caught up. Bytes stand in JSON as the text of the same numbers.
+and enters the other as any feed does: behind, until it has caught up. Of most feeds all but how far they have come can be told long before, since no more than that
+changes. Bytes stand in JSON as the text of the same numbers.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pere.audience import Member
@@ -34,6 +35,13 @@ class Told(NamedTuple):
     rest: str
 
 
+def describe(feed: Feed, client: str | None) -> Told:
+    """What it is, as it stands."""
+    stands = [(place.channel.name, place.ordinal, place.id, place.known, place.sent, place.read, place.wanted) for place in feed.places]
+    care = feed.care.told() if feed.care is not None else None
+    return Told(feed.form, feed.device.name if feed.device is not None else "", feed.patterns, feed.expires, client, stands, care, feed.greeting.decode("latin-1"), "")
+
+
 def pass_on(hub: Hub, feed: Feed, client: str | None) -> tuple[int, Told] | None:
     """Let another process go on with a feed: its descriptor, and what it is. None for what cannot go on elsewhere: the keys of TLS
     are in this process, and who waits to be greeted is not known to be registered."""
@@ -41,11 +49,14 @@ def pass_on(hub: Hub, feed: Feed, client: str | None) -> tuple[int, Told] | None
         return None
     if feed.live:
         hub.fall_behind(feed)
-    stands = [(place.channel.name, place.ordinal, place.id, place.known, place.sent, place.read, place.wanted) for place in feed.places]
-    care = feed.care.told() if feed.care is not None else None
-    device, greeting = feed.device.name if feed.device is not None else "", feed.greeting
+    told = describe(feed, client)
     fd, rest = feed.pass_on()
-    return fd, Told(feed.form, device, feed.patterns, feed.expires, client, stands, care, greeting.decode("latin-1"), rest.decode("latin-1"))
+    return fd, told._replace(rest=rest.decode("latin-1"))
+
+
+def written(told: Told, flushed: Mapping[str, int]) -> Told:
+    """The same feed, which has been written all up to these ordinals of its channels since, and has nothing else under way."""
+    return told._replace(places=[(name, flushed[name], 0, known, sent, read, wanted) for name, _, _, known, sent, read, wanted in told.places])
 
 
 def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable[tuple[str, int]] = ()) -> Feed | None:
@@ -64,7 +75,8 @@ def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable
         feed.care.take_over(under_way)
     feed.places = tuple([hub.place(feed, stand[0], members[stand[0]]) for stand in stands])
     for place, stand in zip(feed.places, stands, strict=True):
-        _, place.ordinal, place.id, place.known, place.sent, place.read, place.wanted = stand
+        _, place.ordinal, id, place.known, place.sent, place.read, place.wanted = stand
+        place.id = id or store.id_at(place.channel.shelf, place.ordinal)
     feed.greeting = told.greeting.encode("latin-1")
     hub.enlist(feed)
     hub.taken_over += 1

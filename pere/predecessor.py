@@ -1,8 +1,10 @@
 """A server that ends hands what is open to the process that follows: connections between two requests, and feeds wherever they are.
 
-A feed goes over in one piece of work: it leaves here, is described as it stands, and is nobody's until the other process has it; what is published
-meanwhile is in the store, above its position. A connection goes over with all that nobody has read of it. Until the other says that it serves, a descriptor of each stays here
-too: should that process die, all of them are told to come back.
+From the moment at which the first request is left to the other process until that one serves, somebody waits; so what can be done before is. The sockets of feeds and
+what these are go over while all are served. Then, with a store of one process, all that is live is left to the other by one word: how far each channel has come. What is
+not live is described as it stands, in one piece of work; what is published meanwhile is in the store, above its position. With a store that is shared both serve, and feeds go over few at
+a time, some more when the last ones are taken up. A connection goes over with all that nobody has read of it. Until the other says that it serves, a descriptor of each
+stays here too: should that process die, all of them are told to come back.
 """
 
 import asyncio
@@ -23,13 +25,15 @@ from pere.followers import Followers
 from pere.handover import MOST, VERSION, Broken, Line, Offer, Word, aside, place_of
 from pere.hub import Hub
 from pere.listening import Listeners
-from pere.passing import pass_on
+from pere.passing import describe, pass_on
 from pere.sse import chunk
 from pere.storage import Store
 
 log = logging.getLogger("pere.handover")
 
 LOOK = 0.002  # seconds between two looks at who has been answered meanwhile
+HALF = 0.1  # seconds in which who has said half a request may say the rest, once all others wait
+FEW = 50  # feeds that go over at once where both serve: some milliseconds
 
 
 class Predecessor:
@@ -44,13 +48,14 @@ class Predecessor:
         self._door = door
         self._config = config
         self._connections = 0
-        self._shown: dict[Feed, int] = {}
-        self._kept: list[tuple[int, bytes, Any]] = []  # what went over, and what it would be told; with its transport, where that goes on
+        self._shown: dict[Feed, tuple[int, int]] = {}  # the number of each, and of how many channels it was
+        # What went over: its descriptor, its form, what it is in the middle of being written, and its transport, where that goes on.
+        self._kept: list[tuple[int, int | None, str, Any]] = []
         self._speaker = ThreadPoolExecutor(1, thread_name_prefix="pere-handover")
         self._saying: list[Future[None]] = []
 
     @property
-    def _is_broken(self) -> bool:
+    def is_broken(self) -> bool:
         """Whether the other takes no more."""
         return any(each.done() and each.exception() is not None for each in self._saying)
 
@@ -59,12 +64,16 @@ class Predecessor:
             self._saying.append(self._speaker.submit(self._line.say, {what: told, **more}, descriptors))
 
     async def show(self) -> None:
-        """Let the other have the sockets of the feeds, of which it makes nothing yet: so later it takes no more than to tell where they are."""
-        for some in _pieces([feed for feed in (*self._hub.feeds.values(), *self._followers.feeds()) if not feed.form & SECURE]):
-            some = [feed for feed in some if not feed.reason]
-            copies = [os.dup(feed.fd) for feed in some]  # whatever becomes of the feeds meanwhile
-            self._shown |= {feed: number for number, feed in enumerate(some, len(self._shown))}
-            self._say("ahead", [self._shown[feed] for feed in some], copies)
+        """Let the other have the sockets of the feeds, and what they are, while all goes on. Done when it has made of them what can be made before it has the store."""
+        clients: dict[Any, str] = self._door.gate.clients()
+        feeds = [*self._hub.feeds.values(), *self._followers.feeds()]
+        for start in range(0, len(feeds), MOST):
+            some = [(number, feed) for number, feed in enumerate(feeds[start : start + MOST], start) if not feed.reason and not feed.form & SECURE]
+            is_told = not self._config.is_shared
+            told = [(number, tuple(describe(feed, clients.get(feed.account))) if is_told and feed.live else None) for number, feed in some]
+            copies = [os.dup(feed.fd) for _, feed in some]  # whatever becomes of the feeds meanwhile
+            self._shown |= {feed: (number, len(feed.places)) for number, feed in some}
+            self._say("ahead", told, copies)
             await self._until_said()
             for each in copies:
                 os.close(each)
@@ -76,32 +85,48 @@ class Predecessor:
         if self._saying:
             await asyncio.wait([asyncio.wrap_future(self._saying[-1])])
 
+    async def hear_out(self, seconds: float) -> None:
+        """Let those who have said half a request say the rest, while all are served: for so many seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        half = [each for each in self._door.connections if each.is_half_said]
+        while half and loop.time() < until and not self.is_broken:
+            await asyncio.sleep(LOOK)
+            half = [each for each in half if each.is_half_said]
+
     async def pass_connections(self, is_admin: Callable[[Any], bool], hurry: Callable[[], None], seconds: float) -> None:
         """Each as soon as what was asked on it is answered, for so many seconds. `hurry` has those answered who wait for something."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        until, half_until = loop.time() + seconds, loop.time() + HALF
         self._door.is_passing = True
-        while (left := [each for each in self._door.connections if not each.is_secured]) and loop.time() < until and not self._is_broken:
+        while (left := [each for each in self._door.connections if not each.is_secured]) and loop.time() < until and not self.is_broken:
             hurry()
             for some in _pieces(left):
                 over = [(fd, is_admin(each)) for each in some if (fd := each.pass_on()) is not None]
                 self._connections += len(over)
-                self._kept += [(fd, b"", None) for fd, _ in over]
+                self._kept += [(fd, None, "", None) for fd, _ in over]
                 self._say("connections", [told for _, told in over], [fd for fd, _ in over])
+            if not self._config.is_shared and loop.time() > half_until and all(each.is_half_said for each in left):
+                break
             await asyncio.sleep(LOOK)
         self._door.is_passing = False
 
     async def pass_feeds(self) -> None:
         """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
-        for feeds, word, passing in ((list(hub.feeds.values()), "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
-            for some in _pieces(feeds) if not self._is_broken else ():
+        as_shown = {} if self._config.is_shared else {
+            feed: shown[0] for feed in hub.feeds.values() if feed.live and (shown := self._shown.get(feed)) is not None and shown[1] == len(feed.places)}
+        rest = [feed for feed in hub.feeds.values() if feed not in as_shown]
+        for feeds, word, passing in ((rest, "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
+            for some in _pieces(feeds, FEW if self._config.is_shared else MOST):
+                if self.is_broken:
+                    return
                 told, new = [], []
                 for feed in some:
                     if feed.reason or (over := passing(feed, clients.get(feed.account))) is None:
                         continue
                     fd, about = over
-                    number, transport = self._shown.get(feed, -1), feed.transport if fd == feed.fd else None
+                    number, transport = self._shown.get(feed, (-1, 0))[0], feed.transport if fd == feed.fd else None
                     if number < 0:
                         if transport is not None:
                             # It might end, and its number be that of another one, before this is said.
@@ -109,42 +134,54 @@ class Predecessor:
                             feed.transport.abort()
                         new.append(fd)
                     told.append((number, *about))
-                    self._kept.append((fd, self._goodbye(feed.form, about[-1]), transport))
+                    self._kept.append((fd, feed.form, about[-1], transport))
                 self.passed += len(told)
                 self._say(word, told, new, newest=self._store.newest, at=hub.clock())
-                if self._config.is_shared:
-                    await asyncio.sleep(0)
+                if self._config.is_shared and told:
+                    # Who is on the way waits, so the next ones go when these are taken up.
+                    self._saying.append(self._speaker.submit(self._line.is_seen))
+                    await self._until_said()
+        if as_shown:
+            self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in as_shown]
+            self.passed += len(as_shown)
+            self._say("live", list(as_shown.values()), [], flushed=hub.abandon(as_shown), newest=self._store.newest)
         self._say("retries", hub.redelivery.told(), [])
 
-    def _goodbye(self, form: int, rest: str) -> bytes:
-        """The end of a feed; of one that is in the middle of a frame, nothing but that it ends."""
-        if rest:
+    def _goodbye(self, form: int | None, rest: str) -> bytes:
+        """The end of a feed; of one that is in the middle of a frame, and of what is none, nothing but that it ends."""
+        if rest or form is None:
             return b""
         last = bye(DRAIN, self._config.retry * (1 + random.random()))
         return last if form & UNCHUNKED else chunk(last) + b"0\r\n\r\n"
 
-    async def end(self) -> None:
-        """Nothing more comes, and the store is free. Done when the other has all, or has died."""
+    async def end(self) -> bool:
+        """Nothing more comes, and the store is free. Done when the other has all, or has died: whether it has."""
         self._say("over", [True], [])
         self._saying.append(self._speaker.submit(self._line.is_taken))
         try:
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})
+            return True
         except Broken as broken:
             log.error("the process that was to take over does not serve", extra={"facts": {"feeds": self.passed, "because": str(broken)}})
-            for fd, last, transport in self._kept:
+            for fd, form, rest, transport in self._kept:
                 if transport is None or not transport.is_closing():
                     with contextlib.suppress(OSError):
-                        os.write(fd, last)
+                        os.write(fd, self._goodbye(form, rest))
+            return False
         finally:
-            self._speaker.shutdown(wait=False, cancel_futures=True)
-            for fd, _, transport in self._kept:
-                if transport is None:
-                    os.close(fd)
-                else:
-                    transport.abort()
-            self._kept.clear()
-            self._line.close()
+            self.drop()
+
+    def drop(self) -> None:
+        """Nothing of what went over is ours any more."""
+        self._speaker.shutdown(wait=False, cancel_futures=True)
+        for fd, *_, transport in self._kept:
+            if transport is None:
+                os.close(fd)
+            else:
+                transport.abort()
+        self._kept.clear()
+        self._line.close()
 
 
 class Following:
@@ -178,7 +215,6 @@ class Following:
             log.warning("nothing can be handed over", extra={"facts": {"because": str(broken)}})
             line.close()
             return None
-        self._listeners.share()
         return line
 
     async def _hear(self, line: Line, word: Word) -> bool:
@@ -189,14 +225,15 @@ class Following:
             return False
         await aside(self._begin, line)
         self.close()
-        self._listeners.share()
         self._line = line
         is_understood = word["pere"] == VERSION
+        if not is_understood:
+            self._listeners.share()
         log.info("another process takes over", extra={"facts": {"is_understood": is_understood}})
         self._on_heir(line if is_understood else None)
         return True
 
 
-def _pieces(all: list[Any]) -> Iterator[list[Any]]:
-    """As many as may go beside one word."""
-    return (all[start : start + MOST] for start in range(0, len(all), MOST))
+def _pieces(all: list[Any], size: int = MOST) -> Iterator[list[Any]]:
+    """As many as may go beside one word, or so many."""
+    return (all[start : start + size] for start in range(0, len(all), size))

@@ -19,7 +19,7 @@ from collections import deque
 from itertools import islice
 from typing import Any, NamedTuple
 
-from pere.devices import Device
+from pere.devices import BEFORE, Device
 from pere.errors import Full, Gone, NotFound, Refusal, TooMany
 from pere.event import ENVELOPE, Event
 from pere.feed import REDELIVER, Feed, bye
@@ -348,7 +348,7 @@ class Redelivery:
         feeds = [feed for feed in device.feeds if _has(feed, event)]
         ready = [feed for feed in feeds if _is_ready(feed)]
         if not ready or not self._store.owes(event, name):
-            return not feeds
+            return not feeds and BEFORE not in device.elsewhere
         able = [feed for feed in ready if feed.form & ENVELOPE]
         if able:
             self._send(device, able, event, "retry")

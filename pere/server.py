@@ -245,9 +245,9 @@ class Server:
         log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
     async def follow(self, before: Successor) -> None:
-        """Go on with what the process before this one had open."""
+        """Start, and go on with what the process before this one had open."""
         revoked = self.verifier.revoked if self.verifier is not None else {}
-        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, revoked)
+        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, revoked, self.start)
 
     def reload(self) -> None:
         """Read again what may change while the server runs (see `reloading.py`)."""
@@ -289,27 +289,40 @@ class Server:
         await self.reporter.stop()
         await self.webhooks.stop(seconds)
 
-    async def stop(self, heir: Line | None = None) -> None:
+    async def show(self, heir: Line) -> Predecessor | None:
+        """Let the process that is to follow have what it may while this one serves. None where it has died: then nothing has happened."""
+        handing = Predecessor(heir, self.hub, self.followers, self.store, self.door, self.config)
+        await handing.hear_out(ANSWERED)
+        await handing.show()
+        if handing.is_broken:
+            handing.drop()
+            return None
+        return handing
+
+    async def stop(self, handing: Predecessor | None = None) -> bool:
         """Take leave, so that nobody notices: say that it ends (`/readyz`), and after `drain_delay` take no further connections; let the
         feeds go (see `drain.py`) while all else is answered; then answer what is under way, for at most `drain_seconds`, and put all away.
-        What an heir can take is handed over to it instead, and there is no delay."""
+        What an heir can take is handed over to it instead, and there is no delay; whether it goes on with it."""
         config, loop = self.config, asyncio.get_running_loop()
-        handing = Predecessor(heir, self.hub, self.followers, self.store, self.door, config) if heir is not None else None
-        seconds = config.drain_seconds
-        if handing is not None:
-            await handing.show()
-            await self.listeners.close()
-            await self.listeners.close_apart()
-            await handing.pass_connections(self.listeners.is_admin, self.waits.drain, min(seconds, LONGEST if config.is_shared else ANSWERED))
-        self.door.draining = True
+        seconds, is_followed = config.drain_seconds, True
         if handing is not None:
             if not config.is_shared:
                 seconds = 0.0  # it waits for the store
-                await self._resign(POSTED)
+                await self.webhooks.courier.rest(POSTED)
+                await self.store.save()
+            # From here on somebody waits.
+            self.listeners.share()
+            await self.listeners.close()
+            await self.listeners.close_apart()
+            await handing.pass_connections(self.listeners.is_admin, self.waits.drain, ANSWERED if not config.is_shared else min(config.drain_seconds, LONGEST))
+        self.door.draining = True
+        if handing is not None:
+            if not config.is_shared:
+                await self._resign()
             await self.store.settle()
             await handing.pass_feeds()
             if config.is_shared:
-                await handing.end()
+                is_followed = await handing.end()
         elif config.drain_delay and self.listeners.sockets:
             log.info("ending", extra={"facts": {"feeds": self._feeds(), "delay": config.drain_delay}})
             await asyncio.sleep(config.drain_delay)
@@ -334,15 +347,17 @@ class Server:
         await self._resign(drain.seconds_left)
         if self.jwks is not None:
             await self.jwks.stop()
-        await self.store.close()
         if handing is not None and not config.is_shared:
-            await handing.end()
+            await self.store.put_down()
+            is_followed = await handing.end()
+        await self.store.close()
         if self.spans is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.spans.close)
         await self.listeners.close_apart()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
         log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
+        return is_followed
 
     def _feeds(self) -> int:
         return len(self.hub.feeds) + self.followers.count()

@@ -19,7 +19,7 @@ from pere.handover import Deposit, Line
 from pere.layers import Layers
 from pere.listening import bound
 from pere.log import set_up
-from pere.predecessor import Following
+from pere.predecessor import Following, Predecessor
 from pere.server import Server, open_store
 from pere.storage import Store
 from pere.successor import Successor
@@ -39,10 +39,15 @@ def serve(config: Config, ready: Callable[[Server], None] = lambda server: None,
     config, sockets = systemd.adopted(config, handed)
     with contextlib.suppress(OSError, ValueError):  # where there is no standard error
         faulthandler.enable()  # what a manager kills because it is stuck says where it was
-    uvloop.run(_serve(config, sockets, left, ready, layers))
+    again: dict[str, list[socket.socket]] | None = {}
+    while again is not None:
+        # Who was to follow has died when all was in its hands: then we begin anew, with the sockets that listen.
+        again = uvloop.run(_serve(config, sockets, again, left, ready, layers))
 
 
-async def _serve(config: Config, sockets: dict[str, list[socket.socket]], left: list[socket.socket], ready: Callable[[Server], None], layers: Layers | None) -> None:
+async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken: dict[str, list[socket.socket]], left: list[socket.socket],
+                 ready: Callable[[Server], None], layers: Layers | None) -> dict[str, list[socket.socket]] | None:
+    """Until it ends. Where it is to begin anew, the sockets that listen and are its own."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     asked: list[None] = []
@@ -81,17 +86,13 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], left: 
         sockets["tcp"] = bound(config.host, config.port, is_shared=True)
     store = await _store_when_free(config, bool(sockets) or before is not None, ended)
     if store is None:
-        return
+        return None
     try:
         await store.begin()
         if config.is_shared:
             before = await _take_over(config, sockets, left)
-        server = Server(config, store, sockets, layers, before.sockets if before is not None else {})
-        if before is not None and not config.is_shared:
-            await server.follow(before)  # and only then is it told who comes and goes
-        await server.start()
-        if before is not None and config.is_shared:
-            await server.follow(before)
+        server = Server(config, store, sockets, layers, before.sockets if before is not None else taken)
+        await (server.follow(before) if before is not None else server.start())
         following = Following(config, server.listeners, follow)
         if config.handover:
             following.open()
@@ -105,17 +106,39 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], left: 
         hang_up()
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
     # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
-    gc.collect()
+    if before is None:
+        gc.collect()  # or it was done before others waited
     gc.freeze()
+    gc.enable()
     gc.set_threshold(50_000, 20, 50)
     ready(server)
     systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
-    await ended.wait()
-    systemd.notify("STOPPING=1")
-    if not heirs and systemd.keeps() and config.store != "memory:" and not await store.has_others():
-        heirs.append(following.leave(Deposit(systemd.keep)))
+    handing, is_left = await _handing(server, following, ended, asked, heirs)
+    if asked:
+        systemd.notify("STOPPING=1")
     following.close()
-    await server.stop(heirs[0] if heirs else None)
+    copies = server.listeners.copies() if handing is not None and not is_left else {}
+    is_followed = await server.stop(handing)
+    gc.freeze()  # who ends has nothing to collect
+    if is_followed or is_left or asked:
+        return None
+    log.error("this process goes on itself")
+    sockets |= {kind: copies.pop(kind) for kind in list(sockets) if kind in copies}
+    return copies
+
+
+async def _handing(server: Server, following: Following, ended: asyncio.Event, asked: list[None], heirs: list[Line | None]) -> tuple[Predecessor | None, bool]:
+    """Serve until the end. What is handed over at it, if somebody follows; and whether it is only left to a manager, for who is yet to come."""
+    while True:
+        await ended.wait()
+        is_left = not heirs and systemd.keeps() and server.config.store != "memory:" and not await server.store.has_others()
+        heir = heirs.pop() if heirs else following.leave(Deposit(systemd.keep)) if is_left else None
+        handing = await server.show(heir) if heir is not None else None
+        if handing is not None or heir is None or asked:
+            return handing, is_left
+        log.error("the process that was to take over has died, and this one goes on")
+        ended.clear()
+        following.open()
 
 
 async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]], left: list[socket.socket]) -> Successor | None:
@@ -128,8 +151,12 @@ async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]],
             left.pop().close()  # of one that was never followed
     elif config.handover:
         before = await Successor.find(config, sockets)
-    if before is not None and not config.is_shared:
-        await before.gather()
+    if before is not None:
+        # No cycles are looked for while others wait.
+        gc.collect()
+        gc.disable()
+        if not config.is_shared:
+            await before.gather()
     return before
 
 

@@ -1,16 +1,17 @@
 """A server that begins goes on with what the process before it had open (see `predecessor.py`).
 
-With a store of one process it takes everything first, and serves when that process has put the store away. With one that is shared it serves already, and each feed goes
-on the moment that it comes; first all that the other process could have written to it must be at hand here, or it would come twice.
+With a store of one process it hears everything first, and serves when that process has put the store away; the feeds are taken up while it serves (see `arriving.py`). With
+one that is shared it serves already, and each feed goes on the moment that it comes; first all that the other process could have written to it must be at hand here, or it would come twice.
 """
 
 import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from pere.arriving import Arriving
 from pere.config import Config
 from pere.errors import ConfigError, Refusal
 from pere.event import UNCHUNKED
@@ -20,7 +21,7 @@ from pere.gate import Gate
 from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
 from pere.hub import Hub
 from pere.listening import Listeners
-from pere.passing import Told, take_over
+from pere.passing import Told, take_over, written
 from pere.search import Search
 from pere.sse import chunk
 from pere.storage import Store
@@ -32,6 +33,42 @@ class Held(asyncio.Protocol):
     """A feed on its way: its client has nothing to say, and if it goes the transport closes."""
 
 
+class Taking:
+    """Makes of what comes what it was. It counts how many feeds it took, and how many could not go on."""
+
+    def __init__(self, store: Store, hub: Hub, followers: Followers, gate: Gate, revoked: dict[str, float]):
+        self.taken = self.lost = 0
+        self._store = store
+        self._hub = hub
+        self._followers = followers
+        self._gate = gate
+        self._revoked = revoked
+
+    def _count(self, feed: Feed, client: str | None) -> None:
+        feed.count_for(self._gate.accounts.of(client, self._gate.time()) if client is not None else None)
+        self.taken += 1
+
+    def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
+        if transport.is_closing():
+            return
+        if (feed := take_over(self._hub, self._store, transport, told, born)) is not None:
+            self._count(feed, told.client)
+            return
+        self.lost += 1
+        last = bye(DRAIN, self._hub.retry)
+        transport.write(last if told.form & UNCHUNKED else chunk(last) + b"0\r\n\r\n")
+        transport.close()
+
+    def follower(self, about: list[Any], transport: Any, since: float) -> None:
+        """`since` is when it was described: its tokens may have been revoked on the way."""
+        if transport.is_closing():
+            return
+        feed = self._followers.take_over(transport, about)
+        self._count(feed, about[-2])
+        if self._revoked.get(about[5], 0.0) > since:
+            feed.close(KICKED, bye(KICKED, self._hub.retry))
+
+
 class Successor:
     """What comes from the process at the other end of `line`; `sockets` listen, by what they are for."""
 
@@ -39,9 +76,9 @@ class Successor:
         self.sockets = sockets
         self._line = line
         self._words: list[tuple[Word, list[Any]]] = []
-        self._ahead: dict[int, Any] = {}  # transports of feeds that the other still has, by their numbers
+        self._ahead: dict[int, tuple[Any, Told | None]] = {}  # transports of feeds that the other still has, by their numbers, and what these are
         self._is_over = False
-        self._feeds = self._connections = self._lost = 0
+        self._connections = 0
 
     @classmethod
     async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
@@ -99,10 +136,12 @@ class Successor:
             return word, handed
         transports = [await _transport(each) for each in handed]
         if "ahead" in word:
-            self._ahead |= zip(word["ahead"], transports, strict=True)
+            self._ahead |= {number: (transport, Told(*told) if told is not None else None) for (number, told), transport in zip(word["ahead"], transports, strict=True)}
             return word, []
+        if "live" in word:
+            word["live"] = [(told, transport) for transport, told in map(self._ahead.pop, word["live"]) if told is not None]
         fresh = iter(transports)
-        return word, [self._ahead.pop(number) if number >= 0 else next(fresh) for number, *_ in word.get("feeds") or word.get("followers") or ()]
+        return word, [self._ahead.pop(number)[0] if number >= 0 else next(fresh) for number, *_ in word.get("feeds") or word.get("followers") or ()]
 
     async def gather(self) -> None:
         """Take everything, and wait until the store is free."""
@@ -111,70 +150,74 @@ class Successor:
 
     def drop(self) -> None:
         """What was taken and is nobody's: it is closed, and comes back by itself."""
-        for _, handed in self._words:
-            for each in handed:
+        for word, handed in self._words:
+            for each in (*handed, *(transport for _, transport in word.get("live", ()))):
                 each.close()
-        for each in self._ahead.values():
+        for each, _ in self._ahead.values():
             each.close()
         self._words.clear()
         self._ahead.clear()
 
-    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, revoked: dict[str, float]) -> None:
-        """Go on with all of it, and with what still comes; then the other process may end."""
-        def account_of(feed: Feed, client: str | None) -> None:
-            feed.count_for(gate.accounts.of(client, gate.time()) if client is not None else None)
-
-        while True:
-            some = self._words.pop(0) if self._words else None if self._is_over else await self._next()
-            if some is None:
-                break
+    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, revoked: dict[str, float], serve: Callable[[], Awaitable[None]]) -> None:
+        """Go on with all of it, and with what still comes; then the other process may end. `serve` is called when all is there that must be before."""
+        taking = Taking(store, hub, followers, gate, revoked)
+        arriving = Arriving(store, hub, taking.feed)
+        is_served = not self._is_over
+        connections: list[tuple[bool, socket.socket]] = []
+        retries: list[Any] = []
+        if is_served:
+            await serve()
+        while (some := self._words.pop(0) if self._words else None if self._is_over else await self._next()) is not None:
             word, handed = some
-            if "connections" in word:
-                await self._go_on(word["connections"], handed, listeners)
-            for told, born, transport in await self._at_hand(store, word, handed) if "feeds" in word else ():
-                feed = take_over(hub, store, transport, told, born) if not transport.is_closing() else None
-                if feed is not None:
-                    account_of(feed, told.client)
-                    self._feeds += 1
-                elif not transport.is_closing():
-                    self._lost += 1
-                    last = bye(DRAIN, hub.retry)
-                    transport.write(last if told.form & UNCHUNKED else chunk(last) + b"0\r\n\r\n")
-                    transport.close()
+            connections += zip(word["connections"], handed, strict=True) if "connections" in word else ()
+            feeds = list(zip([Told(*told) for _, *told in word["feeds"]], handed, strict=True)) if "feeds" in word else []
+            if not is_served:
+                # The others have to be there before anything happens.
+                arriving.add([feed for feed in feeds if _can_come_later(feed)])
+                feeds = [feed for feed in feeds if not _can_come_later(feed)]
+            if "live" in word:
+                arriving.add(filter(_can_come_later, word["live"]), word["flushed"])
+                feeds = [(written(feed[0], word["flushed"]), feed[1]) for feed in word["live"] if not _can_come_later(feed)]
+            for told, born, transport in await self._at_hand(store, feeds, word["newest"]) if feeds else ():
+                taking.feed(told, transport, born)
             for (_, *about), transport in zip(word["followers"], handed, strict=True) if "followers" in word else ():
-                if transport.is_closing():
-                    continue
-                feed = followers.take_over(transport, about)
-                account_of(feed, about[-2])
-                self._feeds += 1
-                if revoked.get(about[5], 0.0) > word["at"]:
-                    feed.close(KICKED, bye(KICKED, hub.retry))  # while it was on its way
-            hub.redelivery.take_over(word.get("retries", ()))
+                taking.follower(about, transport, word["at"])
+            retries += word.get("retries", ())
+            if is_served:
+                await self._go_on(connections, listeners)
+                connections.clear()
+                if "feeds" in word or "followers" in word:
+                    with contextlib.suppress(Broken):
+                        await aside(self._line.say, {"seen": True})
+        if not is_served:
+            await serve()
+            await self._go_on(connections, listeners)
         self.drop()  # the sockets of those that have gone meanwhile
         with contextlib.suppress(Broken):
             await aside(self._line.say, {"serving": True})
         self._line.close()
-        if self._feeds or self._connections:
-            log.info("taken over", extra={"facts": {"feeds": self._feeds, "connections": self._connections, "let_go": self._lost}})
+        await arriving.take_all()
+        hub.redelivery.take_over(retries)
+        if taking.taken or self._connections:
+            log.info("taken over", extra={"facts": {"feeds": taking.taken, "connections": self._connections, "let_go": taking.lost}})
 
-    async def _go_on(self, kinds: list[bool], handed: list[socket.socket], listeners: Listeners) -> None:
-        for is_admin, visitor in zip(kinds, handed, strict=True):
+    async def _go_on(self, connections: list[tuple[bool, socket.socket]], listeners: Listeners) -> None:
+        for is_admin, visitor in connections:
             try:
                 await listeners.adopt(visitor, is_admin)
                 self._connections += 1
             except OSError:
                 visitor.close()  # it has gone by now
 
-    async def _at_hand(self, store: Store, word: Word, handed: list[Any]) -> list[tuple[Told, list[tuple[str, int]], Any]]:
+    async def _at_hand(self, store: Store, feeds: list[tuple[Told, Any]], newest: int) -> list[tuple[Told, list[tuple[str, int]], Any]]:
         """The feeds, what of their patterns they have not met yet, and their transports; with all that they have been sent at hand here."""
-        feeds = [Told(*told) for _, *told in word["feeds"]]
         try:
-            await store.reach(word["newest"], *{stand[0] for told in feeds for stand in told.places}, *{each for told in feeds for each in told.patterns})
+            await store.reach(newest, *{stand[0] for told, _ in feeds for stand in told.places}, *{each for told, _ in feeds for each in told.patterns})
         except Refusal as refusal:
             log.warning("what feeds were sent is not at hand", extra={"facts": {"because": refusal.code}})
         meant: dict[tuple[str, ...], list[str]] = {}
         found = []
-        for told, transport in zip(feeds, handed, strict=True):
+        for told, transport in feeds:
             patterns = tuple(told.patterns)
             if patterns and patterns not in meant:
                 search = Search(store, (), patterns)
@@ -182,8 +225,13 @@ class Successor:
                     await asyncio.sleep(0)
                 meant[patterns] = search.found()
             known = {stand[0] for stand in told.places}
-            found.append((told, [(name, store.seek(store.open(name), word["newest"])) for name in meant.get(patterns, ()) if name not in known], transport))
+            found.append((told, [(name, store.seek(store.open(name), newest)) for name in meant.get(patterns, ()) if name not in known], transport))
         return found
+
+
+def _can_come_later(feed: tuple[Told, Any]) -> bool:
+    """Whether all that it misses meanwhile is in the store (see `arriving.py`)."""
+    return not feed[0].patterns and feed[0].care is None
 
 
 async def _transport(handed: socket.socket) -> Any:

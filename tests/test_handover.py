@@ -214,27 +214,69 @@ async def test_tls_cannot_go_over_so_it_is_let_go_and_comes_to_the_next(tmp_path
 # Who dies on the way
 
 
-async def test_a_successor_that_dies_leaves_devices_that_are_told_to_come_back(tmp_path):
-    with serving(tmp_path, "sqlite") as (first, _):
+def follower(tmp_path) -> tuple[Line, list[socket.socket]]:
+    """Somebody who has come to take over, and has been shown what is there; who then dies of what becomes of it."""
+    line = visit(str(tmp_path / "h"))
+    line.say({"pere": VERSION, "store": place_of(Config(store=f"sqlite:{tmp_path / 'pere.db'}"))})
+    word, sockets = line.hear()
+    assert [kind for kind, *_ in word["listening"]] == ["tcp"]
+    word, more = line.hear()
+    assert [(number, told[1]) for number, told in word["ahead"]] == [(0, "d"), (1, "")] and len(more) == 2
+    assert line.hear() == ({"shown": [True]}, [])
+    return line, sockets + more
+
+
+async def test_a_successor_that_dies_before_anything_was_left_to_it_is_not_noticed(tmp_path):
+    with serving(tmp_path, "sqlite") as (first, follow):
+        feeds, line = [await wire.listen(first.port, "c", device="d"), await wire.listen(first.port, "c", version="1.0")], await wire.Wire.open(first.port)
+        heir, sockets = follower(tmp_path)
+        for each in (*sockets, heir):
+            each.close()
+        until_it_waits(tmp_path)
+        await line.send(wire.said("POST", "/push/c", b"1"))
+        assert (await line.answer()).status == 201
+        assert [(await feed.event()).data for feed in feeds] == ["1", "1"] and first._popen.poll() is None
+        second = follow()
+        assert first.end() == 0 and "this one goes on" in first.err
+        await line.send(wire.said("POST", "/push/c", b"2"))
+        assert (await line.answer()).status == 201
+        assert [(await feed.event()).data for feed in feeds] == ["2", "2"] and not feeds[0].controls
+        assert second.end(signal.SIGTERM) == 0
+        for each in (*feeds, line):
+            each.close()
+
+
+async def test_a_successor_that_dies_with_all_in_its_hands_leaves_the_other_to_go_on_and_devices_come_back(tmp_path):
+    with serving(tmp_path, "sqlite", "--unix", str(tmp_path / "u")) as (first, follow):
         feeds = [await wire.listen(first.port, "c", device="d"), await wire.listen(first.port, "c", version="1.0")]
         line = visit(str(tmp_path / "h"))
         line.say({"pere": VERSION, "store": place_of(Config(store=f"sqlite:{tmp_path / 'pere.db'}"))})
-        word, sockets = line.hear()
-        assert [kind for kind, *_ in word["listening"]] == ["tcp"]
-        word, more = line.hear()
-        assert word == {"ahead": [0, 1]} and len(more) == 2
+        sockets = line.hear()[1] + line.hear()[1]
         assert line.hear() == ({"shown": [True]}, [])
         line.say({"seen": True})
-        word, _ = line.hear()
-        assert [(number, told[1]) for number, *told in word["feeds"]] == [(0, "d"), (1, "")]
-        for each in (*sockets, *more):
+        while "live" not in (word := line.hear()[0]):
+            pass
+        assert (word["live"], word["flushed"]) == ([0, 1], {"c": 0})
+        waiting = await wire.Wire.open(first.port)
+        await waiting.send(wire.said("POST", "/push/c", b"1"))
+        for each in (*sockets, line):
             each.close()
-        line.close()
         for feed in feeds:
             assert [message.event for message in await feed.end()] == ["pere.bye"]
             feed.close()
+        assert (await waiting.answer()).status == 201, "who connected meanwhile has waited"
+        waiting.close()
+        assert first._popen.poll() is None and "goes on itself" in first.err
+        back, unix = await wire.listen(first.port, "c", device="d"), await wire.listen(str(tmp_path / "u"), "c", device="u")
+        assert (await back.event()).data == "1"
+        until_it_waits(tmp_path)
+        second = follow()
         assert first.end() == 0
-        assert "does not serve" in first.err
+        await wire.push(second.port, "c", 2)
+        assert [(await feed.event()).data for feed in (back, unix)] == ["2", "2"]
+        assert second.end(signal.SIGTERM) == 0 and not (tmp_path / "u").exists()
+        for each in (back, unix):
+            each.close()
 
 
 async def fake(tmp_path, says) -> asyncio.Task:
@@ -267,8 +309,8 @@ async def test_a_predecessor_that_dies_or_is_of_another_version_leaves_its_socke
     def says(line: Line) -> None:
         line.say({"pere": version, "store": f"sqlite:{os.path.realpath(tmp_path / 'pere.db')}", "pid": 1, "listening": [["tcp", "127.0.0.1", port], ["unix", "/elsewhere", 0]]}, [tcp.fileno(), tcp.fileno()])
         if version == VERSION:
-            line.say({"ahead": [0]}, [device[0].fileno()])
-            line.say({"feeds": [[0, 0, "d", [], None, None, [["c", 0, 0, 0, 0, 0, 0]], None, "", ""]], "newest": 0})
+            line.say({"ahead": [[0, [0, "d", [], None, None, [["c", 0, 0, 0, 0, 0, 0]], None, "", ""]]]}, [device[0].fileno()])
+            line.say({"live": [0], "flushed": {"c": 0}, "newest": 0})
         tcp.close()
         device[0].close()
 

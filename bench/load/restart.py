@@ -8,7 +8,8 @@ process follows another on a socket that is handed in, as systemd does it; *over
 serve for a while, on a port that they share by SO_REUSEPORT; *handover* and *redis handover*, where the next one takes over what is open (`--handover`).
 
 A latency counts from the time for which a push was scheduled, to its arrival at a device. *During* is from the signal (the start of the next process, where that is earlier) until all feeds are
-back and a second longer. *Refused* is a connection that was, *cut* a request whose connection ended before its answer came (it is said again, a push with the same Idempotency-Key),
+back and a second longer; *in all* is from the first of these moments to the last, with what is usual between two restarts in it; *usual* is all the rest. The *pause* is the longest that one of the
+requests had to wait that ask /healthz all the time, one after the other: until the server answers again, whoever it is by then. *Refused* is a connection that was, *cut* a request whose connection ended before its answer came (it is said again, a push with the same Idempotency-Key),
 *lost* is an event that a device of its audience never got, or a receipt that was answered 200 and is not in the delivery status; *doubled* an event that a device was sent twice.
 """
 
@@ -38,6 +39,7 @@ WAYS = ("sqlite", "overlap", "handover", "redis", "redis handover")
 LINES = 16  # connections that carry the receipts
 RETRY = 3.0  # seconds after which a feed that ended without a word comes back
 KNOCK = 0.05  # and who was refused or cut
+PULSE = 0.005  # seconds between two looks at whether somebody answers
 
 
 class Line(asyncio.Protocol):
@@ -158,6 +160,7 @@ class Load:
         self.channels = max(1, devices // 20)
         self.counts: Counter[str] = Counter()
         self.latencies: list[tuple[float, float]] = []
+        self.waits: list[tuple[float, float]] = []  # for an answer of whoever serves: when it was asked for, and how long
         self.pushed: dict[bytes, str] = {}  # the channel of each event
         self.receipts = 0  # that were answered 200
         self.is_over = False
@@ -222,6 +225,15 @@ class Load:
             self._publishers[number % len(self._publishers)].ask(
                 f"POST /push/{channel} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k{number}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body, then)
             due += self._pause
+
+    async def feel_pulse(self) -> None:
+        line = Line(self)
+        while not self.is_over:
+            began, done = time.monotonic(), asyncio.Event()
+            line.ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", lambda status, body, done=done: done.set())  # type: ignore[misc]
+            await done.wait()
+            self.waits.append((began, time.monotonic() - began))
+            await asyncio.sleep(PULSE)
 
     async def settle(self) -> None:
         """Until all that was pushed has arrived and is answered, or nothing more comes."""
@@ -353,7 +365,7 @@ async def measure(way: str, devices: int = 5000, restarts: int = 3, per_second: 
 async def _measure(servers: Servers, load: Load, restarts: int, usual: float) -> dict[str, float]:
     servers.current = await servers.start()
     await load.begin()
-    pushing = asyncio.ensure_future(load.push())
+    pushing, feeling = asyncio.ensure_future(load.push()), asyncio.ensure_future(load.feel_pulse())
     windows: list[tuple[float, float]] = []
     took: list[float] = []
     await asyncio.sleep(usual)
@@ -366,12 +378,17 @@ async def _measure(servers: Servers, load: Load, restarts: int, usual: float) ->
         windows.append((began, time.monotonic()))
         await asyncio.sleep(usual)
     load.is_over = True
-    await pushing
+    await asyncio.gather(pushing, feeling)
     load.is_over = False
     await asyncio.sleep(0.1)
     await load.settle()
-    during = [latency for due, latency in load.latencies if any(begin <= due <= end for begin, end in windows)]
-    before = [latency for due, latency in load.latencies if not any(begin <= due <= end for begin, end in windows)]
+    def is_during(moment: float) -> bool:
+        return any(begin <= moment <= end for begin, end in windows)
+
+    during = [latency for due, latency in load.latencies if is_during(due)]
+    before = [latency for due, latency in load.latencies if not is_during(due)]
+    whole = [latency for due, latency in load.latencies if windows and windows[0][0] <= due <= windows[-1][1]]
+    pauses = [max((wait for asked, wait in load.waits if begin <= asked <= end), default=0.0) for begin, end in windows]
     lost, doubled = load.missing(), load.doubled()
     return {
         "devices": len(load.devices), "restarts": restarts, "pushes": len(load.pushed), "deliveries": len(load.latencies), "receipts": load.receipts,
@@ -379,6 +396,8 @@ async def _measure(servers: Servers, load: Load, restarts: int, usual: float) ->
         "came back": load.counts["feeds opened"] - len(load.devices), "lost events": lost, "lost receipts": await load.unkept(), "doubled": doubled,
         "p50 usual, ms": _quantile(before, 0.5), "p99 usual, ms": _quantile(before, 0.99),
         "p50 during, ms": _quantile(during, 0.5), "p99 during, ms": _quantile(during, 0.99), "worst during, ms": 1000 * max(during, default=0.0),
+        "p99 in all, ms": _quantile(whole, 0.99), "worst usual, ms": 1000 * max(before, default=0.0),
+        "pause, ms": 1000 * statistics.mean(pauses) if pauses else 0.0, "longest wait usual, ms": 1000 * max((wait for asked, wait in load.waits if not is_during(asked)), default=0.0),
         "restart took, s": statistics.mean(took) if took else 0.0, "until all were back, s": statistics.mean(end - begin - 1 for begin, end in windows) if windows else 0.0,
     }
 

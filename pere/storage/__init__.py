@@ -374,6 +374,14 @@ class Store(ABC):
     async def settle(self) -> None:
         """Done when everything that this store was told before is kept, or is known not to be."""
 
+    async def save(self) -> None:
+        """Save what can be saved before the end, so that less is left for it. Nobody waits for that."""
+        return
+
+    async def put_down(self) -> None:
+        """The first part of `close`, where another process goes on with the feeds and waits for the store: done when it may have it. Nothing is told to this one any more."""
+        await self.close()
+
     @abstractmethod
     async def close(self) -> None:
         """Save what is to be saved, at the end. Nothing is asked of the store after that."""

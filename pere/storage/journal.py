@@ -66,6 +66,8 @@ class Journal:
         self._began = 0.0  # what it is at; 0 is that it waits for something to do
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[tuple[Batch, Written] | None] = SimpleQueue()
+        self._ended = asyncio.Event()
+        self._is_left = False
         self._thread = threading.Thread(target=self._run, name="pere-journal", daemon=True)
         self._thread.start()
 
@@ -89,13 +91,21 @@ class Journal:
     def decline(self, missing: str) -> None:
         raise OSError(f"{missing} was deleted, moved away or replaced while it was in use; put it back, or start again")
 
+    async def leave(self) -> None:
+        """Write what is in the queue, and end; another process waits for the file, and does what there is to tidy up."""
+        self._is_left = True
+        await self._end()
+
     async def close(self) -> None:
         """Write what is in the queue, and end."""
-        self._queue.put(None)
-        while self._thread.is_alive():
-            await asyncio.sleep(0.005)
+        await self._end()
         if self._index is not None:
             os.close(self._index)
+
+    async def _end(self) -> None:
+        if not self._ended.is_set():
+            self._queue.put(None)
+            await self._ended.wait()
 
     def _run(self) -> None:
         while True:
@@ -123,10 +133,12 @@ class Journal:
             if failure is None:
                 self._checkpoint()
         try:
-            self._connection.execute("pragma wal_checkpoint(truncate)")
+            if not self._is_left:
+                self._connection.execute("pragma wal_checkpoint(truncate)")
             self._connection.close()
         except sqlite3.Error as error:
             log.warning("the file could not be tidied up", extra={"facts": {"error": str(error)}})
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     def _commit(self, batch: Batch) -> list[Any]:
         connection = self._connection

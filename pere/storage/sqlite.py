@@ -8,6 +8,7 @@ of an event in the ledger follow a second or two later; at start what the log sa
 the like may be a moment old after a crash: then a device is sent again what it had, which is why it answers by event id.
 """
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -34,6 +35,7 @@ log = logging.getLogger("pere.store")
 UNTOLD = 10_000  # milliseconds before the end within which it is not known whether all was told that was decided
 MAX_DUE = 500  # events that are expired in one sweep
 HOUR = 3600.0
+SAVING = 0.1  # seconds for what is saved ahead of the end
 QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for long
 
 
@@ -61,7 +63,7 @@ class SqliteStore(Committing):
             self._lock.release()
             raise ConfigError(f"{path} cannot be read: what is in it does not agree ({error!r}); `pere store check` tells more") from None
         self._journal = Journal(path, self._lock, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
-        self._is_closed = False
+        self._is_down = self._is_closed = False
         # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
         self._aged = self._number_before = self._number
         self._soon()
@@ -385,15 +387,40 @@ class SqliteStore(Committing):
             self._wishes.append(("delete from members where channel = ?", (shelf.number,)))
             self._wishes.append(("insert or replace into meta values ('channel', ?)", (self._newest_channel,)))
 
+    async def save(self) -> None:
+        for shelf in self._shelves.values():
+            self._visit(shelf)
+        self._aged = self._number + 1
+        # Where there is always something more to commit, it is not waited for the end of that.
+        await asyncio.wait((asyncio.ensure_future(self._pause()),), timeout=SAVING)
+
+    async def put_down(self) -> None:
+        if not self._is_down:
+            self._is_down = True
+            await self._save_rest(is_followed=True)
+            await self._journal.leave()
+            self._lock.release()
+
     async def close(self) -> None:
         if self._is_closed:
             return
-        self._is_closed = True
+        is_down, self._is_down, self._is_closed = self._is_down, True, True
+        if not is_down:
+            await self._save_rest(is_followed=False)
+        self._elsewhere.shutdown()
+        self._far.close()
+        self._reader.close()
+        await self._journal.close()
+        if not is_down:
+            self._lock.release()
+
+    async def _save_rest(self, is_followed: bool) -> None:
+        """Save what is not in the file yet. Who is followed leaves in the file that devices have feeds, and up to where they were written to with all others."""
         await self.settle()
         for shelf in self._shelves.values():
             assert isinstance(shelf, DiskShelf)
             shelf.shown = shelf.backlog.last
-            for member in shelf.audience:
+            for member in shelf.audience if not is_followed else ():
                 member.saved = None
             self._visit(shelf)
         self._aged = self._number + 1
@@ -403,8 +430,3 @@ class SqliteStore(Committing):
         while self._trouble is None and (self._moved or self._wishes or len(self._dirty) not in (0, before)):
             before = len(self._dirty)
             await self._pause()
-        self._elsewhere.shutdown()
-        self._far.close()
-        self._reader.close()
-        await self._journal.close()
-        self._lock.release()
