@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,20 +9,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-import pytest
-
-PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-def needed() -> str:
-    """The program; without it a test is skipped, unless it is run where everything must be there (`.ci/run` installs it)."""
-    if PROGRAM is None:
-        reason = "nginx is not installed (apt-get install nginx)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return PROGRAM
-
+from programs import needed
 
 class Nginx:
     """One that listens on `ports` with what stands in `http`, which is put into the smallest configuration around it:
@@ -47,7 +33,7 @@ class Nginx:
         return (self._folder / "nginx.log").read_text()
 
     def start(self) -> Self:
-        command = [needed(), "-p", str(self._folder), "-c", str(self._folder / "nginx.conf"), "-e", "stderr", "-g", f"daemon off; pid {self._folder}/nginx.pid;"]
+        command = [needed("nginx", "nginx"), "-p", str(self._folder), "-c", str(self._folder / "nginx.conf"), "-e", "stderr", "-g", f"daemon off; pid {self._folder}/nginx.pid;"]
         with open(self._folder / "nginx.log", "ab") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         deadline = time.monotonic() + 20

@@ -2,25 +2,14 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from programs import needed
 
 FOREIGN = Path(__file__).parent / "foreign"
-
-
-def needed(name: str, package: str) -> str:
-    """The program, of Debian's package of this name; without it a test is skipped, unless it is run where everything must be there."""
-    if (program := shutil.which(name)) is None:
-        reason = f"{name} is not installed (apt-get install {package})"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
 
 
 def packages() -> Path:

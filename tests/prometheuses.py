@@ -1,8 +1,6 @@
 """Real Prometheus for tests, as a process of its own with its data in a folder of the test."""
 
 import json
-import os
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -10,23 +8,13 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
 
-import pytest
+from programs import needed
 from redises import free_port
-
-
-def needed(name: str = "prometheus") -> str:
-    """The program, of Debian's package `prometheus`; without it a test is skipped, unless it is run where everything must be there."""
-    if (program := shutil.which(name)) is None:
-        reason = f"{name} is not installed (apt-get install prometheus)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
 
 
 def promtool(*arguments: str | Path) -> str:
     """What it says, which must be no complaint."""
-    told = subprocess.run([needed("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    told = subprocess.run([needed("promtool", "prometheus"), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     return told.stdout
 
@@ -41,7 +29,7 @@ class Prometheus:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        command = [needed(), f"--config.file={self._config}", f"--storage.tsdb.path={self._folder / 'data'}", f"--web.listen-address={self.url[7:]}"]
+        command = [needed("prometheus", "prometheus"), f"--config.file={self._config}", f"--storage.tsdb.path={self._folder / 'data'}", f"--web.listen-address={self.url[7:]}"]
         with open(self._folder / "prometheus.log", "wb") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         deadline = time.monotonic() + 30

@@ -1,7 +1,6 @@
 """Real redis-servers for tests, as processes of their own that keep their files in a folder of the test."""
 
 import atexit
-import os
 import shutil
 import signal
 import socket
@@ -12,19 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-import pytest
-
-PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
-
+import programs
 
 def needed() -> str:
-    """The program; without it a test is skipped, unless it is run where everything must be there (`.ci/run` installs it)."""
-    if PROGRAM is None:
-        reason = "redis-server is not installed (apt-get install redis-server)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return PROGRAM
+    return programs.needed("redis-server", "redis-server", "valkey-server")
 
 
 def free_port() -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,19 +9,11 @@ from pathlib import Path
 
 import pytest
 from nginxes import is_open
+from programs import needed
 from redises import free_port
 from test_deploy_nginx import answer_in_a_browser, browser
 
 TEXT = (Path(__file__).parent.parent / "deploy" / "Caddyfile").read_text()
-
-
-def needed() -> str:
-    if (program := shutil.which("caddy")) is None:
-        reason = "caddy is not installed (apt-get install caddy)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
 
 
 @pytest.fixture
@@ -38,7 +29,7 @@ def caddy(tmp_path: Path) -> Iterator:
             text = text.replace(old, new)
         (tmp_path / "Caddyfile").write_text(f"{{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n\tstorage file_system {tmp_path}/kept\n}}\n{text}")
         with open(tmp_path / "caddy.log", "wb") as out:
-            running.append(subprocess.Popen([needed(), "run", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"], stdout=out, stderr=out,
+            running.append(subprocess.Popen([needed("caddy", "caddy"), "run", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"], stdout=out, stderr=out,
                                             env=os.environ | {"HOME": str(tmp_path)}))
         deadline = time.monotonic() + 30
         while not (tmp_path / "kept/certificates/local/localhost/localhost.crt").exists() or not is_open(tls):
@@ -60,5 +51,5 @@ async def test_by_http_2_a_feed_and_its_receipts_are_on_one_connection_and_a_nod
 
 
 async def test_the_configuration_is_as_caddy_itself_would_write_it():
-    told = subprocess.run([needed(), "fmt", "-"], input=TEXT, capture_output=True, text=True, check=False)
+    told = subprocess.run([needed("caddy", "caddy"), "fmt", "-"], input=TEXT, capture_output=True, text=True, check=False)
     assert told.stdout == TEXT, told.stderr

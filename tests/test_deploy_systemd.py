@@ -1,8 +1,6 @@
 """The units of deploy/: systemd finds nothing wrong with them, and a server that gets the sockets and variables that they say serves there."""
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import pytest
 import wire
 from minting import SECRET, bearer
 from processes import ENVIRONMENT, Process
+from programs import needed
 from redises import free_port
 
 from pere.config import Config
@@ -26,15 +25,6 @@ def said(unit: str, name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", unit, re.M)
 
 
-def needed(program: str) -> str:
-    if (found := shutil.which(program)) is None:
-        reason = f"{program} is not installed (apt-get install systemd)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
 @pytest.fixture
 def units(tmp_path):
     """The units with a program that is there, as systemd asks for."""
@@ -45,7 +35,7 @@ def units(tmp_path):
 
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([needed("systemd-analyze"), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([needed("systemd-analyze", "systemd"), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_systemd_finds_nothing_wrong(units):
@@ -84,7 +74,7 @@ class Activated(Process):
 
 
 async def test_a_server_with_these_sockets_and_settings_serves_nginx_by_the_one_and_prometheus_by_the_other(tmp_path):
-    needed("systemd-socket-activate")
+    needed("systemd-socket-activate", "systemd")
     variables = dict(value.split("=", 1) for value in said(SERVICE, "Environment"))
     assert variables["PERE_STORE"].startswith(f"sqlite:/var/lib/{said(SERVICE, 'StateDirectory')[0]}/")
     variables |= {"PERE_STORE": f"sqlite:{tmp_path / 'pere.db'}", "PERE_JWT_SECRET": SECRET}

@@ -4,7 +4,8 @@ import json
 import sys
 from contextlib import ExitStack
 
-from nodes import FOREIGN, needed, packages
+from nodes import FOREIGN, packages
+from programs import needed
 from processes import Process, Served
 
 from pere import SyncClient

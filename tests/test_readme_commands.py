@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from nodes import needed
 from processes import ENVIRONMENT, Served
+from programs import needed
 from readme import README, SERVER, Block, blocks, commands, section, snippet
 from redises import RedisServer, free_port
 from terminals import Terminal

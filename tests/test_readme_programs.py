@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from importlib import import_module
 
 import pytest
-from nodes import needed
 from processes import ENVIRONMENT, Process, Served
+from programs import needed
 from readme import blocks, snippet
 from werkzeug.serving import make_server
 
