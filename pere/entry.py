@@ -5,15 +5,33 @@ Who changes these is the ledger, which also adds up over all events; see there.
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 from pere.audience import Audience
 from pere.event import Event
-from pere.receipt import ABSENT, DELIVERED, FAILED, NAMES, PENDING, PROCESSED, RULES, STATE, quantiles
+from pere.receipt import ABSENT, DELIVERED, FAILED, LATE, NAMES, PENDING, PROCESSED, RESENT, RULES, SECONDS, STATE, quantiles
 
 SAYING_BYTES = 150  # what each different saying takes beside its own bytes
+PRESENT = bytes(byte & STATE != ABSENT for byte in range(256))  # which bytes are those of a device in the audience
 _STATES = bytes(byte & STATE for byte in range(256))
+
+
+class Line(NamedTuple):
+    """What is known of the event on one device; `latency` in seconds (good to 5 %), None before its receipt."""
+
+    device: str
+    slot: int
+    state: int
+    late: bool
+    resends: int
+    latency: float | None
+    status: bytes | None
+
+
+# Without the call of `Line.__new__`, which is Python's: a page asks for a hundred.
+_line: Callable[[tuple[Any, ...]], Line] = partial(tuple.__new__, Line)
 
 
 class Entry:
@@ -126,3 +144,17 @@ class Entry:
     def good_count(self) -> int:
         """How many devices have it, by the level that the push asked for; a failure is a receipt, but does not satisfy."""
         return self.counts[PROCESSED] + (self.counts[DELIVERED] if self.event.level == DELIVERED else 0)
+
+    def lines(self, start: int = 0, wanted: bytes = PRESENT) -> Iterator[Line]:
+        """The devices in the order of their slots, from one slot on; stable while receipts come in. `wanted` maps the bytes
+        of the states that are meant to 1 and all others to 0."""
+        names, states, latencies, said, sayings = self.names, self.states, self.latencies, self.said, list(self.sayings)
+        # Marked and found in C: who pages through the last few that are open does not pass by the thousands that have answered.
+        find = states.translate(wanted).find
+        slot = find(1, start)
+        while slot >= 0:
+            byte = states[slot]
+            latency = SECONDS[latencies[slot]] if latencies is not None and latencies[slot] else None
+            code = said[slot] if said is not None else 0
+            yield _line((names[slot], slot, byte & STATE, byte & LATE != 0, byte // RESENT, latency, sayings[code - 1] if code else None))
+            slot = find(1, slot + 1)

@@ -4,6 +4,9 @@ A Connection turns the bytes that arrive into requests, and its Conversation see
 a handler could see it: what cannot be read (see also `heads.py`), is too long or comes too slowly. A request that is like the last one
 needs no parser (see `alike.py`).
 
+It is longer than a file should be because what the parser says comes in pieces: what was heard last decides what the next piece means, how it
+is measured and how long it may take.
+
 This file knows no channel, no device and no event.
 """
 

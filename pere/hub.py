@@ -3,6 +3,9 @@
 The hub broadcasts only what the store has delivered. Events that arrive in one turn of the loop are joined and written once
 to each live feed, by a loop that looks nothing up and checks only that the socket took all. A feed that connects or
 falls behind reads from the backlog, as fast as its socket drains, until it is up to date, and then joins the live set.
+
+It is longer than a file should be because whatever comes, reads, is written to or goes moves between the same few sets (live, behind,
+careful, by channel and by pattern): that each feed is in the right ones, and nothing awaits in between, is seen only where all of it stands.
 """
 
 import asyncio
@@ -20,13 +23,14 @@ import orjson
 
 from pere import sse
 from pere.audience import Member
+from pere.care import Care
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
 from pere.event import SECURE, Event, format_id
 from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye, kind_of
 from pere.names import pattern as compiled
-from pere.redelivery import Care, Redelivery
+from pere.redelivery import Redelivery
 from pere.replay import Replay, cancel, mark
 from pere.storage import Shelf, Store
 from pere.wheel import Wheel

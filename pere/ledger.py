@@ -12,9 +12,7 @@ import math
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
 
 from pere.audience import Audience, Member
 from pere.bulk import Bulk, Receipt
@@ -28,14 +26,12 @@ from pere.receipt import (
     DELIVERED,
     EXPIRED,
     FIRST,
-    LATE,
     MAX_RESENDS,
     NAMES,
     NONE,
     PENDING,
     PROCESSED,
     RESENT,
-    SECONDS,
     STATE,
     bucket,
     closes,
@@ -44,7 +40,6 @@ from pere.receipt import (
 )
 
 ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
-PRESENT = bytes(byte & STATE != ABSENT for byte in range(256))  # which bytes are those of a device in the audience
 
 
 def unknown_receipt() -> NotFound:
@@ -78,22 +73,6 @@ def moment_of(event: Event, at: float | None, now: float) -> float:
 
 # A receipt that was found to be possible: whose, the slot, the state it says, the device's own word as JSON, and when it did it.
 Row = tuple[Entry, Member | None, int, int, bytes | None, float]
-
-
-class Line(NamedTuple):
-    """What the ledger says of one device and one event; `latency` in seconds (good to 5 %), None before its receipt."""
-
-    device: str
-    slot: int
-    state: int
-    late: bool
-    resends: int
-    latency: float | None
-    status: bytes | None
-
-
-# Without the call of `Line.__new__`, which is Python's: a page asks for a hundred.
-_line: Callable[[tuple[Any, ...]], Line] = partial(tuple.__new__, Line)
 
 
 class Ledger:
@@ -483,20 +462,6 @@ class Ledger:
     def oldest_open(self) -> Entry | None:
         """The oldest event that somebody still owes a receipt for."""
         return next(iter(self._open.values()), None)
-
-    def lines(self, entry: Entry, start: int = 0, wanted: bytes = PRESENT) -> Iterator[Line]:
-        """The devices of an event in the order of their slots, from one slot on; stable while receipts come in. `wanted` maps the bytes
-        of the states that are meant to 1 and all others to 0."""
-        names, states, latencies, said, sayings = entry.names, entry.states, entry.latencies, entry.said, list(entry.sayings)
-        # Marked and found in C: who pages through the last few that are open does not pass by the thousands that have answered.
-        find = states.translate(wanted).find
-        slot = find(1, start)
-        while slot >= 0:
-            byte = states[slot]
-            latency = SECONDS[latencies[slot]] if latencies is not None and latencies[slot] else None
-            code = said[slot] if said is not None else 0
-            yield _line((names[slot], slot, byte & STATE, byte & LATE != 0, byte // RESENT, latency, sayings[code - 1] if code else None))
-            slot = find(1, slot + 1)
 
     def __contains__(self, event_id: int) -> bool:
         return event_id in self.entries

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pere.audience import Member
+from pere.care import Care
 from pere.event import SECURE
 from pere.feed import Feed
 from pere.hub import Hub
-from pere.redelivery import Care
 from pere.storage import Store
 
 # A place, as Place has it: channel, ordinal, id, known, sent, read, wanted.

@@ -8,24 +8,21 @@ import asyncio
 import logging
 import re
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tornado.web import Application, RequestHandler
 
 import pere
-from pere.auth import FEED, PUSH, Verifier
+from pere.auth import FEED, PUSH
 from pere.bearers import Bearers
-from pere.config import KIB, Config, networks, without_password, words
+from pere.config import KIB, Config, without_password, words
 from pere.cors import Cors
 from pere.door import Door, Route
 from pere.drain import Drain
-from pere.errors import ConfigError
 from pere.feed import UNKEPT
 from pere.followers import Followers
 from pere.gate import Gate
@@ -52,7 +49,7 @@ from pere.log import change
 from pere.metrics import Collector, Measures, Scrape, registry
 from pere.openapi.asyncapi import asyncapi
 from pere.openapi.document import openapi
-from pere.outside import Outside
+from pere.parts import jwks_of, keys_of, open_store, outside_of, spans_to, verifier_of
 from pere.predecessor import Predecessor
 from pere.reloading import Reloading
 from pere.reporter import Reporter
@@ -60,17 +57,11 @@ from pere.revocations import KIND as REVOKED
 from pere.revocations import Revocations
 from pere.sender import Sender
 from pere.storage import Store
-from pere.storage.memory import MemoryStore
-from pere.storage.sqlite import SqliteStore
 from pere.successor import Successor
 from pere.waiting import Waits
 from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
 from pere.wheel import Wheel
-
-if TYPE_CHECKING:  # to import what verifies takes a sixth of a start, and most who try a server have no keys
-    from pere.jwks import Jwks
-    from pere.keys import Key
 
 log = logging.getLogger("pere")
 
@@ -373,77 +364,6 @@ class Sweeper:
     def due(self, now: float) -> float:
         self._store.sweep(self._store.clock(), self._hub.is_used)
         return 1.0
-
-
-def outside_of(config: Config) -> Outside:
-    """Where webhooks may go. Raises ConfigError for networks that are none."""
-    try:
-        return Outside(networks(config.webhook_allow_networks), config.webhook_allow_http)
-    except ConfigError as error:
-        raise ConfigError(f"--webhook-allow-networks: {error}") from None
-
-
-def spans_to(url: str) -> Any:
-    """What sends spans there; None if they are not wanted. Raises ConfigError where it is not installed."""
-    if not url:
-        return None
-    try:
-        from pere.spans import Spans
-    except ImportError as error:
-        raise ConfigError(f"--otlp needs what `pip install 'pere[otel]'` installs ({error})") from None
-    return Spans.to(url)
-
-
-def verifier_of(config: Config) -> Verifier | None:
-    """What tells whose a token is; None where there are no keys. Raises ConfigError for keys that cannot be."""
-    if not config.has_keys:
-        return None
-    return Verifier(keys_of(config), config.jwt_audience, config.jwt_leeway, config.jwt_max_age, () if config.jwt_jwks else None)
-
-
-def jwks_of(config: Config, verifier: Verifier | None) -> "Jwks | None":
-    """The document whose keys come and go, if there is one."""
-    if verifier is None or not config.jwt_jwks:
-        return None
-    from pere.jwks import Jwks
-
-    return Jwks(config.jwt_jwks, verifier.fetch)
-
-
-def keys_of(config: Config) -> list["Key"]:
-    """The keys that stand, read out of their file. Raises ConfigError for what is none."""
-    if not (config.jwt_secret or config.jwt_public_key):
-        return []
-    from pere.keys import of_pem, of_secret
-
-    keys = []
-    try:
-        if config.jwt_secret:
-            keys.append(of_secret(config.jwt_secret))
-    except ValueError as error:
-        raise ConfigError(f"--jwt-secret: {error}") from None
-    try:
-        if config.jwt_public_key:
-            keys += of_pem(Path(config.jwt_public_key).read_bytes())
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"--jwt-public-key {config.jwt_public_key}: {getattr(error, 'strerror', None) or error}") from None
-    return keys
-
-
-def open_store(config: Config) -> Store:
-    """The store that `--store` names. Raises ConfigError for one that there is not."""
-    if config.store == "memory:":
-        return MemoryStore(config)
-    kind, _, path = config.store.partition(":")
-    if kind == "sqlite" and path:
-        return SqliteStore(config, time.time, path)
-    if config.is_shared:
-        try:
-            from pere.storage.redis import RedisStore
-        except ImportError as error:
-            raise ConfigError(f"--store {kind}: needs what `pip install 'pere[redis]'` installs ({error})") from None
-        return RedisStore(config, time.time, config.store)
-    raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")
 
 
 def _renew_log(config: Config) -> Callable[[], None]:

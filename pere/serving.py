@@ -19,8 +19,9 @@ from pere.handover import Deposit, Line
 from pere.layers import Layers
 from pere.listening import bound
 from pere.log import set_up
+from pere.parts import open_store
 from pere.predecessor import Following, Predecessor
-from pere.server import Server, open_store
+from pere.server import Server
 from pere.storage import Store
 from pere.successor import Successor
 

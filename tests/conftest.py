@@ -22,7 +22,8 @@ from redises import named
 from tornado.ioloop import IOLoop
 
 from pere.config import Config
-from pere.server import Server, open_store
+from pere.parts import open_store
+from pere.server import Server
 from pere.storage import Store
 
 # No property is judged by how long an example takes: a machine may be as busy as it likes.

@@ -10,7 +10,7 @@ import pytest
 import wire
 
 from pere.feed import Feed, Place
-from pere.redelivery import Care
+from pere.care import Care
 
 FRAME = re.compile(rb"(?:[^\n]+\n)+\n")
 

@@ -15,8 +15,9 @@ from redises import named
 from pere.config import Config
 from pere.event import parse_id
 from pere.handlers.many import alike
+from pere.parts import open_store
 from pere.receipt import PROCESSED
-from pere.server import Server, open_store
+from pere.server import Server
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"

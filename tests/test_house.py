@@ -23,7 +23,7 @@ FILES = sorted(path.relative_to(HOUSE).as_posix() for path in (HOUSE / "pere").r
 DOORS = {"pere/__init__.py", "pere/client/__init__.py"}
 
 # Rules that are handed all they need: no sockets, no loop, no clock of their own.
-PURE = ["errors", "names", "trace", "sse", "receipt", "event", "backlog", "audience", "cors", "devices", "schedule", "bulk", "entry", "ledger", "peers", "limits", "heads", "shape"]
+PURE = ["errors", "names", "trace", "sse", "receipt", "event", "backlog", "audience", "cors", "devices", "schedule", "bulk", "entry", "ledger", "delivery", "peers", "limits", "heads", "shape"]
 OUTSIDE = {"asyncio", "tornado", "uvloop", "httptools", "socket", "ssl", "select", "threading", "time", "random", "os"}
 
 

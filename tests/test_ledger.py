@@ -129,7 +129,7 @@ class AgainstADict(RuleBasedStateMachine):
     def send_again(self, data):
         id = data.draw(st.sampled_from([id for id, entered in self.kept.items() if entered.owing()]))
         entered, entry = self.kept[id], self.ledger.entries[id]
-        line = data.draw(st.sampled_from([line for line in self.ledger.lines(entry) if owes(NAMES[line.state], entered.level)]))
+        line = data.draw(st.sampled_from([line for line in entry.lines() if owes(NAMES[line.state], entered.level)]))
         told = entered.told[line.device]
         attempt = self.ledger.resend(entry, line.slot, MAX_ATTEMPTS)
         if told.resends + 1 == MAX_ATTEMPTS:
@@ -180,7 +180,7 @@ class AgainstADict(RuleBasedStateMachine):
     @invariant()
     def every_device_is_told_by_its_name(self):
         for id, entered in self.kept.items():
-            lines = list(self.ledger.lines(self.ledger.entries[id]))
+            lines = list(self.ledger.entries[id].lines())
             assert [line.slot for line in lines] == sorted({line.slot for line in lines})
             assert {line.device: (NAMES[line.state], line.late, line.resends, line.status) for line in lines} == \
                 {device: told.as_tuple() for device, told in entered.told.items()}
@@ -226,7 +226,7 @@ def test_a_receipt_is_entered_and_told():
     assert ledger.record(1, "c", "d1", PROCESSED, b'"printed"', NOW + 2) == (PROCESSED, FIRST)
     assert ledger.record(1, "c", "d1", PROCESSED, b'"again"', NOW + 3) == (PROCESSED, DUPLICATE)
     assert ledger.record(1, "c", "d1", FAILED, b'"burnt"', NOW + 4) == (PROCESSED, CONFLICT)
-    first, second = ledger.lines(entry)
+    first, second = entry.lines()
     assert (first.device, first.state, first.status, second.device, second.state) == ("d1", PROCESSED, b'"printed"', "d2", 0)
     assert math.isclose(first.latency, 1.0, rel_tol=0.05)  # the first time stands
     assert second.latency is None
@@ -253,12 +253,12 @@ def test_who_registers_later_is_not_in_the_audience():
     entry.audience.join("d2", 1, 1, NOW)
     with pytest.raises(NotFound):
         ledger.record(1, "c", "d2", PROCESSED, None, NOW)
-    assert [line.device for line in ledger.lines(entry)] == ["d1"]
+    assert [line.device for line in entry.lines()] == ["d1"]
 
 
 def test_an_event_with_to_is_for_the_named_ones_registered_or_not():
     ledger, entry = opened("d1", "d2", to=("d9", "d2"))
-    assert [line.device for line in ledger.lines(entry)] == ["d2", "d9"]
+    assert [line.device for line in entry.lines()] == ["d2", "d9"]
     assert ledger.record(1, "c", "d9", PROCESSED, None, NOW) == (PROCESSED, FIRST)
     with pytest.raises(NotFound):
         ledger.record(1, "c", "d1", PROCESSED, None, NOW)
@@ -275,7 +275,7 @@ def test_a_receipt_after_the_end_wins_and_is_told_as_late():
     ledger, entry = opened("d1", "d2")
     assert ledger.expire(1, "ttl") == 2
     assert ledger.record(1, "c", "d1", FAILED, None, NOW + 9) == (FAILED, LATE_FIRST)
-    assert [line.late for line in ledger.lines(entry)] == [True, False]
+    assert [line.late for line in entry.lines()] == [True, False]
     assert ledger.outstanding == 0
     assert ledger.expire(1, "ttl") == 0
 
@@ -315,9 +315,9 @@ def test_what_is_not_in_the_ledger_has_no_end():
 
 def test_lines_can_be_read_on_from_a_slot_while_receipts_come_in():
     ledger, entry = opened("d1", "d2", "d3", "d4")
-    page = [line.device for line in ledger.lines(entry)][:2]
+    page = [line.device for line in entry.lines()][:2]
     ledger.record(1, "c", "d1", PROCESSED, None, NOW)
-    assert page + [line.device for line in ledger.lines(entry, 2)] == ["d1", "d2", "d3", "d4"]
+    assert page + [line.device for line in entry.lines(2)] == ["d1", "d2", "d3", "d4"]
 
 
 @pytest.mark.parametrize("max_attempts, sends", [(1, 1), (5, 5), (15, 15), (16, 16), (99, 16)])
@@ -371,7 +371,7 @@ def test_a_saying_is_kept_once_however_many_say_it():
     ledger, entry = opened("d1", "d2", "d3")
     for device, status in (("d1", b'"fine"'), ("d2", b'"paper jam"'), ("d3", bytes(bytearray(b'"fine"')))):
         ledger.record(1, "c", device, PROCESSED, status, NOW)
-    first, second, third = ledger.lines(entry)
+    first, second, third = entry.lines()
     assert (first.status, second.status) == (b'"fine"', b'"paper jam"')
     assert third.status is first.status
 
@@ -380,14 +380,14 @@ def test_a_device_that_says_nothing_more_keeps_what_it_said():
     ledger, entry = opened("d1")
     ledger.record(1, "c", "d1", DELIVERED, b'"unpacking"', NOW)
     ledger.record(1, "c", "d1", PROCESSED, None, NOW)
-    assert next(ledger.lines(entry)).status == b'"unpacking"'
+    assert next(entry.lines()).status == b'"unpacking"'
 
 
 def test_sayings_beyond_their_limit_are_dropped_and_counted_and_the_receipt_stands():
     ledger, entry = opened("d1", "d2", "d3", "d4", ledger=Ledger(max_status_bytes=8))
     for device, status in (("d1", b'"fine"'), ("d2", b"123"), ("d3", b"12"), ("d4", b'"fine"')):
         assert ledger.record(1, "c", device, PROCESSED, status, NOW) == (PROCESSED, FIRST)
-    assert [line.status for line in ledger.lines(entry)] == [b'"fine"', None, b"12", b'"fine"']
+    assert [line.status for line in entry.lines()] == [b'"fine"', None, b"12", b'"fine"']
     assert ledger.statuses_dropped == 1
 
 
@@ -397,7 +397,7 @@ def test_no_more_different_sayings_are_kept_than_have_a_number():
     for number, device in enumerate(devices):
         ledger.record(1, "c", device, PROCESSED, b"%d" % number, NOW)
     assert ledger.statuses_dropped == 1
-    assert [line.status for line in ledger.lines(entry, 65_534)] == [b"65534", None]
+    assert [line.status for line in entry.lines(65_534)] == [b"65534", None]
 
 
 # How long it takes
@@ -407,7 +407,7 @@ def test_the_publishers_clock_starts_when_the_event_is_accepted():
     ledger, entry = opened("d1")
     entry.audience.members["d1"].since = NOW + 60  # it was away for the first minute
     ledger.record(1, "c", "d1", PROCESSED, None, NOW + 61)
-    assert math.isclose(next(ledger.lines(entry)).latency, 61, rel_tol=0.05)
+    assert math.isclose(next(entry.lines()).latency, 61, rel_tol=0.05)
 
 
 def roundtrips(ledger: Ledger, state: int) -> list[float]:
@@ -464,7 +464,7 @@ def test_receipts_that_are_entered_together_are_entered_as_if_each_came_alone(sa
             entered = iter(ledger.enter_many(rows, NOW + 10))
             answers += [None if place in missing else next(entered) for place in range(len(receipts))]
         members = [(member.answered, member.last_id) for member in audience.members.values()]
-        columns = [(list(ledger.lines(entry)), entry.summary(), entry.version, entry.owed, entry.is_satisfied, entry.is_complete) for entry in entries]
+        columns = [(list(entry.lines()), entry.summary(), entry.version, entry.owed, entry.is_satisfied, entry.is_complete) for entry in entries]
         assert len(seen) == bool(seen) or not is_together
         found.append((answers, heard, seen[-1:], members, columns, ledger.receipts, ledger.roundtrips, ledger.outstanding, ledger.oldest_open() and ledger.oldest_open().event.id))
     assert found[0] == found[1]

@@ -15,7 +15,8 @@ from redises import RedisServer, named
 
 from pere.config import Config
 from pere.event import Draft, parse_id
-from pere.server import Server, open_store
+from pere.parts import open_store
+from pere.server import Server
 from pere.storage import redis as storage
 from pere.storage import sharedlog
 

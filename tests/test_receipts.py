@@ -15,8 +15,8 @@ from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
+from pere.parts import open_store
 from pere.receipt import PROCESSED
-from pere.server import open_store
 from pere.storage.sqlite import SqliteStore
 
 FIELDS = ["id", "event_id", "channel", "device", "state", "status", "late", "at", "latency"]

@@ -15,11 +15,13 @@ import wire
 from redises import named
 
 from pere import redelivery
+from pere.care import Care
 from pere.config import Config
 from pere.errors import Unavailable
 from pere.event import parse_id
+from pere.parts import open_store
 from pere.receipt import DELIVERED, PROCESSED
-from pere.server import Server, open_store
+from pere.server import Server
 from pere.storage.sqlite import SqliteStore
 
 ACK = 10  # seconds: so long a test never takes by itself
@@ -76,7 +78,7 @@ async def told(feed: wire.Feed) -> tuple[Any, int]:
     return event["data"], event["attempt"]
 
 
-def careful(server: Server) -> list[redelivery.Care]:
+def careful(server: Server) -> list[Care]:
     return [feed.care for feed in server.hub.feeds.values() if feed.care is not None]
 
 
@@ -323,7 +325,7 @@ async def test_a_recall_makes_room(serve, listen, push, ask):
 
 @pytest.mark.parametrize("looked", [0, 10])
 async def test_what_expires_makes_room_without_a_receipt(serve, listen, push, later, get, monkeypatch, looked):
-    monkeypatch.setattr(redelivery, "MAX_LOOK", looked)
+    monkeypatch.setattr("pere.care.MAX_LOOK", looked)
     server = await serve()
     feed = await listen("c", device="d", window=2)
     ids = [await push("c", 0, ttl=5), await push("c", 1), await push("c", 2), await push("c", 3)]
@@ -339,7 +341,7 @@ async def test_what_expires_makes_room_without_a_receipt(serve, listen, push, la
 
 @pytest.mark.parametrize("looked", [0, 10])
 async def test_what_makes_way_in_the_store_makes_room(start, listen, push, later, monkeypatch, looked):
-    monkeypatch.setattr(redelivery, "MAX_LOOK", looked)
+    monkeypatch.setattr("pere.care.MAX_LOOK", looked)
     await start(backlog_events=3, heartbeat=3600)
     feed = await listen("c", device="d", window=2)
     for n in range(4):
@@ -351,7 +353,7 @@ async def test_what_makes_way_in_the_store_makes_room(start, listen, push, later
 
 
 async def test_what_ends_in_any_other_way_is_found_a_few_at_a_time(serve, listen, push, later, monkeypatch):
-    monkeypatch.setattr(redelivery, "MAX_LOOK", 2)
+    monkeypatch.setattr("pere.care.MAX_LOOK", 2)
     server = await serve()
     server.wheel.stop()
     await listen("c", "d", device="d", window=5)
@@ -403,7 +405,7 @@ async def test_what_has_had_its_attempts_makes_room(serve, listen, push, later):
 
 
 async def test_a_feed_without_a_window_has_a_bound_all_the_same(start, listen, push, feedback, monkeypatch):
-    monkeypatch.setattr(redelivery, "MAX_UNDER_WAY", 3)
+    monkeypatch.setattr("pere.care.MAX_UNDER_WAY", 3)
     await start(heartbeat=3600)
     feed = await listen("c", device="d", ack_wait=ACK)
     ids = [await push("c", n) for n in range(5)]
@@ -968,4 +970,4 @@ async def test_nothing_is_held_on_to_of_a_feed_that_is_gone(serve, listen, push,
     await later(ACK + 1)
     members = server.store.shelf("c").audience.members
     assert (members["d"].careful, len(server.hub.redelivery._line)) == (0, 0)
-    assert not any(isinstance(item, redelivery.Care) for slot in server.wheel._slots for item in slot)
+    assert not any(isinstance(item, Care) for slot in server.wheel._slots for item in slot)

@@ -10,8 +10,8 @@ from minting import SECRET, bearer, token
 from pere import search
 from pere.config import Config
 from pere.errors import Unavailable
+from pere.parts import open_store
 from pere.search import Search
-from pere.server import open_store
 from pere.storage.memory import MemoryStore
 
 
@@ -82,8 +82,9 @@ async def test_a_token_that_is_taken_back_while_its_feed_is_being_opened_opens_n
 
 async def test_a_token_that_is_minted_afterwards_is_good(kept):
     server = await kept()
+    text = token("d", push=["c"], issued=0)
     assert await revoke(server, "d") == 204
-    assert (await get(server, "/events/c", token("d", push=["c"], issued=0))).error == (401, "revoked_token")
+    assert (await get(server, "/events/c", text)).error == (401, "revoked_token")
     # `iat` is of whole seconds: only the next one is surely later.
     server.store.clock = lambda: time.time() + 2
     server.door.guard._clock = server.store.clock

@@ -24,7 +24,8 @@ from pere.errors import ConfigError
 from pere.event import format_id
 from pere.receipt import DELIVERED, NONE, PROCESSED, WORDS
 from pere.storage import schema
-from pere.storage.archive import Archive, check_room
+from pere.storage.archive import Archive
+from pere.storage.compacting import check_room
 from pere.storage.sqlite import SqliteStore
 
 VERBS = ["stats", "check", "compact", "export"]

@@ -8,7 +8,7 @@ from redises import named
 
 from pere.config import Config
 from pere.event import parse_id
-from pere.server import open_store
+from pere.parts import open_store
 
 STORES = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
@@ -343,3 +343,13 @@ async def push(port: Way, channel: str, data: object = 1, *, device: str = "", k
     answer = await request(port, "POST", f"/push/{quote(channel)}" + ("?" + urlencode(named) if named else ""), body, **headers)
     assert answer.status == 201, answer
     return answer
+
+
+async def back_in_step(slow: Feed, others: list[Feed], ids: list[str], push: Callable[[], Awaitable[str]], caught_up: Callable[[], Awaitable[object]]) -> None:
+    """A feed that was slow is sent all these events, each once and in their order, and no gap; and then it is live like the others."""
+    assert [(await slow.event()).id for _ in ids] == ids
+    await caught_up()
+    last = await push()
+    for feed in (slow, *others):
+        assert (await feed.event()).id == last
+    assert slow.controls == []

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from pere.cli.bar import progress
 from pere.cli.serve import option, typed
-from pere.cli.store import spoken
+from pere.cli.trouble import spoken
 from pere.config import SHARED, Config, types, without_password
 from pere.errors import ConfigError
 from pere.layers import gather

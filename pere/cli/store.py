@@ -1,7 +1,6 @@
 """`pere store`: look into the file of a store, check it, take it out line by line, make it smaller. No server is asked."""
 
 import os
-import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,14 +15,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pere.cli.bar import progress
+from pere.cli.trouble import spoken
 from pere.config import SHARED, without_password
 from pere.errors import BadRequest, ConfigError
 from pere.event import parse_id
 from pere.names import channel_name, is_pattern, pattern
 from pere.space import space
-from pere.storage.archive import INTERRUPTED, Archive
-from pere.storage.archive import compact as compacted
-from pere.storage.packing import Malformed
+from pere.storage.archive import Archive
+from pere.storage.compacting import compact as compacted
 
 if TYPE_CHECKING:
     from pere.storage.onlooker import Onlooker
@@ -210,25 +209,6 @@ def written(output: str | None) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(part)
-
-
-@contextmanager
-def spoken(path: str) -> Iterator[None]:
-    """What prevents a command, in one line and with exit code 2; Ctrl-C is 130, as a shell has it, for 1 is said of a file that is not sound."""
-    try:
-        yield
-    except ConfigError as error:
-        sentence = str(error)
-    except (sqlite3.Error, *Malformed) as error:
-        if getattr(error, "sqlite_errorcode", None) == INTERRUPTED:
-            sys.exit(130)
-        sentence = f"{path} cannot be used: {error}; `pere store check` looks at all of it"
-    except KeyboardInterrupt:
-        sys.exit(130)
-    else:
-        return
-    click.echo(f"pere: {sentence}", err=True)
-    sys.exit(2)
 
 
 def followed(bar: Progress, name: str, total: int | None, rows: Iterable[Row]) -> Iterator[Row]:

@@ -17,7 +17,7 @@ from pere.doctor import Finding, Findings, advice, ok, wrong
 from pere.errors import ConfigError, Refusal
 from pere.jwks import MAX_BYTES, PATIENCE, check_url
 from pere.keys import Key, of_jwks
-from pere.server import verifier_of
+from pere.parts import verifier_of
 from pere.tls import Certificate
 
 SOON = 14  # days before the end of a certificate

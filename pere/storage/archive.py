@@ -1,12 +1,10 @@
-"""The file of a store as others than its server see it: what is in it, whether it is sound, all of it in order, and made smaller.
+"""The file of a store as others than its server see it: what is in it, whether it is sound, all of it in order.
 
-Only `compact` writes, and only where no server has the file. All else may be asked while a server goes on. What is counted
-or checked is one state of the file, and as long as that is looked at, the write-ahead log can only grow. An export takes as
-long as its reader likes, so it looks at some rows at a time and holds nothing in between.
+Nothing is written, and a server may go on meanwhile. What is counted or checked is one state of the file, and as long as that is looked at,
+the write-ahead log can only grow. An export takes as long as its reader likes, so it looks at some rows at a time and holds nothing in between.
 """
 
 import os
-import shutil
 import sqlite3
 import zlib
 from array import array
@@ -32,7 +30,6 @@ EVENTS_AT_ONCE = 100  # read and held; one is 64 KiB at most, unless the server 
 ROWS_AT_ONCE = 10  # of the log, with up to MAX_RECORDS each
 MAX_EVENTS = 10_000  # whose devices are remembered while the log is read
 MAX_CHANNELS = 100
-ROOM = 1.01  # of the copy: a page in a journal has 8 bytes beside it
 INTERRUPTED = sqlite3.SQLITE_INTERRUPT
 
 
@@ -353,51 +350,6 @@ def ready(path: str) -> None:
 def size(path: str) -> int:
     """Bytes of a file and of the write-ahead log beside it."""
     return sum(os.path.getsize(name) for name in (path, path + "-wal") if os.path.exists(name))
-
-
-def compact(path: str) -> tuple[int, int]:
-    """Write the file anew, without what is free in it; the bytes that it took, and takes. All or nothing. Raises ConfigError where
-    somebody uses it, or where there is no room for the copy."""
-    ready(path)
-    lock = schema.Lock(path)
-    try:
-        connection = schema.connect(path)
-        try:
-            connection.set_progress_handler(lambda: 0, 100_000)
-            try:
-                # Leaving the write-ahead log takes the file for ourselves. A reader would keep the old pages in it, and the file as long as it was.
-                connection.execute("pragma journal_mode = delete")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                raise ConfigError(f"{path} is being read by another process: compact it when that is done") from None
-            before = size(path)
-            check_room(path, before)
-            # In memory, as other temporary tables are, it would be the whole file.
-            connection.execute("pragma temp_store = file")
-            connection.execute("vacuum")
-        finally:
-            connection.close()
-        return before, size(path)
-    finally:
-        lock.release()
-
-
-def check_room(path: str, copy: int) -> None:
-    """VACUUM writes its copy among the temporary files, and beside the file a journal of what it overwrites: "as much as twice the size"
-    in all (https://sqlite.org/lang_vacuum.html). Raises ConfigError where there is not so much room."""
-    folders = (os.path.dirname(os.path.abspath(path)), _temporary())
-    needed = Counter(os.stat(folder).st_dev for folder in folders)
-    for folder in folders:
-        need, free = int(ROOM * copy) * needed[os.stat(folder).st_dev], shutil.disk_usage(folder).free
-        if need > free:
-            raise ConfigError(f"{path} is left as it is: compacting it needs {need:,} bytes in {folder}, and {free:,} are free")
-
-
-def _temporary() -> str:
-    """Where SQLite puts temporary files (https://sqlite.org/tempfiles.html, 5)."""
-    folders = (os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp")  # nosec B108 # where SQLite makes them, not we
-    return next((folder for folder in folders if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)), ".")
 
 
 def _when(id: int | None) -> dict[str, str] | None:

@@ -2,13 +2,16 @@
 
 Only when a commit is done is it told to the hub, and answered. So nobody ever sees what a crash could take back. While one
 batch is being committed the next is gathered. What a failed commit held is refused to who waits, or tried again.
+
+It is longer than a file should be because each kind of thing (events, changes of states, members, documents, patterns) has its turn three
+times: when it is handed over, when it is kept, and when it is not. Whoever adds a kind must see all three.
 """
 
 import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -17,14 +20,16 @@ from pere.config import Config
 from pere.entry import Entry
 from pere.errors import BadRequest, Refusal
 from pere.event import SEQUENCE_BITS, Draft, Event, format_id
-from pere.ledger import ALL, Row, needed
+from pere.ledger import ALL, needed
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING, STATE, closes, ending
 from pere.storage import Accepted
+from pere.storage.commit import Asker, Assured, Change, Commit, Refused, Told
 from pere.storage.journal import Batch, Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, packed
 from pere.storage.pruning import prune
 from pere.storage.reading import DiskShelf, Reading
 from pere.storage.settling import Settling
+from pere.storage.together import Part
 
 log = logging.getLogger("pere.store")
 
@@ -32,82 +37,6 @@ MAX_SAVED = 500  # columns that are saved in one commit
 SLICE = 500  # events that are pruned in one commit: a few milliseconds, for which those wait who come after
 
 REFUSED = 6  # among what `record` is given, the one who is told that it could not be kept
-
-Told = Callable[[int, int], None]
-Refused = Callable[[Refusal], None]
-Assured = Callable[[Refusal | None], None]
-Change = tuple[Row, "Part | Asker | None"]  # and who is told what becomes of it
-
-
-class Together:
-    """The answers to receipts that were said together; `then` is told all of them when the last is there."""
-
-    __slots__ = ("answers", "then", "_left")
-
-    def __init__(self, count: int, then: Callable[[list[Any]], None]):
-        self.answers: list[Any] = [None] * count
-        self.then = then
-        self._left = count
-
-    def answer(self, places: list[int], answers: list[Any]) -> None:
-        for place, answer in zip(places, answers, strict=True):
-            self.answers[place] = answer
-        self._left -= len(places)
-        if not self._left:
-            self.then(self.answers)
-
-    def told(self, place: int, state: int, outcome: int) -> None:
-        self.answer([place], [(state, outcome)])
-
-    def refused(self, place: int, refusal: Refusal) -> None:
-        self.answer([place], [refusal])
-
-
-class Part:
-    """Those of them that are for one channel: they go into one commit, so they are answered in their order, or refused. One object for
-    them all, because one for each would cost as much as to enter it."""
-
-    __slots__ = ("answers", "places", "_together")
-
-    def __init__(self, together: Together):
-        self.places: list[int] = []
-        self.answers: list[Any] = []
-        self._together = together
-
-    def answer(self) -> None:
-        """Some have their answers."""
-        if len(self.answers) == len(self.places):
-            self._together.answer(self.places, self.answers)
-
-    def refused(self, refusal: Refusal) -> None:
-        self.answers.append(refusal)
-        self.answer()
-
-
-class Asker(NamedTuple):
-    """Who is told of another change: which state it came to, on how many devices; or why it could not be kept."""
-
-    told: Told
-    refused: Refused
-
-
-class Commit:
-    """What is on its way to the disk, and what is to be done when it is there."""
-
-    def __init__(self) -> None:
-        self.newest_record = 0
-        self.events: list[tuple[DiskShelf, Event, Draft, int, bytes, Callable[[Accepted | Refusal], None]]] = []
-        self.changes: list[tuple[int, list[Change]]] = []
-        self.shelves: list[DiskShelf] = []
-        self.answers: list[Callable[[], None]] = []
-        self.recalls: list[tuple[int, Told, Refused]] = []
-        self.documents: list[tuple[str, str, bytes | None, Assured]] = []
-        self.saved: dict[Entry, int] = {}
-        self.members: dict[Member, DiskShelf] = {}
-        self.fresh: dict[str, list[Assured]] = {}
-        self.left: list[tuple[Any, ...]] = []
-        self.wishes: list[tuple[str, tuple[Any, ...]]] = []
-        self.is_pruning = False
 
 
 class Committing(Reading):

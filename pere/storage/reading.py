@@ -2,6 +2,8 @@
 
 A look by an index takes some microseconds and is taken on the loop; what may take longer is read by a thread of its own, and the loop
 is told. Nothing is written here.
+
+It is longer than a file should be because it goes on, question by question, where `working.py` has no answer in memory.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -23,14 +25,14 @@ from pere.event import SEQUENCE_BITS, Event, format_id
 from pere.ledger import ALL, gone_event
 from pere.receipt import CANCELLED, EXPIRED, LATE, NONE, PENDING, STATE, closes
 from pere.storage import Page, Record, Shelf, schema, within
-from pere.storage.packing import EVENT, RECORD, SATISFIED, event_of, parted, words
+from pere.storage.logged import Piece, piece
+from pere.storage.packing import EVENT, SATISFIED, event_of, parted, words
+from pere.storage.past import Past
 from pere.storage.working import WorkingSet
 
 log = logging.getLogger("pere.store")
 
 BLOCK = 128  # events that are fetched at once
-MAX_PAST = 20_000  # events that were fetched and are kept at hand, over all channels
-MAX_PAST_BYTES = 16 << 20  # and what they may take: they can be large
 MAX_NAMED = 10_000  # events for named devices that are looked through when a channel is opened
 MAX_VISITED = 1_000  # entries of older events that are kept at hand
 MAX_LEAVING = 2_000  # events that make way in memory at once, and entries: some milliseconds
@@ -61,31 +63,6 @@ class DiskShelf(Shelf):
         return self._gone_id
 
 
-class Known:
-    """What the file says of an event in the log: when it was accepted, who is meant if only some are, and the states of its
-    entry with the log up to the number `logged` in them."""
-
-    __slots__ = ("level", "logged", "names", "states", "time")
-
-    def __init__(self, time: float, level: int, recipients: str | None, logged: int, columns: bytes):
-        self.time = time
-        self.level = level
-        self.names = sorted(set(orjson.loads(recipients))) if recipients is not None else None
-        self.logged = logged
-        self.states = parted(zlib.decompress(columns))[0]
-
-
-class Piece(NamedTuple):
-    """Of the log: rows of number, channel, event, slot, state, what was said, and when; up to where it reaches, whether what came before is
-    deleted, and the number of the channel of the record before it."""
-
-    rows: list[tuple[Any, ...]]
-    through: int
-    is_lost: bool
-    before: int
-    events: dict[int, Known]
-
-
 class Reading(WorkingSet):
     """A working set with a file behind it, `path`, that is there and of this version."""
 
@@ -104,9 +81,7 @@ class Reading(WorkingSet):
         self._dirty: dict[Entry, int] = {}
         self._saving: set[Entry] = set()  # entries whose columns are on their way
         self._visited: OrderedDict[int, Entry] = OrderedDict()
-        self._past: OrderedDict[tuple[DiskShelf, int], int] = OrderedDict()  # and the size of each
-        self._past_bytes = 0
-        self._fetching: dict[tuple[DiskShelf, int], list[Callable[[], None]]] = {}
+        self._past = Past(self._elsewhere, self._events_of, self._failed)
         self._names: dict[str, int] = {}  # channels that are in the file, and back
         self._numbers: dict[int, str] = {}
         self._unkept: set[str] = set()  # channels that are not in the file yet
@@ -228,41 +203,12 @@ class Reading(WorkingSet):
         raise NotFound("unknown_event", f"there is no event {format_id(id)} on channel {channel}")
 
     def fetch(self, shelf: Shelf, ordinal: int, then: Callable[[], None]) -> None:
+        self._past.fetch(shelf, ordinal, then)
+
+    def _events_of(self, shelf: Shelf, ordinal: int) -> list[Event]:
+        """In the thread that reads: some that come one after the other."""
         assert isinstance(shelf, DiskShelf)
-        waiting = self._fetching.get((shelf, ordinal))
-        if waiting is not None:
-            waiting.append(then)
-            return
-        self._fetching[shelf, ordinal] = [then]
-        reading = self._elsewhere.submit(self._events, shelf.name, shelf.number, ordinal, BLOCK)
-
-        def fetched(done: Any) -> None:
-            try:
-                self._loop.call_soon_threadsafe(self._fetched, shelf, ordinal, done)
-            except RuntimeError:
-                pass  # the loop has ended
-
-        reading.add_done_callback(fetched)
-
-    def _fetched(self, shelf: DiskShelf, ordinal: int, done: Any) -> None:
-        waiting = self._fetching.pop((shelf, ordinal))
-        error = done.exception()
-        if error is not None:
-            self._failed(error)
-            for then in waiting:
-                self._loop.call_later(1.0, then)  # which asks again
-            return
-        for event in done.result():
-            shelf.past[event.ordinal] = event
-            self._past_bytes += event.size - self._past.pop((shelf, event.ordinal), 0)
-            self._past[shelf, event.ordinal] = event.size
-        for then in waiting:
-            then()
-        # Only now, for who waits may just have had what it waited for.
-        while len(self._past) > MAX_PAST or self._past_bytes > MAX_PAST_BYTES:
-            (oldest, old), size = self._past.popitem(last=False)
-            self._past_bytes -= size
-            oldest.past.pop(old, None)
+        return self._events(shelf.name, shelf.number, ordinal, BLOCK)
 
     def _events(self, channel: str, number: int, ordinal: int, limit: int) -> list[Event]:
         """In the thread that reads."""
@@ -297,13 +243,13 @@ class Reading(WorkingSet):
             return Page([], newest, False, True)
         number = self._names.get(channel, 0) if channel is not None else None
         try:
-            piece = await self._loop.run_in_executor(self._elsewhere, self._piece, number, after, newest, limit)
+            found = await self._loop.run_in_executor(self._elsewhere, piece, self._far, number, after, newest, limit)
         except sqlite3.Error as error:
             raise self._failed(error) from None
-        is_lost = piece.is_lost or piece.before not in (0, number) and piece.before not in self._numbers
+        is_lost = found.is_lost or found.before not in (0, number) and found.before not in self._numbers
         told: list[Record] = []
-        for row in piece.rows:
-            record = self._record(piece, *row)
+        for row in found.rows:
+            record = self._record(found, *row)
             if record is not None:
                 told.append(record)
             elif not told:
@@ -311,11 +257,11 @@ class Reading(WorkingSet):
             else:
                 # The next page begins with what is missing here.
                 return Page(told, told[-1].number, True, is_lost)
-        return Page(told, piece.through, piece.through < newest, is_lost)
+        return Page(told, found.through, found.through < newest, is_lost)
 
-    def _record(self, piece: Piece, number: int, channel: int, id: int, slot: int, state: int, status: bytes | None, at: float) -> Record | None:
+    def _record(self, found: Piece, number: int, channel: int, id: int, slot: int, state: int, status: bytes | None, at: float) -> Record | None:
         """None where the event is no longer kept: then nobody knows any more who had the slot, for it may have been given anew."""
-        known, name = piece.events.get(id), self._numbers.get(channel, "")
+        known, name = found.events.get(id), self._numbers.get(channel, "")
         shelf = self.shelf(name)
         if shelf is None or known is None or id <= shelf.gone_id:
             return None
@@ -331,42 +277,6 @@ class Reading(WorkingSet):
                 entry = self._find_entry(id)  # its columns were saved while we read
             is_late = bool((entry.states if entry is not None else known.states)[slot] & LATE)
         return Record(number, id, name, device, state, status, is_late, at, max(0.0, at - known.time))
-
-    def _piece(self, channel: int | None, after: int, newest: int, limit: int) -> Piece:
-        """A piece of the log, and what is needed to understand it, all of one state of the file. In the thread that reads."""
-        ask = self._far.execute
-        ask("begin")
-        try:
-            first = ask("select min(number) from receipts").fetchone()[0] or newest + 1
-            # Whose record comes before it; who reads all channels has seen what was said of those that are gone.
-            before = ask("select channel from receipts where number <= ? order by number desc limit 1", (after,)).fetchone() if channel is not None else None
-            where, of = ("channel = ? and ", (channel,)) if channel is not None else ("", ())
-            # The row that holds the record may begin before it.
-            begin = ask(f"select max(number) from receipts where {where}number <= ?", (*of, after + 1)).fetchone()[0] or 0  # nosec B608 # our own words
-            found: list[tuple[Any, ...]] = []
-            through = newest
-            cursor = ask(f"select number, channel, records, sayings from receipts where {where}number >= ? and number <= ? order by number",  # nosec B608 # our own words
-                         (*of, begin, newest))
-            for number, home, records, sayings in cursor:
-                start = max(0, after + 1 - number)
-                said: list[bytes] | None = None
-                for place, (id, slot, state, saying, at) in enumerate(RECORD.iter_unpack(records[start * RECORD.size :]), number + start):
-                    if place > newest or len(found) == limit:
-                        break
-                    if state != PENDING:
-                        said = words(sayings) if saying and said is None else said
-                        found.append((place, home, id, slot, state, said[saying - 1] if saying and said is not None else None, at))
-                if len(found) == limit:
-                    through = found[-1][0]
-                    break
-            cursor.close()
-            ids = list({row[2] for row in found})
-            events = ask("select v.id, v.time, v.level, v.recipients, e.logged, e.columns from events v join entries e on e.event = v.id "
-                         f"where v.id in ({', '.join('?' * len(ids))})", ids).fetchall()  # nosec B608 # question marks
-        finally:
-            ask("rollback")
-        return Piece(found, through, 0 < after < first - 1, before[0] if before is not None else 0,
-                     {id: Known(*about) for id, *about in events})
 
     # The ledger, as far as it is not at hand
 

@@ -35,7 +35,6 @@ from pere.event import Draft, Event
 from pere.ledger import unknown_receipt
 from pere.names import is_pattern
 from pere.storage import Accepted, Page
-from pere.storage.committing import Together
 from pere.storage.ear import ended
 from pere.storage.joining import Joining
 from pere.storage.keeper import Keeper
@@ -45,6 +44,7 @@ from pere.storage.saying import Batch, Saying
 from pere.storage.settling import Settling
 from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
+from pere.storage.together import Together
 
 log = logging.getLogger("pere.store")
 

@@ -6,6 +6,9 @@ is queued here, and is entered in memory, told to the hub, and answered when its
 Changes of states are appended to a log, a row of many for each commit, because a receipt must cost bytes and not pages. The columns
 of an event in the ledger follow a second or two later; at start what the log says beyond them is entered again. Positions and
 the like may be a moment old after a crash: then a device is sent again what it had, which is why it answers by event id.
+
+It is a little longer than a file should be: the start, the verbs of the contract, the sweep and the end of one store, and none of them
+is anybody else's.
 """
 
 import asyncio
@@ -25,10 +28,12 @@ from pere.event import SEQUENCE_BITS, Draft, Event
 from pere.ledger import ALL
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
-from pere.storage.committing import Asker, Assured, Change, Committing, Part, Refused, Together, mark, row_of
+from pere.storage.commit import Asker, Assured, Change, Refused
+from pere.storage.committing import Committing, mark, row_of
 from pere.storage.journal import Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, Malformed, words
 from pere.storage.reading import DiskShelf
+from pere.storage.together import Part, Together
 
 log = logging.getLogger("pere.store")
 

@@ -2,30 +2,31 @@
 
 A WorkingSet answers all questions out of memory. How an event or a receipt gets in, and when, is for the store that
 inherits it: at once (`memory.py`) or when it is on disk (`sqlite.py`). What it holds is bounded per channel and over all.
+
+It is longer than a file should be because it has an answer to every question of the contract: each is a few lines, and all of them look at
+the same shelves, devices and ledger.
 """
 
 import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import cache
 from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-import orjson
-
+from pere import delivery
 from pere.audience import Member
 from pere.backlog import Backlog
 from pere.config import Config
 from pere.devices import Device, Devices
 from pere.entry import Entry
 from pere.errors import Full, NotFound, Refusal, TooMany
-from pere.event import LEVELS, SEQUENCE_BITS, Draft, Event, IdClock, format_id, timestamp
-from pere.ledger import PRESENT, Ledger, gone_event, needed, unknown_receipt
+from pere.event import SEQUENCE_BITS, Draft, Event, IdClock, format_id
+from pere.ledger import Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
-from pere.receipt import CANCELLED, EXPIRED, NAMES, NONE, PENDING, SENT, STATE, closes, quantiles
+from pere.receipt import CANCELLED, EXPIRED, NONE, PENDING, STATE
 from pere.storage import Accepted, Shelf, Store, within
 
 log = logging.getLogger("pere.store")
@@ -303,27 +304,11 @@ class WorkingSet(Store):
 
     async def status(self, channel: str, id: int) -> dict[str, Any]:
         event = self.find(channel, id)
-        entry = self._entry(event)
-        counts = dict(zip(NAMES, entry.counts, strict=True)) if entry is not None else dict.fromkeys(NAMES, 0)
-        sent = counts["pending"] - self._unsent(event, entry) if entry is not None else 0
-        return {
-            "id": format_id(id),
-            "channel": channel,
-            "type": event.type or "message",
-            "time": timestamp(event.time),
-            "expires": timestamp(event.expires),
-            "publisher": event.publisher or None,
-            "recalled": event.recalled,
-            "receipt": next(word for word, level in LEVELS.items() if level == event.level),
-            "audience": entry.size if entry is not None else 0,
-            "counts": {"pending": counts.pop("pending") - sent, "sent": sent} | counts,
-            "outstanding": entry.owed if entry is not None else 0,
-            "need": entry.need if entry is not None else 0,
-            "satisfied": entry is None or entry.is_satisfied,
-            "complete": entry is None or entry.is_complete,
-            "latency": quantiles(entry.histogram) if entry is not None else {},
-            "version": (entry.version if entry is not None else int(event.recalled), sent),
-        }
+        return delivery.status(event, self._entry(event))
+
+    async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+        event = self.find(channel, id)
+        return delivery.lines(event, self._entry(event), self.devices.known, state, start, limit)
 
     def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
         entry = self._entry(self.find(channel, id))
@@ -331,56 +316,6 @@ class WorkingSet(Store):
             return True, lambda: None  # nobody is asked for anything
         watchers = entry.watch(watcher := lambda: then(entry.is_decided()))
         return entry.is_decided(), lambda: watchers.discard(watcher)
-
-    def _unsent(self, event: Event, entry: Entry) -> int:
-        """How many of the pending devices the event was never written to: only those who are away can be among them."""
-        if not entry.counts[PENDING]:
-            return 0
-        ordinal, audience = event.ordinal, entry.audience
-        is_pending = entry.states.translate(_meant("pending", event.level))
-        if entry.slots is not None or entry.counts[PENDING] < len(audience) // 4:
-            members, names, is_own = audience.members, entry.names, entry.slots is None
-            return sum(not _is_sent(event, members.get(names[slot]), slot if is_own else -1) for slot in _marked(is_pending))
-        # Who came after the event has no place in its column.
-        is_pending += bytes(len(audience.names) - len(is_pending))
-        return len([0 for member in audience.members.values() if not member.live and member.position < ordinal and not member.elsewhere and member.slot >= 0 and is_pending[member.slot]])
-
-    async def lines(self, channel: str, id: int, state: str | None, start: int, limit: int) -> tuple[list[dict[str, Any]], int | None]:
-        event = self.find(channel, id)
-        entry = self._entry(event)
-        found: list[dict[str, Any]] = []
-        if entry is None:
-            return found, None
-        members, devices, is_own, accepted, ordinal = entry.audience.members, self.devices.known, entry.slots is None, event.time, event.ordinal
-        times: dict[float, str] = {}  # most were sent it at the same moment
-        for device, slot, kept, late, resends, latency, status in self.ledger.lines(entry, start, _meant(state, event.level)):
-            member = members.get(device)
-            # As in `_is_sent`, which would take a tenth of the time for a page.
-            is_sent = member is not None and (not is_own or slot == member.slot) and member.reached(ordinal) >= ordinal
-            name = SENT if kept == PENDING and is_sent else NAMES[kept]
-            if state is not None and state != name and state != "outstanding":
-                continue
-            if len(found) == limit:
-                return found, slot
-            sent_at = None
-            if is_sent or latency is not None:
-                sent = max(accepted, member.since) if is_sent and member is not None and latency is None else accepted
-                sent_at = times.get(sent)
-                if sent_at is None:
-                    sent_at = times[sent] = timestamp(sent)
-            known = devices.get(device)
-            found.append({
-                "device": device,
-                "state": name,
-                "status": orjson.Fragment(status) if status is not None else None,
-                "attempt": resends + is_sent,
-                "late": late,
-                "sent_at": sent_at,
-                "receipt_at": timestamp(accepted + latency) if latency is not None else None,
-                "latency": latency,
-                "online": known is not None and known.is_online,
-            })
-        return found, None
 
     def attempt(self, event: Event, device: str, again: bool) -> int:
         entry = self._entry(event)
@@ -541,29 +476,3 @@ class WorkingSet(Store):
     def _forget(self, shelf: Shelf) -> None:
         """Nothing is left of the channel."""
         del self._shelves[shelf.name]
-
-
-def _is_sent(event: Event, member: Member | None, slot: int) -> bool:
-    """Whether the event was written to a device. `slot` is where it stands in the columns by its registration; -1 where the event names
-    its devices."""
-    # Who left and came back has another slot, and was sent nothing of what is from before.
-    return member is not None and slot in (member.slot, -1) and member.reached(event.ordinal) >= event.ordinal
-
-
-@cache
-def _meant(state: str | None, level: int) -> bytes:
-    """Which bytes of a column a state means (1, all others 0); `sent` and `pending` are the same there."""
-    if state is None:
-        return PRESENT
-    if state == "outstanding":
-        return bytes(present and not closes(byte & STATE, level) for byte, present in enumerate(PRESENT))
-    wanted = PENDING if state == SENT else NAMES.index(state)
-    return bytes(byte & STATE == wanted for byte in range(256))
-
-
-def _marked(column: bytes | bytearray) -> Iterator[int]:
-    """Where there is a 1."""
-    slot = column.find(1)
-    while slot >= 0:
-        yield slot
-        slot = column.find(1, slot + 1)

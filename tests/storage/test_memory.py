@@ -148,6 +148,6 @@ def test_what_a_device_says_of_many_events_is_entered_as_if_each_had_come_alone(
         found.append((
             [answer.code if isinstance(answer, Refusal) else answer for answer in answers], heard, seen[-1:], store._recent.after(0),
             [(member.answered, member.last_id) for name in store.channels() for member in store.shelf(name).audience],
-            [(list(ledger.lines(entry)), entry.summary(), entry.version, entry.owed, entry.histogram) for entry in ledger.entries.values()],
+            [(list(entry.lines()), entry.summary(), entry.version, entry.owed, entry.histogram) for entry in ledger.entries.values()],
             ledger.receipts, ledger.roundtrips, ledger.outstanding, list(ledger._open), ledger.bytes))
     assert found[0] == found[1]

@@ -488,7 +488,7 @@ async def test_memory_is_bounded_by_the_backlog_however_much_is_kept(files):
 
 
 async def test_what_was_read_from_the_file_is_at_hand_only_as_far_as_it_is_small(files, monkeypatch):
-    monkeypatch.setattr("pere.storage.reading.MAX_PAST_BYTES", 50_000)
+    monkeypatch.setattr("pere.storage.past.MOST_BYTES", 50_000)
     desk = await files.open(backlog_events=1)
     for _ in range(30):
         await desk.push("c", data=b"x" * 5_000)
@@ -499,7 +499,7 @@ async def test_what_was_read_from_the_file_is_at_hand_only_as_far_as_it_is_small
         desk.store.fetch(shelf, first, lambda first=first, fetched=fetched: first in shelf.past and fetched.set())
         await asyncio.wait_for(fetched.wait(), 30)
         assert 0 < sum(event.size for event in shelf.past.values()) <= 50_000
-        assert desk.store._past_bytes == sum(event.size for event in shelf.past.values())
+        assert desk.store._past._bytes == sum(event.size for event in shelf.past.values())
         assert max(shelf.past) == 30
 
 
