@@ -72,15 +72,19 @@ def no_surprises(request, caplog):
 
 
 class Start:
-    """Makes servers on the running loop. The helpers below speak to the newest one, and start a plain one if there is none."""
+    """Makes servers on the running loop, with this store if nothing else is said. The helpers below speak to the newest one, and start a plain one if
+    there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: str) -> None:
         self.servers: list[Server] = []
+        self._store = store
 
     async def __call__(self, store: Store | None = None, **config: Any) -> Server:
-        if store is not None:
-            await store.begin()
-        server = Server(Config(**{"port": 0, "store": "memory:"} | config), store)
+        settings = Config(**{"port": 0, "store": self._store} | config)
+        if store is None:
+            store = open_store(settings)
+        await store.begin()
+        server = Server(settings, store)
         await server.start()
         self.servers.append(server)
         return server
@@ -91,9 +95,15 @@ class Start:
 
 
 @pytest.fixture
-def start(io_loop):
+def kept_in(request, tmp_path):
+    """What `--store` says, where a test says nothing: memory, or each of those that a mark of `redises.py` names."""
+    return named(getattr(request, "param", "memory"), tmp_path)
+
+
+@pytest.fixture
+def start(io_loop, kept_in):
     """`server = await start(heartbeat=1)`: a real server with these settings, which is stopped at the end."""
-    start = Start()
+    start = Start(kept_in)
     yield start
     for server in start.servers:
         io_loop.run_sync(server.stop)
@@ -228,9 +238,9 @@ def receiver(io_loop):
 def hooked(start, tmp_path):
     """`server = await hooked("sqlite", max_webhooks=2)`: one that may send webhooks to this machine; after a stop, the same file again."""
 
-    async def hooked(kind: str = "memory", **config):
+    async def hooked(kind: str = "", **config):
         settings = LOCAL | config
-        return await start(open_store(Config(store=named(kind, tmp_path), **settings)), **settings)
+        return await start(open_store(Config(store=named(kind, tmp_path), **settings)) if kind else None, **settings)
 
     return hooked
 

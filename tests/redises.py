@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Self
 
 import programs
+import pytest
+
+# What a test says that is to hold on every store; its servers are on it, whoever starts them.
+EACH_STORE = pytest.mark.parametrize("kept_in", ["memory", "sqlite", "redis"], indirect=True)
+MEMORY_AND_REDIS = pytest.mark.parametrize("kept_in", ["memory", "redis"], indirect=True)
+
 
 def needed() -> str:
     return programs.needed("redis-server", "redis-server", "valkey-server")

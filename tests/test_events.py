@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+from redises import EACH_STORE, MEMORY_AND_REDIS
 
 
 def present(counts: dict[str, int]) -> dict[str, int]:
@@ -13,6 +14,7 @@ def present(counts: dict[str, int]) -> dict[str, int]:
 # The kept events
 
 
+@EACH_STORE
 async def test_the_kept_events_of_a_channel_are_listed_oldest_first(start, push, get):
     server = await start()
     server.store.clock = lambda: 1_700_000_000.5
@@ -24,6 +26,7 @@ async def test_the_kept_events_of_a_channel_are_listed_oldest_first(start, push,
         ], "after": second, "more": False}
 
 
+@EACH_STORE
 async def test_the_kept_events_are_read_page_by_page(push, get):
     ids = [await push("c") for _ in range(7)]
     seen, after, more = [], "", True
@@ -35,12 +38,14 @@ async def test_the_kept_events_are_read_page_by_page(push, get):
     assert await get(f"/events/c?after={after}") == {"events": [], "after": after, "more": False}
 
 
+@MEMORY_AND_REDIS
 async def test_only_what_is_kept_is_listed(start, push, get):
     await start(backlog_events=2)
     ids = [await push("c") for _ in range(5)]
     assert [event["id"] for event in (await get(f"/events/c?after={ids[0]}"))["events"]] == ids[-2:]
 
 
+@EACH_STORE
 async def test_a_channel_of_which_nothing_is_kept_has_no_events(get):
     assert await get("/events/nosuch") == {"events": [], "after": None, "more": False}
 
@@ -78,6 +83,7 @@ async def test_events_are_only_read(ask, push, target):
 # The status of one event
 
 
+@EACH_STORE
 async def test_the_status_tells_all_that_is_known_of_an_event(start, listen, push, get, feedback):
     server = await start()
     server.store.clock = lambda: 1_700_000_000.0
@@ -97,6 +103,7 @@ async def test_the_status_tells_all_that_is_known_of_an_event(start, listen, pus
     }
 
 
+@EACH_STORE
 async def test_pending_becomes_sent_when_a_device_comes_back(listen, push, get):
     (await listen("c", device="d")).close()
     await listen("c", device="e")
@@ -109,6 +116,7 @@ async def test_pending_becomes_sent_when_a_device_comes_back(listen, push, get):
     assert present((await get(f"/events/c/{id}"))["counts"]) == {"sent": 2}
 
 
+@EACH_STORE
 async def test_need_is_satisfied_by_those_who_have_it_and_completed_by_all_who_answered(listen, push, get, feedback):
     for name in "abc":
         await listen("c", device=name)
@@ -121,6 +129,7 @@ async def test_need_is_satisfied_by_those_who_have_it_and_completed_by_all_who_a
     assert seen == [(False, False, 2), (False, False, 1), (False, False, 1), (True, True, 0)]
 
 
+@EACH_STORE
 async def test_delivered_satisfies_where_it_is_all_that_was_asked_for(listen, push, get, feedback):
     await listen("c", device="d")
     id = await push("c", receipt="delivered")
@@ -129,6 +138,7 @@ async def test_delivered_satisfies_where_it_is_all_that_was_asked_for(listen, pu
     assert (status["satisfied"], status["complete"], present(status["counts"])) == (True, True, {"delivered": 1})
 
 
+@EACH_STORE
 async def test_a_device_that_was_removed_owes_nothing_any_more(ask, listen, push, get, feedback):
     for name in "ab":
         await listen("c", device=name)
@@ -141,6 +151,7 @@ async def test_a_device_that_was_removed_owes_nothing_any_more(ask, listen, push
     assert (await feedback("c", "a", third)).error == (404, "unknown_event")
 
 
+@EACH_STORE
 async def test_the_etag_moves_with_every_change_and_with_nothing_else(listen, push, get, ask, feedback):
     (await listen("c", device="away")).close()
     await listen("c", device="d")
@@ -171,6 +182,7 @@ async def test_the_etag_moves_with_every_change_and_with_nothing_else(listen, pu
     assert len(set(tags)) == 5
 
 
+@EACH_STORE
 async def test_an_event_is_known_only_on_its_own_channel(push, ask):
     id = await push("c")
     await push("d")
@@ -178,6 +190,7 @@ async def test_an_event_is_known_only_on_its_own_channel(push, ask):
         assert (await ask("GET", target)).error == (404, "unknown_event")
 
 
+@MEMORY_AND_REDIS
 async def test_an_event_that_made_way_is_gone(start, push, ask):
     await start(backlog_events=1)
     id = await push("c")
@@ -189,6 +202,7 @@ async def test_an_event_that_made_way_is_gone(start, push, ask):
 # The devices of one event
 
 
+@EACH_STORE
 async def test_each_device_tells_what_became_of_the_event_there(start, listen, push, get, feedback):
     server = await start()
     server.store.clock = lambda: 1_700_000_000.0
@@ -215,6 +229,7 @@ async def test_each_device_tells_what_became_of_the_event_there(start, listen, p
 @pytest.mark.parametrize("state, devices", [
     ("outstanding", ["away", "half", "silent"]), ("pending", ["away"]), ("sent", ["silent"]), ("delivered", ["half"]),
     ("processed", ["done"]), ("failed", ["broken"]), ("expired", []), ("cancelled", []), ("", ["away", "broken", "done", "half", "silent"])])
+@EACH_STORE
 async def test_devices_are_asked_for_by_state(listen, push, get, feedback, state, devices):
     for name in ("done", "broken", "half", "silent"):
         await listen("c", device=name)
@@ -227,6 +242,7 @@ async def test_devices_are_asked_for_by_state(listen, push, get, feedback, state
     assert page["cursor"] is None
 
 
+@EACH_STORE
 async def test_paging_names_every_device_once_while_receipts_come_in(start, push, get, feedback):
     server = await start()
     names = [f"d{n:03}" for n in range(100)]
@@ -253,6 +269,7 @@ async def test_paging_names_every_device_once_while_receipts_come_in(start, push
     assert sorted(everybody) == names
 
 
+@EACH_STORE
 async def test_paging_goes_on_where_it_was_when_devices_come_and_go(start, ask, push, get):
     server = await start()
     for n in range(10):
@@ -267,6 +284,7 @@ async def test_paging_goes_on_where_it_was_when_devices_come_and_go(start, ask, 
     assert {line["device"]: line["state"] for line in second["devices"]}["d7"] == "cancelled"
 
 
+@MEMORY_AND_REDIS
 async def test_a_slot_is_given_anew_only_when_no_kept_event_can_mean_who_had_it(start, ask, push, get, feedback):
     server = await start(backlog_events=2)
     server.store.register("c", "old")
@@ -281,6 +299,7 @@ async def test_a_slot_is_given_anew_only_when_no_kept_event_can_mean_who_had_it(
     assert [[line["device"] for line in (await get(f"/events/c/{id}/devices"))["devices"]] for id in (ids[1], last)] == [["new"], ["newer", "new"]]
 
 
+@EACH_STORE
 async def test_an_event_without_receipts_has_no_devices(listen, push, get):
     await listen("c", device="d")
     assert await get(f"/events/c/{await push('c', receipt='none')}/devices") == {"devices": [], "cursor": None}

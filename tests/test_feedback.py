@@ -10,7 +10,7 @@ import uvloop
 import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redises import named
+from redises import MEMORY_AND_REDIS, named
 
 from pere.config import Config
 from pere.event import parse_id
@@ -76,6 +76,7 @@ async def test_a_receipt_can_be_said_in_many_ways(sent, start, get, headers, que
     assert (await get(f"/events/c/{id}"))["counts"]["processed"] == 1
 
 
+@MEMORY_AND_REDIS
 async def test_what_the_devices_of_2014_send_is_still_understood(sent, ask, get):
     id = await sent("kitchen")
     answer = await ask("POST", "/feedback/c", urlencode({"status": "Printed on the 1st floor"}), device="kitchen", Last_Event_Id=id, Content_Type=FORM)
@@ -93,6 +94,7 @@ async def test_the_devices_own_word_is_kept_as_it_was_said(sent, feedback, get, 
     assert (await get(f"/events/c/{id}/devices"))["devices"][0]["status"] == kept
 
 
+@MEMORY_AND_REDIS
 async def test_equal_words_of_many_devices_are_kept_once(start, sent, feedback, get):
     server = await start()
     id = await sent("a", "b", "c")
@@ -104,6 +106,7 @@ async def test_equal_words_of_many_devices_are_kept_once(start, sent, feedback, 
     assert {line["device"]: line["status"] for line in (await get(f"/events/c/{id}/devices"))["devices"]} == {"a": "done", "b": "done", "c": "no paper"}
 
 
+@MEMORY_AND_REDIS
 async def test_words_that_are_too_many_are_dropped_and_counted_but_the_receipt_stands(start, sent, feedback, get, measured):
     await start(max_event_status_bytes=10)
     id = await sent("a", "b")
@@ -140,6 +143,7 @@ async def test_states_only_go_up_and_the_first_hard_one_stands(sent, feedback, g
     assert status["complete"] is ("delivered" not in counts or receipt == "delivered")
 
 
+@MEMORY_AND_REDIS
 async def test_delivered_closes_only_what_asked_for_no_more(sent, feedback, get):
     low, high = await sent("d", receipt="delivered"), await sent(receipt="processed")
     for id in (low, high):
@@ -163,6 +167,7 @@ async def test_a_late_receipt_still_wins_and_says_that_it_was_late(start, sent, 
     assert (await get(f"/events/c/{id}"))["counts"]["expired"] == 0
 
 
+@MEMORY_AND_REDIS
 async def test_an_unknown_event_and_a_device_outside_the_audience_get_the_same_answer(sent, ask):
     id = await sent("d")
     other = await sent("e", channel="other")
@@ -172,6 +177,7 @@ async def test_an_unknown_event_and_a_device_outside_the_audience_get_the_same_a
     assert len({answer.body for answer in answers}) == 1
 
 
+@MEMORY_AND_REDIS
 async def test_an_event_that_made_way_is_gone(start, sent, push, feedback):
     await start(backlog_events=2)
     id = await sent("d")
@@ -180,6 +186,7 @@ async def test_an_event_that_made_way_is_gone(start, sent, push, feedback):
     assert (await feedback("c", "d", id)).error == (410, "event_gone")
 
 
+@MEMORY_AND_REDIS
 async def test_a_device_that_registers_later_is_not_in_the_audience(push, listen, feedback):
     await listen("c", device="early")
     id = await push("c")
@@ -187,6 +194,7 @@ async def test_a_device_that_registers_later_is_not_in_the_audience(push, listen
     assert (await feedback("c", "late", id)).error == (404, "unknown_event")
 
 
+@MEMORY_AND_REDIS
 async def test_a_receipt_measures_the_time_since_the_push_and_since_the_sending(start, listen, push, feedback, get, measured):
     server = await start()
     now = server.store.clock()
@@ -301,6 +309,7 @@ async def test_how_it_goes_is_refused_as_a_receipt_would_be(begin, sent, push, a
     assert [(result["status"], result["error"]) for result in results] == [(410, "event_gone")]
 
 
+@MEMORY_AND_REDIS
 async def test_an_event_that_asks_for_no_receipts_has_none_to_be_put_off(sent, feedback):
     id = await sent("d", receipt="none")
     for word in ("working", "retry", "processed"):
@@ -450,6 +459,7 @@ async def test_a_receipt_that_is_wrong_is_refused_and_says_why(start, ask, get, 
     assert (await get(f"/events/c/{id}"))["outstanding"] == server.store.ledger.outstanding == 1
 
 
+@MEMORY_AND_REDIS
 async def test_a_status_may_be_as_large_as_was_configured_and_no_larger(start, sent, feedback):
     await start(max_status_bytes=64)
     id = await sent("d")
@@ -460,6 +470,7 @@ async def test_a_status_may_be_as_large_as_was_configured_and_no_larger(start, s
 # Many at once
 
 
+@MEMORY_AND_REDIS
 async def test_many_receipts_are_given_at_once_and_answered_in_order(sent, ask, get):
     ids = [await sent("d"), await sent(), await sent(channel="c"), await sent("e")]
     await ask("POST", "/feedback/c", Device="d", Last_Event_ID=ids[2])
@@ -561,10 +572,12 @@ async def test_many_receipts_that_are_wrong_as_a_whole_are_refused(start, ask, b
 
 
 @pytest.mark.parametrize("body", [{"receipts": []}, {"receipts": [], "device": "d"}])
+@MEMORY_AND_REDIS
 async def test_no_receipts_are_answered_with_nothing(ask, body):
     assert (await ask("POST", "/feedback?device=d", body)).json == {"results": []}
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_says_delivered_of_all_that_is_still_owed(sent, ask, feedback, get):
     ids = [await sent("d"), await sent(), await sent(), await sent("e", to="e"), await sent()]
     await feedback("c", "d", ids[1], state="failed")
@@ -574,6 +587,7 @@ async def test_up_to_says_delivered_of_all_that_is_still_owed(sent, ask, feedbac
     assert states == ["delivered", "failed", "delivered", None, "sent"]
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_answers_for_as_many_as_a_batch_holds_and_says_if_there_is_more(start, sent, push, ask):
     await start(max_batch=2)
     ids = [await sent("d"), *[await push("c") for _ in range(4)]]
@@ -582,6 +596,7 @@ async def test_up_to_answers_for_as_many_as_a_batch_holds_and_says_if_there_is_m
         (ids[:2], True), (ids[2:4], True), (ids[4:], False), ([], False)]
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_the_newest_of_exactly_as_many_as_a_batch_holds_says_that_there_is_no_more(start, sent, push, ask):
     await start(max_batch=2)
     ids = [await sent("d"), await push("c"), await push("c")]
@@ -589,6 +604,7 @@ async def test_up_to_the_newest_of_exactly_as_many_as_a_batch_holds_says_that_th
     assert (len(answer["results"]), answer["more"]) == (2, False)
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_is_a_place_in_the_order_of_all_events(sent, push, ask, listen):
     # Such an id is in `pere.hello`, and the newest of a feed of many channels may be of another one.
     ids = [await sent("d"), await push("other"), await push("c"), await push("other")]
@@ -604,6 +620,7 @@ async def test_up_to_is_a_place_in_the_order_of_all_events(sent, push, ask, list
     assert await up_to(ids[3]) == []
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_is_for_devices_of_the_channel_and_nobody_learns_which_channels_there_are(sent, ask):
     id = await sent("d")
     answers = [await ask("POST", "/feedback", {"up_to": id, "channel": channel}, Device=device) for device, channel in [("e", "c"), ("d", "nosuch")]]
@@ -611,6 +628,7 @@ async def test_up_to_is_for_devices_of_the_channel_and_nobody_learns_which_chann
     assert len({answer.body for answer in answers}) == 1
 
 
+@MEMORY_AND_REDIS
 async def test_up_to_reaches_a_device_that_was_addressed_before_it_was_ever_seen(push, ask):
     id = await push("c", to="d")
     answer = await ask("POST", "/feedback", {"up_to": id, "channel": "c"}, Device="d")
@@ -671,6 +689,7 @@ async def test_an_event_that_made_way_is_gone_among_many_too(begin, sent, push, 
     assert [result["error"] for result in results] == ["unknown_event", "unknown_event"]
 
 
+@MEMORY_AND_REDIS
 async def test_a_thousand_receipts_of_one_batch_are_answered_one_by_one(sent, ask, get):
     await sent("d")
     ids = [result["id"] for result in (await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(999)])).json["results"]]
@@ -777,6 +796,7 @@ async def test_a_time_of_a_receipt_outlasts_the_process(begin, sent, ask, get):
 # One connection, many receipts: what is alike is recognised by its shape, and must be answered alike
 
 
+@MEMORY_AND_REDIS
 async def test_receipts_on_one_connection_are_each_answered_as_they_would_be_alone(sent, connect, push, get):
     await sent("a", "b", "c2")
     ids = [await push("c") for _ in range(3)]
@@ -816,6 +836,7 @@ async def test_a_connection_outlives_a_receipt_that_was_wrong_in_any_part(sent, 
         assert (await wire_.answer()).status == (200 if target == "/feedback/c" else 400)
 
 
+@MEMORY_AND_REDIS
 async def test_pipelined_receipts_are_answered_in_order(sent, push, connect):
     await sent("d")
     ids = [await push("c") for _ in range(100)]

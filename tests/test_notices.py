@@ -8,6 +8,7 @@ import orjson
 import pytest
 from cloudevents.http import from_http
 from hooks import Receiver
+from redises import MEMORY_AND_REDIS
 from standardwebhooks.webhooks import Webhook
 
 from pere import courier, outbox, reporter
@@ -190,6 +191,7 @@ async def test_a_push_names_who_is_told_of_this_event_whatever_it_hears_of(hooke
     assert other.got == []
 
 
+@MEMORY_AND_REDIS
 async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, active, listen, until):
     await hooked()
     there, endpoint = await active(types=[CONNECTED, DISCONNECTED], channels=["c"])
@@ -205,6 +207,7 @@ async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, act
         (CONNECTED, ["d"]), (DISCONNECTED, ["d"])]
 
 
+@MEMORY_AND_REDIS
 async def test_who_hears_of_nothing_costs_nothing(hooked, active, ask, receiver, add):
     server = await hooked()
     assert (server.reporter._task, server.store.devices.on_presence) == (None, None)
@@ -298,6 +301,7 @@ async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, act
     assert {body for _, body in there.got} == bodies and len(there.got) == len(words), "an orderly end leaves nothing to be told again"
 
 
+@MEMORY_AND_REDIS
 async def test_a_server_that_wishes_to_be_left_alone_is(hooked, active, answered, until, caplog):
     server = await hooked()
     register(server, "c", "d")
@@ -378,6 +382,7 @@ async def test_who_never_answers_is_given_up_and_the_others_are_told_and_it_can_
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_two_replays_at_once_send_everything_once(hooked, active, answered, until, in_state, monkeypatch, caplog):
     monkeypatch.setattr(outbox, "SLICE", 1)
     server = await hooked()
@@ -399,6 +404,7 @@ async def test_two_replays_at_once_send_everything_once(hooked, active, answered
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_gone_is_gone(hooked, active, answered, in_state, until, caplog, get):
     server = await hooked()
     register(server, "c", "d")
@@ -412,6 +418,7 @@ async def test_gone_is_gone(hooked, active, answered, in_state, until, caplog, g
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_a_notice_that_fails_alone_does_not_hold_up_the_others(hooked, receiver, add, in_state, answered, until, caplog, get):
     server = await hooked()
     register(server, "c", "d")
@@ -479,6 +486,7 @@ async def test_with_an_endpoint_goes_all_that_was_for_it(hooked, active, answere
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_what_happens_while_an_endpoint_is_not_verified_yet_waits_for_it(hooked, receiver, add, answered, until, in_state):
     server = await hooked()
     register(server, "c", "d")
@@ -501,6 +509,7 @@ async def test_a_type_that_is_asked_for_later_is_told_from_then_on(hooked, activ
     assert there.receipts() == [(second, "d", "processed")]
 
 
+@MEMORY_AND_REDIS
 async def test_the_disk_may_refuse_for_a_while(hooked, active, answered, until, caplog):
     server = await hooked()
     register(server, "c", "d")
@@ -535,6 +544,7 @@ def refusing(store, until_count: int = 1 << 30):
     return refused
 
 
+@MEMORY_AND_REDIS
 async def test_what_cannot_be_deleted_is_not_asked_for_more_and_more_often(hooked, active, answered, until):
     server = await hooked()
     register(server, "c", "d")
@@ -553,6 +563,7 @@ async def test_what_cannot_be_deleted_is_not_asked_for_more_and_more_often(hooke
     await until(lambda: server.store.names("notice") == [])
 
 
+@MEMORY_AND_REDIS
 async def test_an_endpoint_that_could_not_be_kept_disturbs_nobody(hooked, active, answered, ask, until, receiver):
     server = await hooked()
     register(server, "c", "d")
@@ -567,6 +578,7 @@ async def test_an_endpoint_that_could_not_be_kept_disturbs_nobody(hooked, active
     assert [said["data"]["id"] for said in there.notices()] == [id]
 
 
+@MEMORY_AND_REDIS
 async def test_the_many_notices_of_some_do_not_keep_the_others_waiting(hooked, active, answered, until, monkeypatch):
     monkeypatch.setattr(courier, "MAX_ALL", 4)
     server = await hooked()
@@ -599,6 +611,7 @@ async def test_two_that_are_gone_at_once_leave_nothing_behind(hooked, active, an
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_who_says_to_a_test_that_it_is_gone_is_given_up_with_all_that_waits_for_it(hooked, active, answered, ask, until, get, caplog):
     server = await hooked()
     (there, endpoint), (other, _) = await active(410, types=[COMPLETED]), await active(types=[GIVEN_UP])
@@ -619,6 +632,7 @@ async def test_who_says_to_a_test_that_it_is_gone_is_given_up_with_all_that_wait
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_what_an_old_address_answers_too_late_is_of_no_interest(hooked, receiver, active, ask, answered, in_state, until, get):
     await hooked()
     there, endpoint = await active(410, types=[COMPLETED])
@@ -639,6 +653,7 @@ async def test_what_an_old_address_answers_too_late_is_of_no_interest(hooked, re
     assert (await get(f"/webhooks/{endpoint['id']}"))["state"] == "active"
 
 
+@MEMORY_AND_REDIS
 async def test_who_is_changed_while_it_is_greeted_is_verified_all_the_same(hooked, receiver, add, ask, in_state, until):
     await hooked()
     there, held = receiver(), asyncio.Event()
@@ -651,6 +666,7 @@ async def test_who_is_changed_while_it_is_greeted_is_verified_all_the_same(hooke
     await in_state(endpoint["id"], "active")
 
 
+@MEMORY_AND_REDIS
 async def test_what_was_read_and_not_told_when_it_was_given_up_is_with_the_rest(hooked, active, answered, until, get, in_state, monkeypatch, caplog):
     monkeypatch.setattr(reporter, "OLDEST", 5.0)
     server = await hooked()

@@ -1,6 +1,7 @@
 """An event is recalled: who lacks it never gets it, who has it is told to forget it, and what is still owed is cancelled."""
 
 import pytest
+from redises import EACH_STORE, MEMORY_AND_REDIS
 
 
 async def recall(ask, channel: str, id: str):
@@ -9,6 +10,7 @@ async def recall(ask, channel: str, id: str):
     return answer.json
 
 
+@EACH_STORE
 async def test_who_has_it_is_told_and_who_lacks_it_never_gets_it(listen, push, ask, get):
     here, away = await listen("c", device="here"), await listen("c", device="away")
     away.close()
@@ -25,6 +27,7 @@ async def test_who_has_it_is_told_and_who_lacks_it_never_gets_it(listen, push, a
     assert [event.get("recalled", False) for event in (await get("/events/c"))["events"]] == [False, True, False]
 
 
+@EACH_STORE
 async def test_a_control_frame_moves_nobodys_cursor(listen, push, ask):
     feed = await listen("c", device="d")
     first, last = await push("c"), await push("c")
@@ -35,6 +38,7 @@ async def test_a_control_frame_moves_nobodys_cursor(listen, push, ask):
     assert message.id == last
 
 
+@EACH_STORE
 async def test_a_device_that_has_it_and_was_away_meanwhile_is_told_when_it_returns(listen, push, ask):
     feed = await listen("c", device="d")
     await push("c", 1)
@@ -47,6 +51,7 @@ async def test_a_device_that_has_it_and_was_away_meanwhile_is_told_when_it_retur
     assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
 
 
+@EACH_STORE
 async def test_anonymous_feeds_and_feeds_of_many_channels_are_told_too(listen, push, ask):
     feeds = [await listen("c"), await listen("c", "d", device="two"), await listen("c.*", "*", device="all"), await listen("c", version="1.0")]
     other = await listen("d", device="other")
@@ -60,6 +65,7 @@ async def test_anonymous_feeds_and_feeds_of_many_channels_are_told_too(listen, p
     assert (await other.event()).event == "message"
 
 
+@EACH_STORE
 async def test_only_those_it_was_for_are_told(listen, push, ask):
     mine, yours = await listen("c", device="mine"), await listen("c", device="yours")
     id = await push("c", 1, to="mine")
@@ -70,6 +76,7 @@ async def test_only_those_it_was_for_are_told(listen, push, ask):
     assert (await yours.next()).data == "2"
 
 
+@EACH_STORE
 async def test_a_receipt_after_the_recall_wins_and_is_late(listen, push, ask, feedback):
     await listen("c", device="d")
     id = await push("c")
@@ -78,6 +85,7 @@ async def test_a_receipt_after_the_recall_wins_and_is_late(listen, push, ask, fe
     assert await recall(ask, "c", id) == {"id": id, "channel": "c", "cancelled": 0}
 
 
+@EACH_STORE
 async def test_an_event_that_is_recalled_before_its_broadcast_is_followed_by_its_cancel(start, listen, ask, push):
     server = await start()
     feed = await listen("c", device="d")
@@ -96,6 +104,7 @@ async def test_what_cannot_be_recalled_is_said(ask, push, target, error):
     assert (await ask("DELETE", target)).error == error
 
 
+@MEMORY_AND_REDIS
 async def test_what_has_made_way_cannot_be_recalled(start, push, ask):
     await start(backlog_events=1)
     id = await push("c")
@@ -103,6 +112,7 @@ async def test_what_has_made_way_cannot_be_recalled(start, push, ask):
     assert (await ask("DELETE", f"/events/c/{id}")).error == (410, "event_gone")
 
 
+@EACH_STORE
 async def test_who_has_answered_all_before_and_was_away_is_told_too(listen, push, ask, feedback):
     feed = await listen("c", device="d")
     first, id = await push("c", 1), await push("c", 2)
@@ -116,6 +126,7 @@ async def test_who_has_answered_all_before_and_was_away_is_told_too(listen, push
     assert (await feed.event()).id == last
 
 
+@EACH_STORE
 async def test_an_anonymous_client_that_says_it_has_read_it_is_told_when_it_returns(listen, push, ask):
     id = await push("c", 1)
     await recall(ask, "c", id)
@@ -125,6 +136,7 @@ async def test_an_anonymous_client_that_says_it_has_read_it_is_told_when_it_retu
     assert (await (await listen("c", from_="all")).next()).id == last
 
 
+@EACH_STORE
 async def test_who_was_not_meant_hears_nothing_of_it(listen, push, ask, feedback):
     meant, other = await listen("c", device="meant"), await listen("c", device="other")
     id = await push("c", 1, to="meant")
@@ -137,6 +149,7 @@ async def test_who_was_not_meant_hears_nothing_of_it(listen, push, ask, feedback
     assert (await feedback("c", "other", id)).error == (404, "unknown_event")
 
 
+@EACH_STORE
 async def test_what_was_called_off_is_counted_by_reason(listen, push, ask, measured):
     await listen("c", device="a")
     await listen("c", device="b")
@@ -147,6 +160,7 @@ async def test_what_was_called_off_is_counted_by_reason(listen, push, ask, measu
     assert (told["pere_cancelled_total", "recalled"], told["pere_cancelled_total", "removed"]) == (2, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_what_was_recalled_is_forgotten_with_the_event(start, listen, push, ask):
     server = await start(backlog_events=2)
     feed = await listen("c", device="d")

@@ -11,7 +11,7 @@ import orjson
 import pytest
 import wire
 from processes import Served
-from redises import named
+from redises import MEMORY_AND_REDIS, named
 
 from pere.config import Config
 from pere.event import parse_id
@@ -271,6 +271,7 @@ async def test_a_channel_that_is_not_there_yet_can_be_followed(serve, listen, pu
 # Gaps
 
 
+@MEMORY_AND_REDIS
 async def test_what_made_way_is_told_as_a_gap(start, listen, push, answer, follow):
     await start(receipts_kept=3)
     await listen("c", device="d")
@@ -437,6 +438,7 @@ async def test_head_options_and_cors(start, ask, connect):
     assert (await line.head()).headers["access-control-allow-origin"] == "https://a.example"
 
 
+@MEMORY_AND_REDIS
 async def test_they_count_into_the_feeds_and_leave_nothing_behind(start, ask, listen, follow, until, measured, push, answer):
     server = await start(max_feeds=2)
     device, feed = await listen("c", device="d"), await follow()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import wire
-from redises import named
+from redises import MEMORY_AND_REDIS, named
 
 from pere.config import Config
 from pere.event import parse_id
@@ -59,6 +59,7 @@ async def test_a_push_whose_time_is_over_is_answered_as_things_stand(begin, list
     assert ((await answer).status, told["satisfied"], told["counts"]["processed"], told["counts"]["sent"]) == (201, False, 1, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_a_push_that_can_never_be_satisfied_any_more_is_answered_at_once(listen, ask, feedback):
     a, _ = await online(listen, "a", "b")
     answer = later(ask, "POST", "/push/c?need=2", b"1", Prefer="wait=300")
@@ -67,6 +68,7 @@ async def test_a_push_that_can_never_be_satisfied_any_more_is_answered_at_once(l
     assert (told["satisfied"], told["counts"]["failed"], told["outstanding"]) == (False, 1, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_a_failure_that_still_leaves_enough_does_not_end_the_waiting(listen, ask, feedback):
     a, _ = await online(listen, "a", "b")
     answer = later(ask, "POST", "/push/c?need=1", b"1", Prefer="wait=300")
@@ -88,6 +90,7 @@ async def test_a_recall_ends_the_waiting(begin, listen, ask, kind):
     assert ((await answer).json["recalled"], (await answer).json["counts"]["cancelled"]) == (True, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_an_event_that_makes_way_ends_the_waiting(start, listen, ask, push):
     await start(backlog_events=1)
     (a,) = await online(listen, "a")
@@ -98,11 +101,13 @@ async def test_an_event_that_makes_way_ends_the_waiting(start, listen, ask, push
 
 
 @pytest.mark.parametrize("target", ["/push/c", "/push/c?receipt=none", "/push/c?need=0"])
+@MEMORY_AND_REDIS
 async def test_nothing_to_wait_for_is_answered_at_once(ask, target):
     answer = await ask("POST", target, b"1", Prefer="wait=300")
     assert (answer.status, answer.json["satisfied"]) == (201, True)
 
 
+@MEMORY_AND_REDIS
 async def test_a_repeated_key_waits_for_the_event_that_was_published(listen, ask, feedback, push):
     (a,) = await online(listen, "a")
     id = await push("c", key="k")
@@ -175,6 +180,7 @@ async def test_who_hung_up_before_the_event_was_kept_is_not_waited_for(begin, li
     assert not server.waits.open
 
 
+@MEMORY_AND_REDIS
 async def test_many_publishers_wait_at_once_and_each_hears_of_its_own(listen, ask, feedback, connect):
     (a,) = await online(listen, "a")
     answers = [later(ask, "POST", "/push/c", b"%d" % number, Prefer="wait=300") for number in range(100)]
@@ -184,6 +190,7 @@ async def test_many_publishers_wait_at_once_and_each_hears_of_its_own(listen, as
     assert sorted(answer.json["id"] for answer in await asyncio.gather(*answers)) == sorted(ids)
 
 
+@MEMORY_AND_REDIS
 async def test_what_is_asked_behind_a_push_that_waits_is_answered_after_it(listen, connect, feedback):
     (a,) = await online(listen, "a")
     each = await connect()
@@ -192,6 +199,7 @@ async def test_what_is_asked_behind_a_push_that_waits_is_answered_after_it(liste
     assert [(await each.answer()).status, (await each.answer()).status] == [201, 200]
 
 
+@MEMORY_AND_REDIS
 async def test_a_server_that_stops_answers_all_that_wait(start, listen, ask, until, push):
     server = await start()
     await online(listen, "a")
@@ -221,6 +229,7 @@ async def test_a_status_is_told_when_it_changes(begin, listen, ask, feedback, pu
     assert changed.headers["etag"] != first.headers["etag"]
 
 
+@MEMORY_AND_REDIS
 async def test_a_status_that_is_another_than_the_one_known_is_told_at_once(listen, ask, feedback, push):
     await online(listen, "a", "b")
     id = await push("c")
@@ -230,6 +239,7 @@ async def test_a_status_that_is_another_than_the_one_known_is_told_at_once(liste
     assert (answer.status, answer.json["counts"]["processed"]) == (200, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_without_an_etag_it_is_the_next_change_that_is_waited_for(listen, ask, feedback, push):
     await online(listen, "a", "b")
     id = await push("c")
@@ -241,6 +251,7 @@ async def test_without_an_etag_it_is_the_next_change_that_is_waited_for(listen, 
     assert (await answer).json["counts"]["processed"] == 2
 
 
+@MEMORY_AND_REDIS
 async def test_a_status_that_stays_as_it_was_is_not_modified(listen, ask, push):
     await online(listen, "a")
     id = await push("c")
@@ -249,6 +260,7 @@ async def test_a_status_that_stays_as_it_was_is_not_modified(listen, ask, push):
     assert (await ask("GET", f"/events/c/{id}?wait=0.2")).status == 200
 
 
+@MEMORY_AND_REDIS
 async def test_receipts_that_come_together_are_told_together(listen, ask, feedback, push, until):
     names = [f"d{number}" for number in range(50)]
     await online(listen, *names)
@@ -259,6 +271,7 @@ async def test_receipts_that_come_together_are_told_together(listen, ask, feedba
     assert (await answer).json["counts"]["processed"] == 50
 
 
+@MEMORY_AND_REDIS
 async def test_an_event_that_makes_way_is_told_as_gone_to_who_waits(start, listen, ask, push, until):
     server = await start(backlog_events=1)
     await online(listen, "a")
@@ -269,6 +282,7 @@ async def test_an_event_that_makes_way_is_told_as_gone_to_who_waits(start, liste
     assert (await answer).error == (410, "event_gone")
 
 
+@MEMORY_AND_REDIS
 async def test_who_hangs_up_while_waiting_for_a_status_leaves_nothing_behind(start, listen, push, connect, until):
     server = await start()
     await online(listen, "a")
@@ -288,5 +302,6 @@ async def test_a_wait_that_cannot_be_is_refused(ask, push, wait):
     assert (await ask("GET", f"/events/c/{await push('c')}?wait={wait}")).error == (400, "bad_wait")
 
 
+@MEMORY_AND_REDIS
 async def test_an_unknown_event_is_not_waited_for(ask):
     assert (await ask("GET", "/events/c/1-0?wait=300")).error == (404, "unknown_event")

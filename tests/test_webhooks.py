@@ -4,6 +4,7 @@ import asyncio
 
 import orjson
 import pytest
+from redises import MEMORY_AND_REDIS
 from standardwebhooks.webhooks import Webhook
 
 from pere import courier as module
@@ -28,12 +29,14 @@ async def test_an_endpoint_is_active_once_it_has_answered(hooked, receiver, add,
     assert (await get("/webhooks"))["webhooks"] == [told]
 
 
+@MEMORY_AND_REDIS
 async def test_what_is_not_said_has_a_default(hooked, receiver, add):
     await hooked()
     made = await add(receiver().url)
     assert (made["types"], made["channels"], made["content_type"]) == (["pere.event.completed", "pere.event.expired"], [], "application/json")
 
 
+@MEMORY_AND_REDIS
 async def test_an_endpoint_that_fails_is_asked_again_with_the_same_bytes(hooked, receiver, add, in_state, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF", (0.02,) * 10)
     await hooked()
@@ -54,6 +57,7 @@ async def test_what_is_wrong_with_an_endpoint_is_told(hooked, receiver, add, get
     assert (told["state"], "500" in told["trouble"]) == ("pending", True)
 
 
+@MEMORY_AND_REDIS
 async def test_an_endpoint_that_is_gone_is_asked_no_more(hooked, receiver, add, in_state, caplog):
     await hooked()
     there = receiver(410)
@@ -63,6 +67,7 @@ async def test_an_endpoint_that_is_gone_is_asked_no_more(hooked, receiver, add, 
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_who_gives_up_says_so_and_tries_again_when_it_is_asked(hooked, receiver, add, in_state, ask, monkeypatch, caplog, until):
     monkeypatch.setattr(module, "BACKOFF", (0.01,) * 2)
     await hooked()
@@ -127,6 +132,7 @@ async def test_who_is_paused_and_resumed_need_not_prove_itself_again_and_who_has
     assert (len(there.got), len(elsewhere.got)) == (1, 1)
 
 
+@MEMORY_AND_REDIS
 async def test_who_was_paused_before_it_answered_is_not_resumed_unverified(hooked, receiver, add, ask, in_state):
     await hooked()
     there = receiver(500)
@@ -161,6 +167,7 @@ async def test_changes_at_the_same_time_take_nothing_from_each_other(hooked, rec
     Webhook(rotated.json["secret"]).verify(there.got[-1][1], there.got[-1][0])
 
 
+@MEMORY_AND_REDIS
 async def test_there_are_only_so_many(hooked, receiver, add, ask):
     await hooked(max_webhooks=2)
     there = receiver()

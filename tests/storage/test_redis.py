@@ -313,6 +313,46 @@ async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until
     assert [(member.device, member.position, member.elsewhere) for member in sorted(second.open("c").audience, key=lambda member: member.device)] == [("d1", 1, set()), ("d2", 0, set())]
 
 
+@pytest.mark.parametrize("is_keeper", [True, False])
+async def test_a_node_that_died_has_nobody_online_for_thirty_seconds_at_most(node, is_keeper):
+    assert max(sharedlog.SILENCE, sharedlog.LEASE / 1000) + 3 * sharedlog.BEAT + sharedlog.TIMEOUT <= 30  # unheard, kept by nobody, found at a beat, told to all at the next
+    stores = [await node() for _ in range(3)]
+    while not stores[0].leads:
+        await asyncio.sleep(0.001)
+    dead, *others = stores if is_keeper else stores[::-1]
+    await join(dead, "c", "d")
+    dead.devices.open(dead.devices.get("d"), object())
+    dead.sweep(node.clock.now, lambda channel: True)
+    await dead.settle()
+    await alike(*stores)
+    assert [store.devices.get("d").is_online for store in others] == [True, True]
+    # As if it were killed: it says nothing more, and to nobody.
+    await sharedlog.ended(dead._beating)
+    dead._beating = None
+    await dead._log.close()
+    client, keys = others[0]._log.client, others[0]._log.keys
+
+    async def later(seconds: float) -> None:
+        """For Redis, whose clock counts, so much time goes by."""
+        await client.zincrby(keys["nodes"], -seconds, dead.node)
+        if is_keeper and await client.pttl(keys["keeper"]) < 1000 * seconds and await client.get(keys["keeper"]) == dead.node.encode():
+            await client.delete(keys["keeper"])
+        for store in others:
+            await store._beat_once()
+            await store.settle()
+        await alike(*others)
+
+    await later(sharedlog.SILENCE / 2)
+    assert [store.devices.get("d").is_online for store in others] == [True, True]
+    await later(sharedlog.SILENCE / 2 + 1)
+    assert [store.devices.get("d").is_online for store in others] == [False, False]
+    assert [dead.node in store._nodes for store in others] == [False, False]
+    await alike(*others)
+    while await client.zscore(keys["nodes"], dead.node) is not None:
+        await asyncio.sleep(0.001)
+    assert not [field for field in await client.hkeys(keys["head"]) if dead.node.encode() in field]
+
+
 async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     monkeypatch.setattr(keeper, "CUT_AFTER", 0.0)
     first = await node()
