@@ -111,7 +111,8 @@ async def test_to_forget_a_device_is_not_to_revoke_its_tokens(kept):
 
 async def test_what_is_neither_true_nor_false_is_refused(kept, start, ask):
     server = await kept()
-    assert (await wire.request(server.port, "DELETE", "/admin/devices/d?revoke=yes", **bearer("root", **ROOT))).error == (400, "bad_revoke")
+    for said in ("", "yes"):
+        assert (await wire.request(server.port, "DELETE", f"/admin/devices/d?revoke={said}", **bearer("root", **ROOT))).error == (400, "bad_revoke")
     await start()
     assert (await ask("DELETE", "/admin/devices/d?revoke=true")).error == (400, "bad_revoke")
 

@@ -118,7 +118,7 @@ class OneDevice(ChannelDevices):
         self.finish()
 
     def _is_revoked(self) -> bool:
-        said = self.query.one("revoke") or "false"
+        said = self.query.one("revoke", "false")
         if said not in ("true", "false"):
             raise BadRequest("bad_revoke", f"revoke is true or false, not {shown(said)}")
         if said == "true" and self.revocations is None:

@@ -50,7 +50,7 @@ class Status(Handler):
     _wait: Wait | None = None  # what it waits for, if it has begun
 
     async def get(self, channel: str, id: str) -> None:
-        most = seconds(self.query.one("wait") or "0", "wait", self.config.max_wait)
+        most = seconds(self.query.one("wait", "0"), "wait", self.config.max_wait)
         await self.store.reach(parse_id(id), self.channel(channel))
         with self.waits.on(self.channel(channel), parse_id(id)) as self._wait:
             status = await self._status(channel, id)
