@@ -105,4 +105,5 @@ def test_those_are_quiet_who_have_no_feed_and_were_not_seen_for_long():
     audience.join("seen", 0, 1, now=100.0)
     audience.join("answering", 0, 1, now=1.0).answered = 100.0
     audience.join("listening", 0, 1, now=1.0).feeds = 1
+    audience.join("listening elsewhere", 0, 1, now=1.0).elsewhere = frozenset(("another node",))
     assert [member.device for member in audience.quiet_since(100.0)] == ["gone"]

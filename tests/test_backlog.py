@@ -112,3 +112,14 @@ def test_what_was_evicted_takes_no_room_for_long():
         backlog.append(a.event(ordinal))
         backlog.evict()
     assert sum(getattr(backlog, name).__sizeof__() for name in Backlog.__slots__) < 10_000
+
+
+def test_what_was_taken_back_is_known_in_the_order_in_which_it_came_and_as_long_as_it_is_kept():
+    backlog = backlog_of(5)
+    for ordinal in (4, 2, 5):
+        backlog.recall(backlog.at(ordinal))
+    backlog.recall(backlog.at(2))
+    assert backlog.recalled == [2, 4, 5]
+    backlog.evict()
+    backlog.evict()
+    assert backlog.recalled == [4, 5]

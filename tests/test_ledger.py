@@ -304,6 +304,59 @@ def test_every_change_that_can_be_seen_moves_the_version():
     assert entry.version == versions[-1]
 
 
+def test_who_is_taken_into_the_audience_later_has_a_place_in_every_column():
+    ledger, entry = opened("d1")
+    ledger.record(1, "c", "d1", PROCESSED, b'"printed"', NOW + 1)
+    assert entry.is_complete
+    entry.audience.join("d2", 0, 1, NOW)
+    ledger.admit(entry, 1)
+    assert (entry.is_complete, entry.size, ledger.outstanding, ledger.oldest_open()) == (False, 2, 1, entry)
+    ledger.record(1, "c", "d2", PROCESSED, b'"printed too"', NOW + 60)
+    assert [line.status for line in entry.lines()] == [b'"printed"', b'"printed too"']
+    assert [round(line.latency) for line in entry.lines()] == [1, 60]
+    assert entry.is_complete
+
+
+def test_a_recall_of_which_nothing_was_owed_any_more_can_be_seen_too():
+    ledger, entry = opened("d1")
+    ledger.record(1, "c", "d1", PROCESSED, None, NOW)
+    before, seen = entry.version, []
+    entry.watch(lambda: seen.append(entry.version))
+    assert ledger.recall(1) == 0
+    assert seen == [entry.version] and entry.version > before
+
+
+def test_who_watches_an_event_is_told_when_it_is_forgotten():
+    ledger, entry = opened("d1")
+    ledger.record(1, "c", "d1", PROCESSED, None, NOW)
+    seen = []
+    entry.watch(lambda: seen.append(1 in ledger))
+    assert ledger.drop(1) == 0
+    assert seen == [False]
+
+
+def test_an_entry_that_is_kept_elsewhere_is_neither_open_nor_weighed_until_it_is_back():
+    ledger, entry = opened("d1", "d2")
+    ledger.record(1, "c", "d1", DELIVERED, b'"working on it"', NOW)
+    weight = ledger.bytes
+    assert weight > len(b'"working on it"')
+    ledger.unload(1)
+    assert (1 in ledger, ledger.oldest_open(), ledger.bytes, ledger.outstanding) == (False, None, 0, 2)
+    ledger.restore(entry)
+    assert (1 in ledger, ledger.oldest_open(), ledger.bytes, ledger.outstanding) == (True, entry, weight, 2)
+
+
+def test_of_many_receipts_each_is_found_where_its_device_stands_on_the_channel_of_its_event():
+    ledger, audiences = Ledger(), {"c": Audience(), "other": Audience()}
+    for channel, devices in (("c", ("d1", "d2")), ("other", ("d2", "d1"))):
+        for device in devices:
+            audiences[channel].join(device, 0, 1, NOW)
+    for id, channel in ((1, "c"), (2, "other")):
+        ledger.open(a.event(id, channel=channel), audiences[channel], None)
+    rows, missing = ledger.find_many([("d1", 1, PROCESSED, None, None, None), ("d1", 2, PROCESSED, None, None, None)], NOW)
+    assert ([slot for _, _, slot, *_ in rows], missing) == ([0, 1], [])
+
+
 def test_what_is_not_in_the_ledger_has_no_end():
     ledger, _ = opened("d1")
     cancel(ledger, 2, "d1")
