@@ -314,6 +314,9 @@ class Conversation(asyncio.Protocol):
             self._read_on()
         return self._in_line
 
+    def outlet_of(self, transport: Any) -> Any:
+        return self._door.outlets.take(transport)
+
     def detach(self) -> Any:
         transport = self.transport
         self._door.connections.discard(self)

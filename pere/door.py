@@ -25,6 +25,7 @@ from pere.gate import Gate
 from pere.limits import REQUESTS, Account
 from pere.line import AT_ONCE, Line
 from pere.newcomers import Newcomers
+from pere.outlets import Outlets
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
@@ -90,6 +91,7 @@ class Door:
         self.crowds = Crowds(self)
         self.newcomers = Newcomers()
         self.loop = asyncio.get_running_loop()
+        self.outlets = Outlets(self.loop)
         self.line = Line(self.loop.time, self.loop.call_soon)
         self.hosts: set[bytes] = set()  # what stood in Host of late, and may
         self._heads: dict[int, bytes] = {}
@@ -161,7 +163,7 @@ class Door:
 
 class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came; `grant` is who
-    asks, and what they may do. Exactly one of `answer`, `refuse` and `detach` is called, at once or later."""
+    asks, and what they may do. Exactly one of `answer`, `refuse`, `detach` and `outlet` is called, at once or later."""
 
     __slots__ = ("_id", "account", "body", "connection", "gone", "fields", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
@@ -248,6 +250,10 @@ class Ask:
         """The transport, which is the caller's from now on; this connection forgets it."""
         self.route.tally[200] = self.route.tally.get(200, 0) + 1
         return self.connection.detach()
+
+    def outlet(self) -> Any:
+        """The same for who only writes from now on."""
+        return self.connection.outlet_of(self.detach())
 
 
 def everybody(ask: Ask, then: Callable[[Ask], None]) -> None:

@@ -238,7 +238,7 @@ class Server:
     async def follow(self, before: Successor) -> None:
         """Start, and go on with what the process before this one had open."""
         revoked = self.verifier.revoked if self.verifier is not None else {}
-        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, revoked, self.start)
+        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, self.door.outlets, revoked, self.start)
 
     def reload(self) -> None:
         """Read again what may change while the server runs (see `reloading.py`)."""
@@ -347,6 +347,7 @@ class Server:
         await self.listeners.close_apart()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
+        self.door.outlets.close()
         log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
         return is_followed
 

@@ -21,6 +21,7 @@ from pere.gate import Gate
 from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
 from pere.hub import Hub
 from pere.listening import Listeners
+from pere.outlets import Outlets
 from pere.passing import Told, take_over, written
 from pere.search import Search
 from pere.sse import chunk
@@ -36,12 +37,13 @@ class Held(asyncio.Protocol):
 class Taking:
     """Makes of what comes what it was. It counts how many feeds it took, and how many could not go on."""
 
-    def __init__(self, store: Store, hub: Hub, followers: Followers, gate: Gate, revoked: dict[str, float]):
+    def __init__(self, store: Store, hub: Hub, followers: Followers, gate: Gate, outlets: Outlets, revoked: dict[str, float]):
         self.taken = self.lost = 0
         self._store = store
         self._hub = hub
         self._followers = followers
         self._gate = gate
+        self._outlets = outlets
         self._revoked = revoked
 
     def _count(self, feed: Feed, client: str | None) -> None:
@@ -51,6 +53,7 @@ class Taking:
     def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
         if transport.is_closing():
             return
+        transport = self._outlets.take(transport)
         if (feed := take_over(self._hub, self._store, transport, told, born)) is not None:
             self._count(feed, told.client)
             return
@@ -63,7 +66,7 @@ class Taking:
         """`since` is when it was described: its tokens may have been revoked on the way."""
         if transport.is_closing():
             return
-        feed = self._followers.take_over(transport, about)
+        feed = self._followers.take_over(self._outlets.take(transport), about)
         self._count(feed, about[-2])
         if self._revoked.get(about[5], 0.0) > since:
             feed.close(KICKED, bye(KICKED, self._hub.retry))
@@ -158,9 +161,10 @@ class Successor:
         self._words.clear()
         self._ahead.clear()
 
-    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, revoked: dict[str, float], serve: Callable[[], Awaitable[None]]) -> None:
+    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, outlets: Outlets, revoked: dict[str, float],
+                     serve: Callable[[], Awaitable[None]]) -> None:
         """Go on with all of it, and with what still comes; then the other process may end. `serve` is called when all is there that must be before."""
-        taking = Taking(store, hub, followers, gate, revoked)
+        taking = Taking(store, hub, followers, gate, outlets, revoked)
         arriving = Arriving(store, hub, taking.feed)
         is_served = not self._is_over
         connections: list[tuple[bool, socket.socket]] = []

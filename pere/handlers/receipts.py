@@ -38,4 +38,4 @@ class OpenReceipts:
         account = ask.account
         self._gate.check_feeds(account, self._followers.subjects[ask.grant.subject])
         greeting, form = self._opening.greet(ask)
-        self._followers.open(ask.detach(), form, channel, cursor if cursor is not None else start, greeting, ask.grant).count_for(account)
+        self._followers.open(ask.outlet(), form, channel, cursor if cursor is not None else start, greeting, ask.grant).count_for(account)
