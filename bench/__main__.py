@@ -7,9 +7,9 @@
 A tour is kept in bench/results/tour, and its pictures beside it. What is quoted is measured with more rounds, on a machine that does nothing else.
 """
 
+import argparse
 import importlib
 import pkgutil
-import sys
 import time
 from pathlib import Path
 
@@ -42,17 +42,19 @@ class Clock:
         return f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"
 
 
-def main(wanted: list[str]) -> None:
-    every = measures()
-    small = [module.name for module in pkgutil.iter_modules(bench.micro.__path__) if module.name != "__main__"]
-    unknown = set(wanted) - {measure.name for measure in every} - set(small)
-    if unknown:
-        sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([*small, *(measure.name for measure in every)])}")
+def main() -> None:
+    every, small = measures(), micro.names()
+    there = [*(measure.name for measure in every), *small]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", nargs="*", metavar="NAME", help=", ".join(there))
+    wanted = parser.parse_args().wanted
+    if unknown := sorted(set(wanted) - set(there)):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(there)}")
     rounds.RESULTS = rounds.HERE / "results" / "tour"
     chosen = [measure for measure in every if not wanted or measure.name in wanted]
     single = [name for name in small if not wanted or name in wanted]
     print(f"{len(chosen)} measures, one after the other, each with a server of its own per line of its table, and then {len(single)} sorts of single operations.\n"
-          "Results are kept as they come; Ctrl-C ends it.\n")
+          "Results are kept as they come; Ctrl-C ends it.\n", flush=True)
     clock = Clock(sum(len(measure.servers) for measure in chosen))
     with rounds.ending_well():
         for measure in chosen:
@@ -62,8 +64,8 @@ def main(wanted: list[str]) -> None:
             picture = pictures.draw(result, path.with_suffix(".png"))
             print(f"kept in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, and drawn in {picture.name}\n")
         if single:
-            micro.main(single)
+            micro.main(single, not wanted)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

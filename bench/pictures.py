@@ -1,36 +1,33 @@
 """The results as pictures and tables: what each server cost, and how long which share of its deliveries took.
 
-    python -m bench.pictures          draws all of bench/results, and writes their tables into bench/README.md
+    python -m bench.pictures          draws all of bench/results, and writes what they say into bench/README.md and README.md
 """
 
+import argparse
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import matplotlib
-import orjson
 
 matplotlib.use("Agg")  # no window, wherever this runs
 
 from matplotlib import pyplot
 
-from bench.rounds import HERE, RESULTS, often, rows, share, title, values
+from bench import program, tables
+from bench.rounds import HERE, often, share, title, values
 from pere.cli.bench import SHOWN
 from pere.load.picture import save
 
-
-BEGIN, END = "<!-- what follows is written by bench/pictures.py -->", "<!-- until here -->"
-
-
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Bars of the first figure, with the least and the most; beside them the latencies of the last round, or the memory where it was watched."""
-    watched = {server: runs[-1]["memory_kib"] for server, runs in result["runs"].items() if runs and "memory_kib" in runs[-1]}
+    watched = {server: (runs[-1]["memory_kib"], runs[-1]["memory_every"]) for server, runs in result["runs"].items() if runs and "memory_kib" in runs[-1]}
     curves = {server: told for server, told in result["curves"].items() if told}
     is_wide = bool(watched or curves)
     figure, axes = pyplot.subplots(1, 2 if is_wide else 1, figsize=(12 if is_wide else 6, 3.8), layout="constrained", squeeze=False)
     _bars(axes[0][0], result)
     if watched:
-        _memory(axes[0][1], watched, result["arguments"]["seconds"])
+        _memory(axes[0][1], watched)
     elif curves:
         _latencies(axes[0][1], curves)
     save(figure, str(path))
@@ -64,9 +61,9 @@ def _latencies(axes: Any, curves: dict[str, dict[str, Any]]) -> None:
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _memory(axes: Any, watched: dict[str, list[float]], seconds: float) -> None:
-    for server, memory in watched.items():
-        axes.plot([place * min(60.0, seconds / 10) / 60 for place in range(len(memory))], [kib / 1024 for kib in memory], label=server)
+def _memory(axes: Any, watched: dict[str, tuple[list[float], float]]) -> None:
+    for server, (memory, every) in watched.items():
+        axes.plot([place * every / 60 for place in range(len(memory))], [kib / 1024 for kib in memory], label=server)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("minutes")
     axes.set_ylabel("memory of the server, MiB")
@@ -74,45 +71,14 @@ def _memory(axes: Any, watched: dict[str, list[float]], seconds: float) -> None:
     axes.legend(fontsize=6, loc="lower right")
 
 
-def sizes(scenario: str, o: dict[str, Any]) -> str:
-    """What a story made use of: `5,000 feeds, 60 events of 150 bytes`."""
-    feeds, events = f"{o['feeds']:,} feeds", f"{o['events']:,} events of {o['bytes']} bytes"
-    if scenario == "idle":
-        return f"{feeds}, {o['seconds']:g} s"
-    if scenario in ("mixed", "soak"):
-        return f"{feeds}, an event every {o['every']:g} s, {o['seconds']:g} s"
-    if scenario == "reconnect":
-        return f"{feeds}, {o['behind']} events of {o['bytes']} bytes behind"
-    if scenario == "receipts":
-        return f"{o['feeds']:,} devices, {o['events']:,} events" + (f", {o['batch']:,} receipts in a request" if o["batch"] else "")
-    return events if scenario == "push" else f"{feeds}, {events}"
-
-
-def table(result: dict[str, Any], path: Path) -> str:
-    """A result as a table, with what it was measured on and its picture."""
-    head, lines = rows(result)
-    told = [
-        f"### {result['name']}",
-        f"{'One round' if result['rounds'] == 1 else str(result['rounds']) + ' rounds'}, commit {result['commit']}, {result['when'][:10]}, "
-        f"{result['processor']}; {sizes(result['scenario'], result['arguments'])}.",
-        "\n".join(["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|", *("| " + " | ".join(line) + " |" for line in lines)]),
-    ]
-    if any(each["version"] for each in result["servers"].values()):
-        told.append("Versions: " + "; ".join(each["version"] for each in result["servers"].values() if each["version"]) + ".")
-    told += [f"Failed: {failure}." for failure in result.get("failures", {}).values()]
-    return "\n\n".join([*told, f"![{result['name']}](results/{path.name})"])
-
-
 def main() -> None:
-    tables = []
-    for path in sorted(RESULTS.glob("*.json")):
-        result = orjson.loads(path.read_bytes())
-        picture = draw(result, path.with_suffix(".png"))
-        tables.append(table(result, picture))
-        print(picture)
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
-    readme.write_text(before + BEGIN + "\n\n" + "\n\n".join(tables) + "\n\n" + END + rest.partition(END)[2], "utf-8")
+    argparse.ArgumentParser(prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for path, result in tables.results():
+        if result["scenario"] != "micro":
+            print(draw(result, path.with_suffix(".png")))
+    for readme in (HERE / "README.md", HERE.parent / "README.md"):
+        readme.write_text(tables.written(readme.read_text("utf-8")), "utf-8")
+        print(readme)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from bench import program
 from pere.cli.bench import SHOWN, processor
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ START, STOP = 30.0, 15.0  # seconds for a server to listen, and to end
 @dataclass(frozen=True)
 class Server:
     """How a server is started, and what the load must know of it. In the command `{port}` becomes a free port, `{tmp}` an empty folder and
-    `{here}` this folder. `child` is whether its first child does the work."""
+    `{here}` this folder. `child` is whether its first child does the work. `inside` is a file in `{tmp}` in which it tells of itself, by lines of JSON."""
 
     name: str
     command: tuple[str, ...]
@@ -48,6 +49,7 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     child: bool = False
     version: str = ""
+    inside: str = ""
 
 
 class Failed(Exception):
@@ -57,7 +59,7 @@ class Failed(Exception):
 @dataclass(frozen=True)
 class Measure:
     """One question to some servers. `shows` names the figures of the table, the first of which is compared with `floor`; `short` are sizes for
-    a tour."""
+    a tour; `absent` says who is not among them, and what to do about it."""
 
     name: str
     scenario: str
@@ -66,6 +68,7 @@ class Measure:
     short: str = ""
     shows: tuple[str, ...] = ("server_us", "capacity", "load_us")
     floor: str = ""
+    absent: tuple[str, ...] = ()
 
 
 def pere(name: str, store: str, tokens: bool = True, *flags: str) -> Server:
@@ -91,8 +94,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[tuple[int, int]]:
-    """A server that listens: its port, and the process that does the work. Whatever happens, it is ended."""
+def running(server: Server) -> Iterator[tuple[int, int, Path]]:
+    """A server that listens: its port, the process that does the work, and its folder. Whatever happens, it is ended."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         port = free_port()
 
@@ -115,7 +118,7 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
             pid = process.pid
             if server.child:
                 pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-            yield port, pid
+            yield port, pid, Path(folder)
         finally:
             for how in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -130,19 +133,27 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
 
 def once(measure: Measure, server: Server, sizes: str) -> dict[str, Any]:
     """One run of one server."""
-    with running(server) as (port, pid):
+    with running(server) as (port, pid, folder):
         done = subprocess.run([*pinned(1), sys.executable, "-m", "pere", "bench", measure.scenario, "--url", f"http://127.0.0.1:{port}", "--pid", str(pid),
                                "--processes", "1", "--json", *server.load, *sizes.split()], capture_output=True, text=True, timeout=7_200, cwd=HERE.parent)
+        inside = [orjson.loads(line) for line in (folder / server.inside).read_bytes().splitlines()] if server.inside else []
     if done.returncode:
         raise Failed(f"{server.name}, {measure.scenario}: {done.stderr.strip()}")
     told: dict[str, Any] = orjson.loads(done.stdout)
+    if inside:
+        told["figures"]["inside"] = inside
     return told
 
 
 @contextmanager
 def ending_well() -> Iterator[None]:
     """Let a SIGTERM end this program as an exception does, so that no server outlives it; and say what is left after Ctrl-C."""
+    def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: what follows ends the servers
+        raise KeyboardInterrupt
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     except KeyboardInterrupt:
@@ -172,12 +183,17 @@ def measured(measure: Measure, rounds: int, is_short: bool = False, more: str = 
             runs[server.name].append(told["figures"])
             curves[server.name], arguments = told["curves"], told["arguments"]
     print("\r\x1b[K" if sys.stderr.isatty() else "", end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
-    return {
-        "name": measure.name, "scenario": measure.scenario, "when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "processor": processor(),
-        "processors": os.cpu_count(), "pinned": PINNED, "system": platform.platform(), "python": platform.python_version(), "versions": versions(),
+    return {"name": measure.name, "scenario": measure.scenario} | here() | {
         "servers": {server.name: {"version": server.version, "command": " ".join(server.command).replace(sys.executable, "python")} for server in measure.servers},
         "arguments": arguments, "rounds": rounds, "is_short": is_short, "floor": measure.floor, "shows": measure.shows, "runs": runs, "curves": curves, "failures": failures,
+        "absent": measure.absent,
     }
+
+
+def here() -> dict[str, Any]:
+    """What something was measured on, and when."""
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "processor": processor(), "processors": os.cpu_count(), "pinned": PINNED,
+            "system": platform.platform(), "python": platform.python_version(), "versions": versions()}
 
 
 def commit() -> str:
@@ -225,15 +241,16 @@ def share(figure: str) -> bool:
 
 
 def title(figure: str) -> str:
-    """`server_us`, `server_busy, %`, `delivery p99, ms`."""
+    """`server_us`, `server_busy, %`, `delivery p99, ms`: with its unit where the name does not say it."""
     if figure.startswith("latency/"):
         return " ".join(figure.split("/")[1:]) + ", ms"
-    return f"{figure}, %" if share(figure) else figure
+    unit = SHOWN[figure][1] if figure in SHOWN else ""
+    return f"{figure}, {unit}" if unit in ("%", "KiB/min") else figure
 
 
 def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of a result: its head, and a line for each server."""
-    head = ["server", *map(title, result["shows"]), *(["x the floor"] if result["floor"] else [])]
+    head = ["operation" if result["scenario"] == "micro" else "server", *map(title, result["shows"]), *(["x the floor"] if result["floor"] else [])]
     lines = []
     for server, runs in result["runs"].items():
         line = [server, *(said([value * 100 if share(figure) else value for value in values(runs, figure)]) for figure in result["shows"])]
@@ -258,6 +275,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for failure in result["failures"].values():
         console.print(f"failed: {failure}")
+    for each in result["absent"]:
+        console.print(each)
 
 
 def keep(result: dict[str, Any]) -> Path:
@@ -269,7 +288,7 @@ def keep(result: dict[str, Any]) -> Path:
 
 def main(doc: str | None, measures: Sequence[Measure]) -> None:
     """The command line that all files of measures share."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog=program(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured, in turn (5)")
     parser.add_argument("--short", action="store_true", help="small sizes, as in a tour")
     parser.add_argument("--sizes", default="", help="sizes for pere bench, such as '--feeds 1000'")
@@ -285,7 +304,7 @@ def main(doc: str | None, measures: Sequence[Measure]) -> None:
                 continue
             servers = tuple(each for each in measure.servers if asked.only in each.name or each.name == measure.floor)
             if not any(asked.only in server.name for server in servers):
-                parser.error(f"{measure.name} has no server with {asked.only!r} in its name; it has {', '.join(server.name for server in measure.servers)}")
+                parser.error(f"{measure.name} has no server with {asked.only!r} in its name; it has {'; '.join([*(server.name for server in measure.servers), *measure.absent])}")
             result = measured(replace(measure, servers=servers), asked.rounds, asked.short, asked.sizes)
             show(result)
             if not asked.no_keep:

@@ -11,17 +11,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
 
 import jwt
 import pytest
 from processes import ENVIRONMENT, Process, Served, pere
 
-from bench import experiments, pictures, rounds
+from bench import experiments, goals, pictures, rounds, tables
 from bench.compare import change
-from bench.load import receipts
+from bench.load import receipts, soak
 from bench.peers import centrifugo, mercure
+from pere.load import estimate
 from pere.load.histogram import Histogram
 from pere.load.lines import Feed
 from pere.load.scenarios import SCENARIOS
@@ -38,7 +40,7 @@ SHORT = {
     "receipts": "--feeds 10 --events 7 --lines 4",
     "push": "--events 50 --channels 3 --lines 4",
     "reconnect": "--feeds 20",
-    "slow": "--feeds 20 --events 16 --every 0.005 --bytes 60000 --stuck 10",
+    "slow": "--feeds 20 --events 8 --every 0.005 --stuck 10 --turns 2",
     "spread": "--feeds 20 --channels 10",
     "patterns": "--feeds 10 --channels 5 --events 10",
     "idle": "--feeds 20 --seconds 0.5",
@@ -49,7 +51,7 @@ SHORT = {
 # How many operations that is.
 COUNTS = {
     "fanout": ("deliveries", 100), "burst": ("deliveries", 400), "mission": ("acknowledged", 60), "receipts": ("receipts", 70), "push": ("pushes", 50),
-    "reconnect": ("replayed", 200), "slow": ("deliveries", 960), "spread": ("deliveries", 20), "patterns": ("deliveries", 100), "idle": ("feeds", 20),
+    "reconnect": ("replayed", 200), "slow": ("deliveries", 320), "spread": ("deliveries", 20), "patterns": ("deliveries", 100), "idle": ("feeds", 20),
     "mixed": ("feeds", 20), "soak": ("feeds", 20),
 }
 
@@ -88,6 +90,16 @@ def test_a_story_is_told_to_its_end_and_counts_right(url, name):
         assert all(shares[-1][0] == 1.0 for shares in told["curves"].values())
 
 
+def test_those_who_never_read_are_stuck():
+    # As long as their sockets take what they are sent they cost what all others do, and nothing is measured.
+    with Served() as served, Process("bench", "slow", "--url", served.url, "--feeds", "20", "--stuck", "4") as load:
+        row, deadline = 0, time.monotonic() + 20
+        while row < 3:  # who just comes is behind too, for a moment
+            assert time.monotonic() < deadline and lives(load.pid), load.err
+            told = urlopen(f"{served.url}/metrics", timeout=10).read()
+            row = row + 1 if b"\npere_feeds_behind 5.0\n" in told else 0
+
+
 def test_receipts_are_given_many_in_a_request_and_by_several_processes(url):
     told = bench("receipts", "--url", url, "--feeds", "10", "--events", "20", "--batch", "8", "--processes", "2")["figures"]
     assert (told["receipts"], told["requests"]) == (200, 30)
@@ -116,6 +128,7 @@ def test_a_person_gets_a_table_and_a_picture(url, tmp_path):
     (["fanout", "--url", "http://127.0.0.1:99999"], 2, "a load is put on an http:// address"),
     (["fanout", "--url", "http://192.0.2.1"], 1, "is not this machine"),
     (["fanout", "--plot", "out.txt"], 2, "a picture is one of"),
+    (["fanout", "--plot", "/nowhere/out.png"], 2, "there is no folder /nowhere"),
     (["fanout", "--pid", "999999999"], 2, "there is no process"),
     (["fanout", "--feeds", "99000000", "--processes", "1"], 1, "ulimit -n"),
     (["receipts", "--feeds", "1001"], 1, "at most 1000 devices"),
@@ -194,6 +207,32 @@ def test_a_quantile_is_right_to_one_in_a_hundred():
         exact = durations[max(0, int(share * 5_000) - 1)]
         assert exact * 0.99 - 1 <= whole.quantile(share) <= exact
     assert Histogram().quantile(0.5) == 0
+
+
+def test_what_differs_between_turns_is_told_from_what_drifts():
+    # From one turn to the next it is up to a third slower, so two means would differ by anything.
+    source = random.Random(7)
+    before, after = [], []
+    for turn in range(60):
+        pace = 1 + turn % 20 / 60
+        before.append(20 * pace * source.uniform(0.95, 1.05))
+        after.append(22 * pace * source.uniform(0.95, 1.05))
+    found, least, most = estimate.ratio(before, after)
+    assert 1.05 < least < found < most < 1.15
+    assert least < 1.1 < most
+    assert estimate.ratio(before, before) == (1.0, 1.0, 1.0)
+
+
+def test_what_rises_is_told_from_what_jumps_about():
+    source = random.Random(7)
+    still = [60_000 + source.choice((0, 0, 0, 64, 256)) for _ in range(45)]
+    found, least, most = estimate.slope(still)
+    assert least <= found <= most
+    assert least < 1 and most > -1
+    rising = [value + 20 * minute for minute, value in enumerate(still)]
+    found, least, most = estimate.slope(rising)
+    assert 10 < least <= found <= most < 30
+    assert estimate.slope([5.0]) == (0.0, 0.0, 0.0)
 
 
 def test_an_event_has_its_size_and_its_time():
@@ -341,10 +380,59 @@ def test_a_change_is_marked_where_the_rounds_do_not_touch():
     assert change([], [1.0]) == ("unknown", "")
 
 
-def test_a_measure_that_is_none_is_said():
-    done = ran("bench", "nothing")
-    assert done.returncode == 1
-    assert "there is no nothing" in done.stderr
+@pytest.mark.parametrize("module, arguments, sentence", [
+    ("bench", ["nothing"], "there is no nothing; there are burst, fanout"), ("bench.micro", ["nothing"], "there is no nothing; there are audience"),
+    ("bench.load.fanout", ["--rounds", "0"], "--rounds is 1 or more, not 0"), ("bench.load.fanout", ["--only", "Apache"], "has no server with 'Apache' in its name"),
+])
+def test_a_measure_that_is_none_is_said(module, arguments, sentence):
+    done = ran(module, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: python -m {module} ")
+    assert sentence in done.stderr
+
+
+def test_a_server_tells_what_is_in_it_while_it_is_under_load():
+    told = rounds.once(soak.MEASURES[0], soak.WATCHED, "--feeds 5 --seconds 1 --late 0.1")["figures"]
+    assert told["memory_mib"] > 10 and len(told["memory_kib"]) >= 59
+    look = told["inside"][0]
+    assert look.keys() == {"minutes", "types", *tables.INSIDE}
+    assert all(look[name] > 0 for name in ("rss_kib", "malloc_kib", "blocks")) and look["objects"] >= sum(look["types"].values())
+
+
+def test_ctrl_c_ends_all_servers_and_says_what_is_kept():
+    bench = subprocess.Popen([sys.executable, "-m", "bench", "fanout"], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    with bench:
+        try:
+            assert bench.stderr.read(1) == "."  # the first server is being started
+            deadline = time.monotonic() + 20
+            while sys.platform == "linux" and not (servers := children(bench.pid)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.killpg(bench.pid, SIGINT)
+            out, err = bench.communicate(timeout=40)
+        finally:
+            bench.kill()
+    assert bench.returncode == 130
+    assert err == "\nstopped: all servers have ended; what was kept so far stays, the rounds under way are lost\n"
+    assert not any(map(lives, servers))
+
+
+@pytest.mark.parametrize("readme", [ROOT / "README.md", ROOT / "bench" / "README.md"])
+def test_what_is_said_of_the_results_is_what_they_are(readme):
+    text = readme.read_text()
+    assert tables.MARKED.search(text)
+    assert tables.written(text) == text, "python -m bench.pictures writes it anew"
+    for _, result in tables.results():
+        assert result["runs"] and not result["is_short"], result["name"]
+
+
+def test_a_goal_is_reached_or_missed():
+    goal = goals.Goal("memory", 2.0, "KiB", "idle", lambda result: result["found"])
+    for found, verdict in (([1.0, 1.1, 1.2], "reached"), ([1.9, 1.95, 1.99], "reached by a hair"), ([1.0, 1.5, 2.1], "reached, but not in every round"), ([1.9, 2.1, 2.2], "missed")):
+        assert goal.line({"found": found, "rounds": 3})[2].endswith(f"**: {verdict}")
+    more = goals.Goal("receipts", 1_000, "/s", "receipts", lambda result: result["found"], at_most=False)
+    assert more.line({"found": [1_400.0], "rounds": 1})[1:3] == ["at least 1,000 /s", "**1,400**: reached"]
+    assert more.line({"found": [900.0], "rounds": 1})[2] == "**900.0**: missed"
 
 
 def test_every_measure_opens_with_its_question_and_its_command_line():

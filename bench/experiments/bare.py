@@ -1,13 +1,13 @@
 """The front door of the experiments on uvloop: just enough HTTP to be driven by `pere bench`, so that only the design differs."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
 import uvloop
 
+from bench import words
 from bench.floor import ANSWER, HEAD
 
 
@@ -45,7 +45,7 @@ class Door(asyncio.Protocol):
 
 async def serve(made: Callable[[], Any]) -> None:
     design = made()
-    server = await asyncio.get_running_loop().create_server(lambda: Door(design), "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    server = await asyncio.get_running_loop().create_server(lambda: Door(design), "127.0.0.1", int(*words("PORT")), backlog=4096)
     await server.serve_forever()
 
 

@@ -1,12 +1,12 @@
 """Tornado's connection, detached from its handler, and IOStream.write() for each feed: half of Tornado's cost is gone, and its stream's is not."""
 
 import asyncio
-import sys
 
 import uvloop
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler
 
+from bench import words
 from bench.floor import HEAD, framed
 
 feeds: set[IOStream] = set()
@@ -36,7 +36,7 @@ class Push(RequestHandler):
 
 async def main() -> None:
     application = Application([(r"/feed/(.*)", Feed), (r"/push/(.*)", Push)], log_function=lambda handler: None)
-    application.listen(int(sys.argv[1]), "127.0.0.1", backlog=4096)
+    application.listen(int(*words("PORT")), "127.0.0.1", backlog=4096)
     await asyncio.Event().wait()
 
 

@@ -2,10 +2,11 @@
 which remembers who has answered, as an application would."""
 
 import asyncio
-import sys
 
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
+
+from bench import words
 
 feeds: set["Feed"] = set()
 receipts: dict[str, set[str]] = {}
@@ -54,7 +55,7 @@ def swallow(written: "asyncio.Future[None]") -> None:
 
 async def main() -> None:
     application = Application([(r"/feed/(.*)", Feed), (r"/push/(.*)", Push), (r"/feedback/(.*)", Feedback)], log_function=lambda handler: None)
-    application.listen(int(sys.argv[1]), "127.0.0.1", backlog=4096)
+    application.listen(int(*words("PORT")), "127.0.0.1", backlog=4096)
     await asyncio.Event().wait()
 
 

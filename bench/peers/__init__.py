@@ -3,7 +3,7 @@
     pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
     python -m bench.peers --rounds 3
 
-Mercure and Centrifugo are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts,
+Mercure and Centrifugo (`go install github.com/centrifugal/centrifugo/v6@latest`) are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts,
 the mission is run with those that its application would have: a handler that remembers who has answered which event; in Nchan, Mercure and Centrifugo, which
 run no code, a channel of its own to which devices publish their answers.
 """
@@ -62,32 +62,34 @@ def nchan() -> Server | str:
                   version=f"{said('nginx', '-v')}, {said('dpkg-query', '-W', 'libnginx-mod-nchan')}".replace("\t", " "))
 
 
-def binary(name: str, load: tuple[str, ...], *more: str) -> Server | str:
-    """One that is a single program, by its file here; its version is what it says of it."""
+def binary(name: str, load: tuple[str, ...], get: str, *more: str) -> Server | str:
+    """One that is a single program, by its file here; its version is what it says of it. `get` is how one gets it."""
     program = name.lower()
     version = said(program, "version")
     command = (sys.executable, "-m", f"bench.peers.{program}", "{port}", "{tmp}", *(each.format(version=version) for each in more))
-    return Server(name, command, load, version=f"{program} {version.removeprefix(name).strip()}") if version else f"put {program} on the PATH"
+    return Server(name, command, load, version=f"{program} {version.removeprefix(name).strip()}") if version else f"{get}, and put {program} on the PATH"
 
 
-def there() -> list[Server]:
-    """Those that are installed; of the others it is said how they would be."""
-    found = []
+def there() -> tuple[list[Server], list[str]]:
+    """Those that are installed, and how the others would be."""
+    found, missing = [], []
     for name, server in {
         "Tornado": Server("Tornado, the plain way", (sys.executable, "-m", "bench.experiments.request_handler", "{port}"), version=f"tornado {installed('tornado')}"),
         "sse-starlette": python("sse-starlette on uvicorn", "starlette_app", "sse-starlette"), "aiohttp-sse": python("aiohttp-sse", "aiohttp_app", "aiohttp-sse"),
-        "better-sse": better_sse(), "Nchan": nchan(), "Mercure": binary("Mercure", mercure.LOAD, "{version}"), "Centrifugo": binary("Centrifugo", centrifugo.LOAD),
+        "better-sse": better_sse(), "Nchan": nchan(), "Mercure": binary("Mercure", mercure.LOAD, "see mercure.rocks/docs/hub/install", "{version}"),
+        "Centrifugo": binary("Centrifugo", centrifugo.LOAD, "go install github.com/centrifugal/centrifugo/v6@latest"),
     }.items():
         if isinstance(server, str):
-            print(f"{name} is not here ({server})", file=sys.stderr)
+            missing.append(f"{name} is not here ({server})")
         else:
             found.append(server)
-    return found
+    return found, missing
 
 
 def measures() -> tuple[Measure, ...]:
-    servers = (PERE, OPEN, *there(), SEND)
+    found, missing = there()
+    servers = (PERE, OPEN, *found, SEND)
     shows = ("server_us", "latency/delivery/p99", "open_us", "feed_kib", "load_us")
-    return (Measure("peers-fanout", "fanout", servers, "--events 30", "--events 10 --feeds 2000", shows, SEND.name),
-            Measure("peers-burst", "burst", servers, "--events 40 --every 0.4", "--events 50 --feeds 2000", shows, SEND.name),
-            Measure("peers-mission", "mission", servers, "--events 5", "--events 3 --feeds 1000", ("server_us", "capacity", "latency/receipt/p99", "load_us"), SEND.name))
+    return (Measure("peers-fanout", "fanout", servers, "--events 30", "--events 10 --feeds 2000", shows, SEND.name, tuple(missing)),
+            Measure("peers-burst", "burst", servers, "--events 40 --every 0.4", "--events 50 --feeds 2000", shows, SEND.name, tuple(missing)),
+            Measure("peers-mission", "mission", servers, "--events 5", "--events 3 --feeds 1000", ("server_us", "capacity", "latency/receipt/p99", "load_us"), SEND.name, tuple(missing)))

@@ -1,11 +1,12 @@
 """aiohttp-sse on aiohttp and uvloop, as its README has it: a response for each feed that waits on a queue."""
 
 import asyncio
-import sys
 
 import uvloop
 from aiohttp import web
 from aiohttp_sse import sse_response
+
+from bench import words
 
 queues: set["asyncio.Queue[tuple[str, str]]"] = set()
 receipts: dict[str, set[str]] = {}
@@ -43,7 +44,7 @@ async def main() -> None:
     app.add_routes([web.get("/feed/{channel}", feed), web.post("/push/{channel}", push), web.post("/feedback/{channel}", feedback)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", int(sys.argv[1]), backlog=4096).start()
+    await web.TCPSite(runner, "127.0.0.1", int(*words("PORT")), backlog=4096).start()
     await asyncio.Event().wait()
 
 

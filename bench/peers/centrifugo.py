@@ -1,4 +1,4 @@
-"""Centrifugo by its unidirectional SSE, from its documentation (centrifugal.dev/docs, version 6). It has never been tried here: there was no binary to run.
+"""Centrifugo by its unidirectional SSE, from its documentation (centrifugal.dev/docs, version 6).
 
     python -m bench.peers.centrifugo PORT FOLDER
 
@@ -9,9 +9,10 @@ channel of receipts, which is what an application would have to do at least: wit
 
 import json
 import os
-import sys
 from pathlib import Path
 from urllib.parse import quote
+
+from bench import words
 
 JSON = "application/json"
 LOAD = ("--feed-path", "/connection/uni_sse?cf_connect=" + quote('{"subs":{"CHANNEL":{}}}').replace("CHANNEL", "{channel}"),
@@ -34,7 +35,7 @@ def configuration(port: str) -> str:
 
 
 def main() -> None:
-    port, folder = sys.argv[1:]
+    port, folder = words("PORT", "FOLDER")
     path = Path(folder) / "config.json"
     path.write_text(configuration(port))
     os.execvp("centrifugo", ["centrifugo", "--config", str(path)])

@@ -8,11 +8,11 @@ Who publishes has a token, and so has every device here, for they answer by publ
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import jwt
 
+from bench import words
 from bench.rounds import SECRET
 
 CONFIGURATION = """
@@ -53,7 +53,7 @@ def configuration(port: str, version: str) -> str:
 
 
 def main() -> None:
-    port, folder, version = sys.argv[1:]
+    port, folder, version = words("PORT", "FOLDER", "VERSION")
     path = Path(folder) / "Caddyfile"
     path.write_text(configuration(port, version))
     os.execvp("mercure", ["mercure", "run", "--config", str(path)])

@@ -7,8 +7,9 @@ Devices answer by publishing to a channel of receipts: Nchan has none, and runs 
 
 import os
 import resource
-import sys
 from pathlib import Path
+
+from bench import words
 
 CONFIGURATION = """
 load_module {module};
@@ -38,7 +39,7 @@ http {{
 
 
 def main() -> None:
-    port, folder, module = sys.argv[1:]
+    port, folder, module = words("PORT", "FOLDER", "MODULE")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     path = Path(folder) / "nginx.conf"
     path.write_text(CONFIGURATION.format(module=module, port=port, folder=folder, files=files, connections=max(1024, files - 100)))

@@ -1,7 +1,6 @@
 """sse-starlette on uvicorn with uvloop and httptools, as its README has it: a generator for each feed, that waits on a queue."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 
 import uvicorn
@@ -10,6 +9,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+
+from bench import words
 
 queues: set["asyncio.Queue[dict[str, str]]"] = set()
 receipts: dict[str, set[str]] = {}
@@ -46,4 +47,4 @@ async def feedback(request: Request) -> JSONResponse:
 app = Starlette(routes=[Route("/feed/{channel}", feed), Route("/push/{channel}", push, methods=["POST"]), Route("/feedback/{channel}", feedback, methods=["POST"])])
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning", backlog=4096)
+    uvicorn.run(app, host="127.0.0.1", port=int(*words("PORT")), loop="uvloop", http="httptools", access_log=False, log_level="warning", backlog=4096)

@@ -41,8 +41,10 @@ SHOWN = {
     "server_us": ("server's processor, each", "us", 2), "capacity": ("that is, per second of a processor", "", 0), "load_us": ("the load's own processor, each", "us", 2),
     "server_busy": ("server busy", "%", 1), "load_busy": ("load busy", "%", 1), "open_us": ("server's processor to open a feed", "us", 1),
     "open_per_second": ("feeds opened per second", "", 0), "feed_kib": ("server's memory per feed", "KiB", 2), "server_us_alone": ("the same where all read", "us", 2),
-    "p99_alone_ms": ("p99 where all read", "ms", 2), "p99_beside_ms": ("p99 beside those that do not", "ms", 2), "p99_change": ("change of p99", "%", 1), "p99_chance": ("change by chance", "%", 1),
-    "memory_growth": ("growth of memory, last third on middle third", "%", 1),
+    "p99_alone_ms": ("p99 where all read", "ms", 2), "p99_beside_ms": ("p99 beside those that do not", "ms", 2), "p99_ratio": ("which is, turn by turn,", "times", 3),
+    "p99_least": ("with 95 % certainty at least", "times", 3), "p99_most": ("and at most", "times", 3),
+    "memory_growth": ("growth of memory, last third on middle third", "%", 1), "memory_mib": ("memory, once three quarters are left", "MiB", 1), "memory_rise": ("by which it rises from then on", "KiB/min", 1),
+    "memory_least": ("and with 95 % certainty at least", "KiB/min", 1), "memory_most": ("and at most", "KiB/min", 1),
 }
 
 
@@ -61,6 +63,7 @@ def sizes(command: Any) -> Any:
         ("seconds", click.FloatRange(0.1), "idle, mixed, soak: how long"),
         ("behind", click.IntRange(1), "reconnect: events that were missed meanwhile"),
         ("stuck", click.IntRange(1), "slow: one in so many never reads"),
+        ("turns", click.IntRange(2), "slow: so many turns with those, and as many without, each of so many events"),
         ("late", click.FloatRange(0), "mixed, soak: seconds until a receipt comes, on the average"),
         ("never", click.FloatRange(0, 1), "mixed, soak: share of receipts that never come"),
         ("leave", click.FloatRange(0, 1), "mixed, soak: share of feeds that are lost every second"),
@@ -125,6 +128,8 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     chosen = Scenario(chosen.run, chosen.question, options)
     if plot is not None and not plot.endswith(picture.FORMS):
         raise click.BadParameter(f"a picture is one of {', '.join(picture.FORMS)}, not {plot}", param_hint="--plot")
+    if plot is not None and not Path(plot).absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(plot).parent}", param_hint="--plot")
     if plot is not None and find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs what `pip install 'pere[bench]'` installs")
     host, port = aim(url, anywhere)

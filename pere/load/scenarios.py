@@ -8,12 +8,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import orjson
 
+from pere.load import estimate
 from pere.load.crew import Counted, Crew, until
 from pere.load.fleet import Trouble, device
 from pere.load.gauge import Gauge
@@ -24,7 +24,8 @@ from pere.load.target import Target
 SETTLE = 0.7  # seconds between opening feeds and measuring: greetings are read, buffers find their size
 TO = 1_000  # devices that one push may address, unless the server is told otherwise
 MANY_BYTES = 1 << 20  # of a push of many
-TURNS = 3  # in which some are stuck
+PAUSE = 0.1  # seconds before a turn: whoever came or went has done so
+FULL = 72, 60_000  # events and their bytes that no socket takes for one who does not read: together more than the most of Linux (tcp_wmem), 4 MiB
 
 Figures = dict[str, Any]
 
@@ -86,6 +87,15 @@ class Load:
             raise Trouble(f"{counted.over} events came more often than they were sent")
         return Spent(seconds, None if cpu is None or after is None else after - cpu, own + counted.cpu, counted)
 
+    async def hold(self, first: int, count: int) -> None:
+        """Open feeds that nobody reads, and fill their sockets by events for them alone."""
+        await self.crew.each(*({"do": "open", "first": first + start, "count": share, "channels": [self.channel], "stuck": 1}
+                               for start, share in self.crew.shares(count)))
+        made = self.target.pushing(self.channel + "?to=" + "&to=".join(device(number) for number in range(first, first + count)))
+        for _ in range(FULL[0]):
+            self.publisher.follow(self.target.pushed(made, self.target.event(time.monotonic_ns(), FULL[1])), time.monotonic_ns())
+        await self.pushed()
+
     async def open(self, count: int, channels: list[str], **more: Any) -> Figures:
         """Open feeds, and tell what one costs."""
         before, cpu, start = await self.gauge.memory(), await self.gauge.cpu(), time.monotonic()
@@ -133,6 +143,7 @@ class Options:
     seconds: float = 30.0
     behind: int = 10
     stuck: int = 100
+    turns: int = 100
     late: float = 1.0
     never: float = 0.05
     leave: float = 0.01
@@ -209,30 +220,28 @@ async def reconnect(load: Load) -> Figures:
 
 
 async def slow(load: Load) -> Figures:
-    """In turns, with and without those who do not read: from one turn to the next p99 may differ by more than they cost."""
+    """In turns of a moment, with those who do not read and without, each beside its neighbour: from one minute to the next p99 differs by
+    more than they cost."""
     o = load.options
     opened, stuck = await load.open(o.feeds, [load.channel]), max(1, o.feeds // o.stuck)
-
-    async def broadcast() -> Spent:
-        return await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events))
-
-    alone, beside = [await broadcast()], []  # type: list[Spent], list[Spent]
-    for turn in range(TURNS):
-        await load.crew.each(*({"do": "open", "first": o.feeds + turn * stuck + first, "count": count, "channels": [load.channel], "stuck": 1}
-                               for first, count in load.crew.shares(stuck)))
-        await broadcast()  # so many events fill the sockets of those who do not read; then it is measured
-        beside.append(await broadcast())
-        await load.crew.all("release")
-        alone.append(await broadcast())
+    turns: dict[bool, list[Spent]] = {False: [], True: []}
+    for turn in range(2 * o.turns):
+        # Without, with, with, without: what drifts meanwhile falls on both.
+        is_beside = turn % 4 in (1, 2)
+        await load.hold(o.feeds + turn * stuck, stuck)  # before each, so that a turn without them begins with the same
+        if not is_beside:
+            await load.crew.all("release")
+        await asyncio.sleep(PAUSE)
+        turns[is_beside].append(await load.during(load.broadcast([load.channel], o), load.crew.all("gather", want=o.events)))
+        if is_beside:
+            await load.crew.all("release")
+    alone, beside = turns[False], turns[True]
     apart, load.curves["delivery, all read"], _ = _whole(alone)
     together, load.curves["delivery, some never read"], deliveries = _whole(beside)
+    ratio, low, high = estimate.ratio([*map(_p99, alone)], [*map(_p99, beside)])
     return opened | {
-        "stuck": stuck, "deliveries": deliveries,
-        "p99_alone_ms": median(map(_p99, alone)), "p99_beside_ms": median(map(_p99, beside)),
-        # Each turn is compared with those before and after it; and those with each other, which is what chance makes of it.
-        "p99_change": median(2 * _p99(it) / (_p99(before) + _p99(after)) - 1 for (before, after), it in zip(pairwise(alone), beside, strict=True)),
-        "p99_chance": median(abs(_p99(after) / _p99(before) - 1) for before, after in pairwise(alone)),
-        "server_us_alone": apart["server_us"],
+        "stuck": stuck, "deliveries": deliveries, "p99_alone_ms": median(map(_p99, alone)), "p99_beside_ms": median(map(_p99, beside)),
+        "p99_ratio": ratio, "p99_least": low, "p99_most": high, "server_us_alone": apart["server_us"],
     } | together
 
 
@@ -300,22 +309,24 @@ async def mixed(load: Load) -> Figures:
 
 
 async def soak(load: Load) -> Figures:
-    """A mixed load for as long as it is told; every minute, or tenth of it, the memory."""
+    """A mixed load for as long as it is told, and sixty times the memory. What is kept fills up first, so the first quarter does not count."""
     memories: list[float] = []
+    step = load.options.seconds / 60
 
     async def watch() -> None:
-        step = min(60.0, load.options.seconds / 10)
+        began = time.monotonic_ns()
         while True:
             memories.append((await load.gauge.memory() or 0.0) / 1024)
-            await asyncio.sleep(step)
+            await until(began + int(len(memories) * step * 1e9))
 
     watching = asyncio.create_task(watch())
     try:
         figures = await mixed(load)
     finally:
         watching.cancel()
-    third = max(1, len(memories) // 3)
-    return figures | {"memory_kib": memories, "memory_growth": max(memories[-third:]) / max(max(memories[third : 2 * third] or memories[:1]), 1) - 1}
+    kept = memories[len(memories) // 4 :]
+    rise, low, high = (each * 60 / step for each in estimate.slope(kept))
+    return figures | {"memory_kib": memories, "memory_every": step, "memory_mib": median(kept) / 1024, "memory_rise": rise, "memory_least": low, "memory_most": high}
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +345,7 @@ SCENARIOS = {
     "receipts": Scenario(receipts, "how many receipts a second, one by one or (--batch) many in a request?", Options(feeds=1_000, events=50)),
     "push": Scenario(push, "how many pushes a second, each as safe as the store makes it?", Options(events=20_000, channels=16)),
     "reconnect": Scenario(reconnect, "how long until all are back at once, and up to date?", Options(feeds=10_000)),
-    "slow": Scenario(slow, "do some that never read delay the others?", Options(feeds=1_000, bytes=4_096, every=0.1)),
+    "slow": Scenario(slow, "do some that never read delay the others?", Options(feeds=1_000, events=3, bytes=4_096)),
     "spread": Scenario(spread, "what does a push cost where there are thousands of channels with few devices?",
                        Options(feeds=10_000, channels=5_000, events=1, every=0.02, burst=20)),
     "patterns": Scenario(patterns, "what does a delivery cost to feeds that listen by a pattern?", Options(feeds=1_000, channels=50, events=200, every=0.02)),
