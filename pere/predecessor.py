@@ -82,8 +82,9 @@ class Predecessor:
         await self._until_said()
 
     async def _until_said(self) -> None:
+        """Of the last word; whether the other has gone is asked apart (`is_broken`)."""
         if self._saying:
-            await asyncio.wait([asyncio.wrap_future(self._saying[-1])])
+            await asyncio.gather(asyncio.wrap_future(self._saying[-1]), return_exceptions=True)
 
     async def hear_out(self, seconds: float) -> None:
         """Let those who have said half a request say the rest, while all are served: for so many seconds."""

@@ -32,7 +32,7 @@ PATIENCE = 30.0  # seconds that the process before us may take for its end, besi
 
 def serve(config: Config, ready: Callable[[Server], None] = lambda server: None, facts: Mapping[str, object] | None = None,
           layers: Layers | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is called when it listens, `facts` stand in every line of
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. After SIGINT nothing is left to a manager, for nobody is to follow. `ready` is called when it listens, `facts` stand in every line of
     the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
     set_up(config.log_level, config.log_format, facts)
     handed = systemd.inherited()
@@ -51,14 +51,14 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     """Until it ends. Where it is to begin anew, the sockets that listen and are its own."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    asked: list[None] = []
+    asked: list[signal.Signals] = []
     heirs: list[Line | None] = []
 
-    def end() -> None:
+    def end(how: signal.Signals) -> None:
         if asked:
             log.warning("stopping at once")
             raise SystemExit(1)
-        asked.append(None)
+        asked.append(how)
         ended.set()
 
     def follow(heir: Line | None) -> None:
@@ -71,7 +71,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
 
     def hang_up() -> None:
         if is_at_terminal and not os.isatty(0):
-            end()  # it was closed, and nobody can end us from there any more
+            end(signal.SIGINT)  # it was closed, and nobody can end us from there any more
         elif serving:
             systemd.notify(*systemd.reloading())
             serving[0].reload()
@@ -79,8 +79,9 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
         else:
             hung_up.append(None)
 
-    for number, does in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, hang_up)):
-        loop.add_signal_handler(number, does)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     before = await _take_over(config, sockets, left) if not config.is_shared else None
     if config.reuse_port and config.tcp and config.port and "tcp" not in sockets and not config.handover:
         # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
@@ -128,11 +129,11 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     return copies
 
 
-async def _handing(server: Server, following: Following, ended: asyncio.Event, asked: list[None], heirs: list[Line | None]) -> tuple[Predecessor | None, bool]:
+async def _handing(server: Server, following: Following, ended: asyncio.Event, asked: list[signal.Signals], heirs: list[Line | None]) -> tuple[Predecessor | None, bool]:
     """Serve until the end. What is handed over at it, if somebody follows; and whether it is only left to a manager, for who is yet to come."""
     while True:
         await ended.wait()
-        is_left = not heirs and systemd.keeps() and server.config.store != "memory:" and not await server.store.has_others()
+        is_left = not heirs and asked == [signal.SIGTERM] and systemd.keeps() and server.config.store != "memory:" and not await server.store.has_others()
         heir = heirs.pop() if heirs else following.leave(Deposit(systemd.keep)) if is_left else None
         handing = await server.show(heir) if heir is not None else None
         if handing is not None or heir is None or asked:

@@ -91,7 +91,7 @@ class Successor:
         return await cls.hear(line, config, has) if line is not None else None
 
     @classmethod
-    async def hear(cls, line: Line, config: Config, has: Iterable[str], is_there: bool = True) -> "Successor | None":
+    async def hear(cls, line: Line, config: Config, has: Iterable[str], is_there: bool = True) -> "Successor":
         """The same for who is at the other end of a line, or was there: then it asks nothing."""
         try:
             if is_there:
@@ -107,10 +107,11 @@ class Successor:
                 await mine._outlive(config)
                 return mine
         except Broken as broken:
-            # It ends for another reason, or has died: then the store tells whether it is there.
+            # It ends for another reason, or has died: then the store will be free.
             log.warning("nothing was handed over", extra={"facts": {"because": str(broken)}})
-            line.close()
-            return None
+            mine = cls(line, {})
+            mine._is_over = True
+            return mine
         log.info("taking over", extra={"facts": {"pid": word["pid"]}})
         return mine
 

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
+import deaths
 import pytest
 import uvloop
 import wire
@@ -279,6 +280,14 @@ async def test_a_successor_that_dies_with_all_in_its_hands_leaves_the_other_to_g
             each.close()
 
 
+def test_whoever_is_killed_on_the_way_one_serves_and_nothing_that_was_answered_is_lost(tmp_path):
+    """The short form of `python -m tests.deaths`."""
+    plan = [("next", "shown", -1.0), ("before", "live", 0.0), ("next", "over", -1.0)]
+    found = uvloop.run(deaths.measure("sqlite", tmp_path, plan))
+    assert (found["the one before serves"], found["the next one serves"]) == (2, 1)
+    assert found["receipts"] >= found["pushes"] and {name: found[name] for name in ("lost events", "lost receipts")} == {"lost events": 0, "lost receipts": 0}
+
+
 async def fake(tmp_path, says) -> asyncio.Task:
     """Somebody serves, who says this to whoever comes to take over, and dies."""
     path = str(tmp_path / "h")
@@ -390,6 +399,17 @@ async def test_a_manager_that_does_not_answer_leaves_devices_that_are_told_to_co
         manager._socket.close()
         assert [message.event for message in await feed.end()] == ["pere.bye"]
         assert first.end() == 0
+        feed.close()
+
+
+async def test_where_nobody_is_to_follow_nothing_is_left_to_the_manager_and_devices_are_told(tmp_path, tcp):
+    with Notices(str(tmp_path / "n")) as manager, Managed([tcp], "serve", "--store", f"sqlite:{tmp_path / 'pere.db'}", NOTIFY_SOCKET=manager.path, FDSTORE="4") as first:
+        first.until("listening")
+        feed = await wire.listen(tcp.getsockname()[1], "c", device="d")
+        first._popen.send_signal(signal.SIGINT)
+        assert [message.event for message in await feed.end()] == ["pere.bye"]
+        assert first.end() == 0
+        assert manager.until("STOPPING") and not manager.kept
         feed.close()
 
 
