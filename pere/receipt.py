@@ -71,16 +71,14 @@ def closes(state: int, level: int) -> bool:
 @cache
 def ending(end: int, level: int) -> bytes:
     """A table for `bytearray.translate` that turns every state that is still open into `end`, and leaves all else."""
-    return bytes(
-        byte & ~STATE | end if byte & STATE <= DELIVERED and not closes(byte & STATE, level) else byte for byte in range(256)
-    )
+    return bytes(byte if closes(byte & STATE, level) else byte & ~STATE | end for byte in range(256))
 
 
 def _rules(level: int) -> tuple[tuple[tuple[int, int, bool, tuple[int, int]], ...], ...]:
     def rule(old: int, new: int) -> tuple[int, int, bool, tuple[int, int]]:
         byte, outcome = transition(old, new, level)
         # Expired and cancelled were closed before, so a late receipt closes nothing more.
-        closed = old & STATE <= DELIVERED and closes(byte & STATE, level) and not closes(old & STATE, level)
+        closed = closes(byte & STATE, level) and not closes(old & STATE, level)
         return byte, outcome, closed, (byte & STATE, outcome)
 
     return tuple(tuple(rule(old, new) for old in range(256)) for new in range(len(NAMES)))

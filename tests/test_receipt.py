@@ -31,6 +31,7 @@ from pere.receipt import (
     WORDS,
     bucket,
     closes,
+    edges,
     ending,
     quantiles,
     state_code,
@@ -188,6 +189,13 @@ def test_no_bucket_tells_more_than_five_percent_off_even_at_its_edges():
 @pytest.mark.parametrize("seconds, told", [(0.0, 0.0001), (-5.0, 0.0001), (1e-9, 0.0001), (30 * DAY, 30 * DAY), (1e12, 30 * DAY)])
 def test_a_latency_beyond_the_scale_is_at_its_end(seconds, told):
     assert math.isclose(SECONDS[bucket(seconds)], told, rel_tol=0.001)
+
+
+@given(st.floats(-10, 1e8))
+@example(SHORTEST)
+def test_a_latency_lies_between_the_edges_of_its_bucket(seconds):
+    low, high = edges(bucket(seconds))
+    assert low <= seconds < high
 
 
 @given(st.floats(0, 1e8), st.floats(0, 1e8))
