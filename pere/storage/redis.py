@@ -13,6 +13,9 @@ One node at a time is the keeper: it writes what changed beside the log, so that
 one of a consumer group of Redis: what is to be told follows from the log, which every node has, and is gathered into batches, put off and given up for each endpoint as a
 whole. A group would have it in Redis a second time, hand it out piece by piece to whoever asks, and not know that an endpoint is to be left in peace. Either way what
 was on its way when a node died is sent once more, under the same id, by which a receiver knows it.
+
+It is long and one thing: the whole contract of a store, in short methods, of which each says to the log or the copy what is asked. What has an idea of its own (the copy,
+the log, the ear, the keeper, who is on the way in) has a file of its own.
 """
 
 import asyncio
