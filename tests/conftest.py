@@ -26,8 +26,11 @@ from pere.parts import open_store
 from pere.server import Server
 from pere.storage import Store
 
-# No property is judged by how long an example takes: a machine may be as busy as it likes.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No property is judged by how long an example takes: a machine may be as busy as it likes. And each is tried with the same examples every
+# time, so that a change fails for its own reason: `make fuzz` and `make soak` go where nobody has been, and so does whoever says
+# `make test ARGS=--hypothesis-profile=exploring`.
+settings.register_profile("exploring", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=False)
+settings.register_profile("patient", settings.get_profile("exploring"), derandomize=True, database=None)
 settings.load_profile("patient")
 
 # A machine may forbid Python to keep what it compiled. Then each of the thousand programs that are started here would compile all of PERE

@@ -5,7 +5,7 @@ import socket
 import subprocess
 from typing import Self
 
-from processes import ENVIRONMENT, Process
+from processes import ENVIRONMENT, SECONDS, Process
 
 from bench.handing import handed
 
@@ -30,7 +30,7 @@ class Notices:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + path[1:] if path.startswith("@") else path)
 
-    def next(self, seconds: float = 15) -> dict[str, str]:
+    def next(self, seconds: float = SECONDS) -> dict[str, str]:
         """What is said next, but for BARRIER=1, which only wants to be heard. A descriptor that is to be kept is in `kept`."""
         self._socket.settimeout(seconds)
         while True:

@@ -38,6 +38,7 @@ from redises import common, named
 import pere.hub
 import pere.storage.committing
 import pere.storage.ear
+import pere.storage.past
 import pere.storage.presence
 import pere.storage.reading
 import pere.storage.redis
@@ -58,7 +59,7 @@ PATIENCE = 20.0  # real seconds after which what was waited for will never come
 
 # So small that a few events reach them.
 LIMITS = [(pere.hub, "BATCH_EVENTS", 3), (pere.storage.reading, "MAX_VISITED", 3), (pere.storage.reading, "BLOCK", 2),
-          (pere.storage.reading, "MAX_PAST", 4), (pere.storage.committing, "MAX_SAVED", 2),
+          (pere.storage.past, "MOST", 4), (pere.storage.committing, "MAX_SAVED", 2),
           (pere.storage.presence, "STAY", 30.0),
           # A node looks when it is told to, and a machine that has no time for it is not a Redis that is away.
           (pere.storage.redis, "BEAT", 3600.0), *((module, "TIMEOUT", 600.0) for module in (pere.storage.redis, pere.storage.sharedlog, pere.storage.ear))]

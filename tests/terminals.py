@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from processes import ENVIRONMENT, PERE
+from processes import ENVIRONMENT, PERE, SECONDS
 
 
 class Terminal:
@@ -51,7 +51,7 @@ class Terminal:
         """Without colours and movements."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.seen.decode(errors="replace"))
 
-    def until(self, pattern: str, seconds: float = 20) -> re.Match[str]:
+    def until(self, pattern: str, seconds: float = SECONDS) -> re.Match[str]:
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.text)):
             assert self.read() and time.monotonic() < deadline, f"{pattern!r} did not come: {self.text!r}"
@@ -60,7 +60,7 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._file, keys)
 
-    def end(self, seconds: float = 20) -> int:
+    def end(self, seconds: float = SECONDS) -> int:
         """Wait for its end; the exit code."""
         deadline = time.monotonic() + seconds
         while self.read():

@@ -325,12 +325,12 @@ async def test_an_event_is_pushed_received_answered_for_and_accounted_for():
 
 async def test_a_push_waits_an_event_is_asked_for_again_and_taken_back():
     with Served() as served:
-        async with Client(served.url, device="till-1", timeout=2) as till, Client(served.url, timeout=0.5) as shop:
+        async with Client(served.url, device="till-1", timeout=20) as till, Client(served.url, timeout=1.5) as shop:
             async with aclosing(till.frames("orders", format="envelope", ack_wait=3600, window=1)) as feed:
                 hello = orjson.loads((await anext(feed)).data)
                 assert (hello["ack_wait"], hello["window"]) == (3600, 1)
                 # Longer than the network has time: what is waited for is not the network.
-                told = await shop.push("orders", 1, wait=1)
+                told = await shop.push("orders", 1, wait=2)
                 assert (told["satisfied"], told["outstanding"]) == (False, 1)
                 assert (await anext(feed)).id == told["id"]
                 assert await till.feedback("orders", told["id"], "retry", delay=0) == {"state": "pending", "duplicate": False}

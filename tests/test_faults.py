@@ -227,7 +227,7 @@ async def test_without_room_the_recall_of_an_event_that_asked_for_no_receipts_is
         port = served.port
         id = (await wire.push(port, "c", "before", receipt="none")).json["id"]
         narrow.full()
-        answer = await asyncio.wait_for(wire.request(port, "DELETE", f"/events/c/{id}"), 3)
+        answer = await wire.request(port, "DELETE", f"/events/c/{id}")
         assert answer.error == REFUSED
         narrow.roomy()
         await wire.push(port, "c", "after")
@@ -675,11 +675,11 @@ async def test_a_file_that_is_moved_away_is_missed_although_nobody_pushes(tmp_pa
     with Served("--store", f"sqlite:{path}") as served:
         await wire.push(served.port, "c", "before")
         path.rename(tmp_path / "elsewhere")
-        told = await asyncio.wait_for(readiness(served.port, 503), 4)
+        told = await readiness(served.port, 503)
         assert "pere.db" in told.json["message"]
         # It was no good idea: moved back, it is the same file.
         (tmp_path / "elsewhere").rename(path)
-        await asyncio.wait_for(readiness(served.port, 200), 4)
+        await readiness(served.port, 200)
         assert (await say(served.port, "after")).status == 201
         served.kill()
     with Served("--store", f"sqlite:{path}") as served:

@@ -567,7 +567,7 @@ async def _everything_comes_once(deeds: list[tuple]) -> None:
         for listener in listeners:
             listener.expected += [id for channel, id in ends.items() if listener.wants(channel)]
             listener.reads.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for listener in listeners:
                 # What is pushed last comes last, whatever was missed before it.
                 while listener.expected[-1] not in listener.got and not listener.task.done():

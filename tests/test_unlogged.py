@@ -47,7 +47,7 @@ def test_no_token_and_no_secret_is_in_anything_that_a_server_says(form):
     said: list[str] = []
     with Broken("serve", "--port", "0", "--store", "memory:", "--log-level", "debug", "--log-format", form, PERE_JWT_SECRET=SECRET) as server:
         url = server.until(r"http://127\.0\.0\.1:\d+")[0]
-        with httpx.Client(base_url=url, timeout=10) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             for text in tokens:
                 for where in ({"headers": {"Authorization": f"Bearer {text}"}}, {"params": {"access_token": text}}, {"headers": {"Cookie": f"pere_token={text}"}},
                               {"headers": {"Authorization": f"Bearer {text}"}, "params": {"access_token": text + "x"}}):
