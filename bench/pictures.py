@@ -8,12 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window, wherever this runs
-
-from matplotlib import pyplot
-
 from bench import program, tables
 from bench.rounds import HERE, often, share, title, values
 from pere.cli.bench import SHOWN
@@ -21,6 +15,11 @@ from pere.load.picture import save
 
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Bars of the first figure, with the least and the most; beside them the latencies of the last round, or the memory where it was watched."""
+    import matplotlib  # which takes a second, and most who import this draw nothing
+
+    matplotlib.use("Agg")  # no window, wherever this runs
+    from matplotlib import pyplot
+
     watched = {server: (runs[-1]["memory_kib"], runs[-1]["memory_every"]) for server, runs in result["runs"].items() if runs and "memory_kib" in runs[-1]}
     curves = {server: told for server, told in result["curves"].items() if told}
     is_wide = bool(watched or curves)

@@ -9,10 +9,12 @@ import os
 import shutil
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from playwright.async_api import BrowserContext, async_playwright
+
+if TYPE_CHECKING:
+    from playwright.async_api import BrowserContext
 
 Told = TypeVar("Told")
 PATIENCE = 100  # seconds for whatever a test waits for: a browser takes its time where the machine is busy
@@ -35,11 +37,13 @@ class Chromium:
         return asyncio.run_coroutine_threadsafe(doing, self._loop)
 
     async def _start(self, program: str) -> None:
+        from playwright.async_api import async_playwright  # only where a browser starts does anybody wait for its import
+
         self._playwright = await async_playwright().start()
         # Root, as in a container, may have no sandbox; what is seen here is our own.
         self._browser = await self._playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.getuid() == 0 else [])
 
-    async def __call__(self, story: Callable[[BrowserContext], Awaitable[Told]], **wanted: object) -> Told:
+    async def __call__(self, story: Callable[["BrowserContext"], Awaitable[Told]], **wanted: object) -> Told:
         async def told() -> Told:
             context = await self._browser.new_context(**wanted)
             context.set_default_timeout(1000 * PATIENCE)
