@@ -129,9 +129,9 @@ class Verifier:
     beside those that stand, `keys`; None if there are none of that kind."""
 
     def __init__(self, keys: Iterable["Key"], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable["Key"] | None = None):
-        self._keys = tuple(keys)
+        self._standing = _by_algorithm(keys)
         self._fetched = tuple(fetched) if fetched is not None else None
-        self._taken = {key.algorithm for key in self._keys}.union(FETCHED if self._fetched is not None else ())
+        self._taken = {*self._standing, *(FETCHED if self._fetched is not None else ())}
         self._audience = audience or None
         self._leeway = leeway
         self._max_age = max_age
@@ -168,7 +168,7 @@ class Verifier:
 
     def stand(self, keys: Iterable["Key"]) -> None:
         """These are the keys that stand, from now on."""
-        self._keys = tuple(keys)
+        self._standing = _by_algorithm(keys)
         self._forget()
 
     def fetch(self, keys: Iterable["Key"]) -> None:
@@ -205,7 +205,7 @@ class Verifier:
         for an algorithm that no key here is for."""
         if not isinstance(algorithm, str) or algorithm not in self._taken:
             raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(self._taken))}")
-        standing = [key for key in self._keys if key.algorithm == algorithm]
+        standing = self._standing.get(algorithm, [])
         if not self._fetched:
             return standing
         return standing + [key for key in self._fetched if key.algorithm == algorithm and (id is None or key.id is None or key.id == id)]
@@ -230,7 +230,7 @@ class Verifier:
         revoked = self.revoked.get(subject)
         if revoked is not None and (issued is None or issued <= revoked + self._leeway):
             raise Unauthorized("revoked_token", f"the tokens of {subject} that were issued before are revoked")
-        return Grant(subject, _allowed(said), begins=begins - self._leeway if begins else 0.0, expires=expires + self._leeway)
+        return Grant(subject, _allowed(said), begins=begins - self._leeway if begins else 0.0, expires=_same(expires + self._leeway))
 
     def _check_audience(self, said: Any) -> None:
         """RFC 7519, 4.1.3: a token that is for somebody is refused by everybody else."""
@@ -239,6 +239,13 @@ class Verifier:
         whom = [said] if isinstance(said, str) else said
         if said and (not isinstance(whom, list) or not all(isinstance(each, str) for each in whom) or self._audience not in whom):
             raise Unauthorized("wrong_audience", "the token is for somebody else (aud)")
+
+
+def _by_algorithm(keys: "Iterable[Key]") -> "dict[str, list[Key]]":
+    found: "dict[str, list[Key]]" = {}
+    for key in keys:
+        found.setdefault(key.algorithm, []).append(key)
+    return found
 
 
 FETCHED = ("RS256", "ES256", "EdDSA")
@@ -262,6 +269,10 @@ def _allowed(said: dict[str, Any]) -> Scope:
         return _scope(tuple(push), tuple(feed), said.get("admin", False))
     except TypeError:
         raise bad_token("a channel or a pattern is a string") from None  # a list in the list, say, has no hash
+
+
+# One object for all tokens that end in the same second: most of a fleet's do, and each receipt looks at it.
+_same = lru_cache(maxsize=1024)(lambda moment: moment)
 
 
 @lru_cache(maxsize=1024)

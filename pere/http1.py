@@ -245,6 +245,8 @@ class Connection(Conversation):
         return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.transport is None:
+            return  # it was detached, and has nothing any more
         # The parser and the connection hold each other.
         self._parser = self._ask = None
         super().connection_lost(error)

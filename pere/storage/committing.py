@@ -243,6 +243,7 @@ class Committing(Reading):
 
     def _committed(self, commit: Commit, done: list[Any], failure: Exception | None, seconds: float) -> None:
         self._commit = None
+        self._owed.clear()
         self.on_commit(seconds, len(commit.events) + sum(len(row) for _, row in commit.changes))
         if failure is not None:
             self._undo(commit, self._failed(failure))

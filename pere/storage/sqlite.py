@@ -245,13 +245,14 @@ class SqliteStore(Committing):
     def owes(self, event: Event, device: str) -> bool:
         if not super().owes(event, device):
             return False
+        if not self._flying:
+            return True
         entry = self.ledger.entries[event.id]
         return (event.id, entry.slot(device)) not in self._flying
 
     def attempt(self, event: Event, device: str, again: bool) -> int:
         attempt = super().attempt(event, device, again)
-        entry = self.ledger.entries.get(event.id)
-        if attempt > 1 and entry is not None:
+        if attempt > 1 and (entry := self.ledger.entries.get(event.id)) is not None:
             self._dirty.setdefault(entry, self._number + 1)
         return attempt
 

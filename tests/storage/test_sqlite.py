@@ -131,6 +131,28 @@ async def test_what_each_device_was_named_for_survives(files, restart):
     assert desk.store.settled(desk.store.open("c"), member) == 0  # it is owed what came before it
 
 
+async def test_what_those_who_come_back_owe_is_asked_of_the_file_again_when_something_has_been_committed(files):
+    desk = await files.open()
+    members = [desk.store.register("c", device) for device in ("d1", "d2", "d3")]
+    first, second = await desk.push("c"), await desk.push("c")
+    shelf = desk.store.open("c")
+    for member in members:
+        member.position = 2  # it was sent both
+    assert [desk.store.settled(shelf, member) for member in members] == [0, 0, 0]
+    await desk.receipt("d1", first)
+    assert [desk.store.settled(shelf, member) for member in members] == [1, 0, 0]
+    for device in ("d1", "d2", "d3"):
+        for id in (first, second):
+            await desk.receipt(device, id)
+    assert [desk.store.settled(shelf, member) for member in members] == [2, 2, 2]
+    third = await desk.push("c")
+    for member in members:
+        member.position = 3
+    assert [desk.store.settled(shelf, member) for member in members] == [2, 2, 2]
+    await desk.receipt("d3", third)
+    assert [desk.store.settled(shelf, member) for member in members] == [2, 2, 3]
+
+
 async def test_documents_survive_a_crash_once_they_are_said_to_be_kept(files):
     desk = await files.open()
     told = []
