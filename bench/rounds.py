@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,23 @@ def free_port() -> int:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put a Ctrl-C or SIGTERM off until this is done: in the middle of a start nobody would know of the process that is there already."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: told.append(number)) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for number in told[:1]:
+        signal.raise_signal(number)
+
+
+@contextmanager
 def running(server: Server) -> Iterator[tuple[int, int, Path]]:
     """A server that listens: its port, the process that does the work, and its folder. Whatever happens, it is ended."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
@@ -102,9 +120,11 @@ def running(server: Server) -> Iterator[tuple[int, int, Path]]:
         def filled(text: str) -> str:
             return text.replace("{port}", str(port)).replace("{tmp}", folder).replace("{here}", str(HERE))
 
-        process = subprocess.Popen([*pinned(0), *map(filled, server.command)], stdout=log, stderr=log, start_new_session=True, cwd=HERE.parent,
-                                   env=os.environ | {name: filled(value) for name, value in server.environment.items()})
+        process = None
         try:
+            with undisturbed():
+                process = subprocess.Popen([*pinned(0), *map(filled, server.command)], stdout=log, stderr=log, start_new_session=True, cwd=HERE.parent,
+                                           env=os.environ | {name: filled(value) for name, value in server.environment.items()})
             deadline = time.monotonic() + START
             while True:
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -120,7 +140,7 @@ def running(server: Server) -> Iterator[tuple[int, int, Path]]:
                 pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
             yield port, pid, Path(folder)
         finally:
-            for how in (signal.SIGTERM, signal.SIGKILL):
+            for how in (signal.SIGTERM, signal.SIGKILL) if process is not None else ():
                 try:
                     os.killpg(process.pid, how)
                     process.wait(STOP)

@@ -158,7 +158,7 @@ def test_a_server_that_refuses_is_quoted(url):
 
 def test_a_server_that_dies_under_the_load_is_said_and_no_process_is_left():
     with Served() as served, Process("bench", "fanout", "--url", served.url, "--feeds", "10", "--events", "1000") as load:
-        load.until("feeds open")
+        load.until(" 10 feeds open")
         fleets = children(load.pid)
         assert fleets or sys.platform != "linux"
         served.kill()
