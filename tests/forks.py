@@ -37,7 +37,7 @@ class Fork:
         said = {"arguments": arguments, "variables": variables, "folder": os.getcwd(), "files": resource.getrlimit(resource.RLIMIT_NOFILE)}
         with open(os.devnull, "rb") as nothing, theirs:
             streams = [nothing if stdin == subprocess.DEVNULL else stdin, stdout, stderr, theirs]
-            socket.send_fds(_nursery(), [json.dumps(said).encode()], [each.fileno() for each in streams])
+            socket.send_fds(_nursery(), [json.dumps(said).encode()], [each if isinstance(each, int) else each.fileno() for each in streams])
         self.pid = int(self._line.recv(NUMBER))
 
     def poll(self) -> int | None:
