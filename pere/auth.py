@@ -5,7 +5,7 @@ A token is a JWT (RFC 7519) that says who its bearer is (`sub`) and what they ma
 and is not over, is looked at each time. No sockets here, and no clock: who asks says when.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,10 +166,11 @@ class Verifier:
         self.known.clear()
         self._older.clear()
 
-    def stand(self, keys: Iterable["Key"]) -> None:
+    def stand(self, keys: Collection["Key"]) -> None:
         """These are the keys that stand, from now on."""
         self._standing = _by_algorithm(keys)
         self._forget()
+        self._taken = {key.algorithm for key in keys}.union(FETCHED if self._fetched is not None else ())
 
     def fetch(self, keys: Iterable["Key"]) -> None:
         """These are the keys of the kind that comes and goes, from now on."""

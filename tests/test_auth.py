@@ -321,6 +321,27 @@ def test_what_a_key_verified_is_forgotten_when_the_keys_change():
     assert refused(text, by) == "unknown_key"
 
 
+def test_what_was_verified_long_ago_is_forgotten_too(monkeypatch):
+    monkeypatch.setattr(auth, "MAX_KNOWN", 4)
+    by, texts = verifier(), [token(f"d{n}") for n in range(3)]
+    for text in texts:
+        granted(text, by)
+    by.stand([of_secret("another secret of thirty-two bytes")])
+    assert {refused(text, by) for text in texts} == {"bad_token"}
+
+
+def test_keys_that_stand_may_be_followed_by_keys_of_another_kind():
+    by = Verifier(of_pem(public_pem(PRIVATE["RS256"])))
+    by.stand(of_pem(public_pem(PRIVATE["ES256"])))
+    assert granted(token("d", key=PRIVATE["ES256"], algorithm="ES256"), by).subject == "d"
+    assert refused(token("d", key=PRIVATE["RS256"], algorithm="RS256"), by) == "bad_token"
+
+
+def test_a_wrong_secret_is_no_reason_to_look_for_keys():
+    by = Verifier([of_secret(SECRET)], fetched=of_jwks({"keys": [jwk("ES256", "e")]}))
+    assert refused(token(key="another secret of thirty-two bytes"), by) == "bad_token"
+
+
 # Revoked
 
 
