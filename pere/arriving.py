@@ -12,28 +12,26 @@ from typing import Any
 
 from pere.devices import BEFORE, Device
 from pere.event import Event
-from pere.hub import Hub
 from pere.passing import Told, written
 from pere.storage import Store
 
-SLICE = 0.003  # seconds of the loop at a time
-MOST = 50  # events that are news at once
+SLICE = 0.002  # seconds of the loop at a time
+REST = 0.002  # and in between: a loop that is never idle leaves the thread that commits to wait for the GIL, 5 ms each time
 THERE = frozenset((BEFORE,))
 
 
 class Arriving:
     """`take_up` makes one a feed of the hub."""
 
-    def __init__(self, store: Store, hub: Hub, take_up: Callable[[Told, Any], None]):
+    def __init__(self, store: Store, take_up: Callable[[Told, Any], None]):
         self._store = store
-        self._hub = hub
         self._take_up = take_up
         self._flushed: Mapping[str, int] = {}
         self._waiting: dict[int, tuple[Told, Any]] = {}  # what each is, or was before it was written to up to `flushed`; and its transport
         self._live: set[int] = set()  # those
         self._by_channel: dict[str, list[int]] | None = None
         self._first: dict[str, None] = {}  # channels on which something was published meanwhile
-        self._known = store.events
+        self._delivered, self._withdrawn = store.deliver, store.withdraw  # who is told of events, whom we only listen to
         self._devices: list[Device] = []
 
     def add(self, feeds: Iterable[tuple[Told, Any]], flushed: Mapping[str, int] | None = None) -> None:
@@ -49,18 +47,16 @@ class Arriving:
                 device.elsewhere = THERE  # so nobody is told that it has gone, and has come
                 self._devices.append(device)
         if self._waiting:
-            self._store.withdraw = self._withdraw
+            self._store.deliver, self._store.withdraw = self._publish, self._recall
 
-    def _look(self) -> None:
-        """What has been published since we last looked."""
-        if fresh := self._store.events - self._known:
-            self._known += fresh
-            self._first |= {event.channel: None for event, _ in self._store.recent(min(fresh, MOST))}
+    def _publish(self, event: Event) -> None:
+        self._delivered(event)
+        self._first[event.channel] = None
 
-    def _withdraw(self, event: Event) -> None:
+    def _recall(self, event: Event) -> None:
         for number in self._on(event.channel):
             self._take(number)
-        self._hub.withdraw(event)
+        self._withdrawn(event)
 
     def _on(self, channel: str) -> list[int]:
         if self._by_channel is None:
@@ -87,12 +83,11 @@ class Arriving:
     async def take_all(self) -> None:
         """Done when all are feeds."""
         while self._waiting:
-            self._look()
             end = perf_counter() + SLICE
             while self._waiting and perf_counter() < end:
                 self._take_next()
-            await asyncio.sleep(0)
-        self._store.withdraw = self._hub.withdraw
+            await asyncio.sleep(REST)
+        self._store.deliver, self._store.withdraw = self._delivered, self._withdrawn
         for device in self._devices:
             if device.elsewhere:
                 self._store.devices.is_elsewhere(device, BEFORE, False)

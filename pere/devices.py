@@ -4,7 +4,7 @@ A feed is opaque here. Presence is derived: a device is online as long as it has
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from pere.audience import NOWHERE
@@ -67,6 +67,17 @@ class Devices:
                 device.channels = (*channels, channel) if len(channels) < FEW else dict.fromkeys((*channels, channel))
             self.registrations += 1
         return device
+
+    def restore(self, registrations: Iterable[tuple[str, str]]) -> None:
+        """The same for many, at a start: most are on one channel."""
+        known = self.known
+        for name, channel in registrations:
+            if name in known:
+                self.register(name, channel)
+            else:
+                device = known[name] = Device(name)
+                device.channels = (channel,)
+                self.registrations += 1
 
     def want(self, name: str, pattern: str) -> Device:
         """The device, which from now on is registered on every channel that the pattern means when it is born."""

@@ -166,7 +166,7 @@ class Successor:
                      serve: Callable[[], Awaitable[None]]) -> None:
         """Go on with all of it, and with what still comes; then the other process may end. `serve` is called when all is there that must be before."""
         taking = Taking(store, hub, followers, gate, outlets, revoked)
-        arriving = Arriving(store, hub, taking.feed)
+        arriving = Arriving(store, taking.feed)
         is_served = not self._is_over
         connections: list[tuple[bool, socket.socket]] = []
         retries: list[Any] = []

@@ -124,15 +124,15 @@ class Chain:
         self._count += 1
         return str(self._folder / f"h{self._count}")
 
-    async def _until(self, what: Any, seconds: float = 60) -> None:
+    async def until(self, what: Any, seconds: float = 60) -> None:
         for _ in range(int(seconds / 0.01)):
             if what():
                 return
             await asyncio.sleep(0.01)
-        raise AssertionError(f"it did not come to pass; {self.said()}")
+        raise AssertionError(f"it did not come to pass within {seconds} s; {self.said()}")
 
     async def until_offered(self) -> None:
-        await self._until(lambda: os.path.exists(self._path))
+        await self.until(lambda: os.path.exists(self._path))
 
     async def take_over(self, who: str, word: str, after: float) -> None:
         """A further process takes over, and in the middle of it one of both is killed: `before` or `next`."""
@@ -142,7 +142,7 @@ class Chain:
         between = Between(here, self._path, word, after)
         before, (following, _) = self.current, self._start(here)
         between.victim = before if who == "before" else following
-        await self._until(lambda: between.victim is not None and between.victim.poll() is not None)
+        await self.until(lambda: between.victim is not None and between.victim.poll() is not None)
         await asyncio.get_running_loop().run_in_executor(None, between.end)
         assert word in between.was_said
         if who == "before":
@@ -151,7 +151,7 @@ class Chain:
         elif "serving" not in between.was_said:
             outcome = "the one before serves"
         else:
-            await self._until(lambda: before.poll() is not None)
+            await self.until(lambda: before.poll() is not None)
             self.current, self._path = self._start()
             outcome = "one was started"
         await self.until_offered()
@@ -176,13 +176,13 @@ async def measure(kind: str, folder: Path, plan: list[tuple[str, str, float]], d
     restart.RETRY = float(BACK)
     load = restart.Load(port, devices, per_second)
     try:
+        await chain.until_offered()  # so all that is refused is because of a death
         await load.begin()
         pushing = asyncio.ensure_future(load.push())
         for who, word, after in plan:
             await chain.take_over(who, word, after)
-            await load.all_back()
             pushed = len(load.pushed)
-            await chain._until(lambda pushed=pushed: len(load.pushed) > pushed + 5)
+            await chain.until(lambda pushed=pushed: not load.away and len(load.pushed) > pushed + 5)
         load.is_over = True
         await pushing
         load.is_over = False

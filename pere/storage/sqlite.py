@@ -101,8 +101,7 @@ class SqliteStore(Committing):
             self._kept_channels[name] = (first, gone, sent)
         # A number is not given anew while anything in the file may still bear it.
         self._newest_channel = max(max(names, default=0), values.get("channel", 0))
-        for device, number in self._reader.execute("select device, channel from members where gone is null"):
-            self.devices.register(device, names[number])
+        self.devices.restore((device, names[number]) for device, number in self._reader.execute("select device, channel from members where gone is null"))
         for device, pattern in self._reader.execute("select device, pattern from wishes"):
             self.devices.want(device, pattern).seen = self.clock()
         since = self.clock() - self._config.idempotency_window
