@@ -433,9 +433,12 @@ class Against(RuleBasedStateMachine):
         listener = Listener(self.real.server)
 
         async def listen() -> int:
+            before = set(self.real.hub.feeds.values())
             await listener.open()
             status, head, rest = await listener.request("GET", target, *headers, version=version)
             listener.listen(b"chunked" in head, rest)
+            # The server may have given the socket another number since.
+            listener.fd = next((fd for fd, feed in self.real.hub.feeds.items() if feed not in before), listener.fd)
             await self.real.calm()
             return status
 
