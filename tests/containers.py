@@ -47,7 +47,7 @@ def steps(dockerfile: str) -> list[Step]:
 
 class Image:
     """What is built: `script` lays the roots and runs the steps in bash, in a mount namespace of its own, and becomes what the image starts.
-    `health` is the command of its HEALTHCHECK, `user` who runs."""
+    `health` is the command of its HEALTHCHECK, `user` who runs, and `workdir` where."""
 
     def __init__(self, dockerfile: Path, folder: Path):
         self._context = folder / "context"
@@ -56,7 +56,7 @@ class Image:
         self.user = "0:0"
         self.environment: dict[str, str] = {}
         self.exposed: list[int] = []
-        self._workdir = "/"
+        self.workdir = "/"
         self._entrypoint: list[str] = []
         self._command: list[str] = []
         self._root = ""
@@ -84,7 +84,7 @@ class Image:
             case "FROM":
                 self._begin(step.rest.partition(" AS ")[2] or "final")
             case "WORKDIR":
-                self._workdir = step.rest
+                self.workdir = step.rest
                 self._lines.append(f'mkdir -p "{self._root}{step.rest}"')
             case "USER":
                 self.user = step.rest
@@ -112,7 +112,7 @@ class Image:
     def _begin(self, name: str) -> None:
         """A root that has nothing of ours, and `python` and `pip` where the base image has them."""
         self._root = root = f"$T/{name}/root"
-        self.user, self._workdir = "0:0", "/"
+        self.user, self.workdir = "0:0", "/"
         self.environment = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin", "LANG": "C.UTF-8"}
         python = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
         self._lines += [
@@ -128,7 +128,7 @@ class Image:
     def _copy(self, flags: dict[str, str], rest: str) -> None:
         *sources, target = rest.split()
         origin = f"$T/{flags['from']}/root" if "from" in flags else str(self._context)
-        place = target if target.startswith("/") else f"{self._workdir}/{target}"
+        place = target if target.startswith("/") else f"{self.workdir}/{target}"
         for source in sources:
             is_file = "from" not in flags and (self._context / source).is_file()
             # Docker copies what is in a folder, not the folder.
@@ -137,6 +137,6 @@ class Image:
     def _run(self, command: list[str], become: str = "") -> None:
         said = {name: value for name, value in os.environ.items() if name.startswith("PIP_")} | {"HOME": "/root"} | self.environment
         words = ["env", "-i", *(f"{name}={value}" for name, value in said.items()), "chroot", f"--userspec={self.user}"]
-        inside = ["/bin/sh", "-c", f'cd {self._workdir} && exec "$@"', "sh", *command]
+        inside = ["/bin/sh", "-c", f'cd {self.workdir} && exec "$@"', "sh", *command]
         extra = ' "${SAID[@]}"' if become else ""  # what `docker run -e` would say
         self._lines.append(f'{become}{shlex.join(words[:2])}{extra} {shlex.join(words[2:])} "{self._root}" {shlex.join(inside)}')

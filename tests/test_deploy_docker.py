@@ -28,10 +28,10 @@ class Container(Process):
         super().__init__(f"SAID=({shlex.join(f'{name}={value}' for name, value in variables.items())})\n{image.script}")
 
     def inside(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """A command in the same root, by the same user: `docker exec`."""
+        """A command in the same root, by the same user, in the same folder: `docker exec`."""
         said = [f"{name}={value}" for name, value in (self.image.environment | variables).items()]
         user, group = self.image.user.split(":")
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--root", f"--setuid={user}", f"--setgid={group}", "--"]
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--root", f"--wdns={self.image.workdir}", f"--setuid={user}", f"--setgid={group}", "--"]
         return subprocess.run([*enter, "env", "-i", *said, *command], capture_output=True, text=True, timeout=30, check=False)
 
 

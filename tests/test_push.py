@@ -1,5 +1,6 @@
 """Publishing: what an accepted event answers and becomes, and all that is not accepted."""
 
+import sys
 from urllib.parse import quote
 
 import orjson
@@ -363,10 +364,12 @@ async def test_an_item_that_is_nested_too_deep_does_not_spoil_the_others(start, 
         items = [b'{"channel":"c","data":%b}' % data for data in (b"1", b"[" * depth + b"]" * depth, b"[" * 254 + b"]" * 254)]
         first, deep, last = (await ask("POST", "/push", b"\n".join(items))).json["results"]
         assert ("id" in first, deep["error"], deep["status"], "id" in last) == (True, "deep_json", 400, True)
-    # To read numbers as they were written, less deep must do: all of the array is read once more.
+    # To read numbers as they were written, all of the array is read once more, and Python 3.11 reads less deep than what read it first.
     body = b'[{"channel":"c","data":%b},{"channel":"c","data":18446744073709551616}]' % (b"[" * 1000 + b"]" * 1000)
-    assert [told["error"] for told in (await ask("POST", "/push", body)).json["results"]] == ["deep_json"] * 2
-    assert server.store.events == 4
+    is_read = sys.version_info >= (3, 12)
+    deep, beside = (await ask("POST", "/push", body)).json["results"]
+    assert (deep["error"], beside.get("error")) == ("deep_json", None if is_read else "deep_json")
+    assert server.store.events == 4 + is_read
 
 
 async def test_a_line_that_is_no_json_spoils_only_itself(ask):
