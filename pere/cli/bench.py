@@ -43,7 +43,7 @@ SHOWN = {
     "open_per_second": ("feeds opened per second", "", 0), "feed_kib": ("server's memory per feed", "KiB", 2), "server_us_alone": ("the same where all read", "us", 2),
     "p99_alone_ms": ("p99 where all read", "ms", 2), "p99_beside_ms": ("p99 beside those that do not", "ms", 2), "p99_ratio": ("which is, turn by turn,", "times", 3),
     "p99_least": ("with 95 % certainty at least", "times", 3), "p99_most": ("and at most", "times", 3),
-    "memory_growth": ("growth of memory, last third on middle third", "%", 1), "memory_mib": ("memory, once three quarters are left", "MiB", 1), "memory_rise": ("by which it rises from then on", "KiB/min", 1),
+    "memory_mib": ("memory, in the last three quarters", "MiB", 1), "memory_rise": ("by which it rises meanwhile", "KiB/min", 1),
     "memory_least": ("and with 95 % certainty at least", "KiB/min", 1), "memory_most": ("and at most", "KiB/min", 1),
 }
 
