@@ -60,7 +60,8 @@ class Backlog:
 
     def is_over(self) -> bool:
         """Whether it holds more than it may; one event always has its place."""
-        return len(self) > 1 and (len(self) > self._max_events or self.bytes > self._max_bytes)
+        more = self.last - self.first  # than one
+        return more > 0 and (more >= self._max_events or self.bytes > self._max_bytes)
 
     def evict(self) -> Event:
         """Let the oldest event go, and return it."""

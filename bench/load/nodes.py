@@ -64,8 +64,7 @@ def deployment(count: int) -> Iterator[tuple["subprocess.Popen[bytes]", list[tup
             own = free_port()
             nodes.append((own, start(sys.executable, "-m", "pere", "serve", "--port", str(own), "--store", f"redis://127.0.0.1:{port}/0", "--log-level", "error",
                                      "--backlog-events", "100000", "--subject-pushes", "0")))
-        for own, _ in nodes:
-            listens(own)
+            listens(own)  # one after the other: so the first is the keeper too, which one has to be however many there are
         yield redis, nodes
 
 

@@ -23,8 +23,7 @@ from pere.ledger import Ledger
 from pere.receipt import NAMES
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """An event that is kept. `repeated` tells that its Idempotency-Key was known, and nothing was published again."""
 
     id: int

@@ -23,6 +23,10 @@ from pere.storage.recent import Row
 
 # A thing that is kept: its kind (of `scripts.KINDS`) and its name.
 Thing = tuple[str, str]
+# What was changed: its kind, what it belongs to (its channel, device or kind of document), and which it is there; EVENT means the event and its columns. It is made a
+# thing when that is asked for, for it is noted at each push on every node.
+Change = tuple[str, str, str | int]
+EVENT = "event"
 SEPARATOR = " "  # which no channel, device or pattern has
 
 
@@ -30,15 +34,16 @@ class Changes:
     """What was changed by which entry of the log, the latest at the end."""
 
     def __init__(self) -> None:
-        self._numbers: OrderedDict[Thing, int] = OrderedDict()
+        self._numbers: OrderedDict[Change, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def note(self, kind: str, name: str, n: int) -> None:
-        thing = kind, name
-        self._numbers[thing] = n
-        self._numbers.move_to_end(thing)
+    def note(self, change: Change, n: int) -> None:
+        numbers = self._numbers
+        if change in numbers:
+            numbers.move_to_end(change)
+        numbers[change] = n
 
     def kept(self, n: int) -> None:
         """All is kept as it stood after this entry."""
@@ -46,7 +51,12 @@ class Changes:
             self._numbers.popitem(last=False)
 
     def things(self) -> list[Thing]:
-        return list(self._numbers)
+        found: dict[Thing, None] = {}
+        for kind, home, rest in self._numbers:
+            name = joined(home, str(rest)) if rest else home
+            for each in ("events", "columns") if kind == EVENT else (kind,):
+                found[each, name] = None
+        return list(found)
 
     def clear(self) -> None:
         self._numbers.clear()

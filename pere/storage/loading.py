@@ -34,7 +34,7 @@ async def load(log: SharedLog, copy: Copy, born: int) -> Kept:
     try:
         base = await look(log)
         kept = {kind: {name.decode(): value async for name, value in client.hscan_iter(keys[kind], count=1000)} for kind in scripts.KINDS}
-        rows = [row for _, fields in await client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
+        rows = [row for _, (_, packed) in await client.xrange(keys["records"]) for row in keeping.unpack_rows(packed)]
         if base != await look(log):
             raise Lost("it was kept anew while it was read")
         copy.begin_at(base.n, born, base.newest, base.number, kept, rows)

@@ -76,7 +76,7 @@ class MemoryStore(WorkingSet):
         event = Event(draft, id, shelf.backlog.last + 1, now)
         accepted = self._take(shelf, event, draft, draft.need)
         entry = self.ledger.entries.get(event.id)
-        if entry is not None:
+        if entry is not None and (entry.need <= 0 or not entry.size):  # else nothing is decided before somebody answers
             self.ledger.decide(entry, now)
         self.deliver(event)
         return accepted

@@ -7,7 +7,6 @@ and the settings in LIMITS would let the copies part; the time is that of the en
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -22,7 +21,7 @@ from pere.ledger import Ledger, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
 from pere.storage import Shelf
-from pere.storage.keeping import Changes, joined
+from pere.storage.keeping import EVENT, Changes
 from pere.storage.memory import MemoryStore
 from pere.storage.sharedlog import Entry as Written
 from pere.storage.working import WorkingSet
@@ -59,6 +58,7 @@ class Replica(MemoryStore):
         self.node = node
         self.changes = Changes()
         self._system = clock
+        self._nowhere = Ledger()  # where is counted what was said to other nodes
         self._moment: float | None = None  # of the entry that is being applied
         self._n = 0  # and its number
         self._next_id = 0
@@ -84,8 +84,8 @@ class Replica(MemoryStore):
         ledger = self.ledger
         mine = ledger.receipts, ledger.roundtrips, ledger.expired, ledger.cancelled, ledger.statuses_dropped, self.events, self.event_bytes
         if askers is None:
-            fresh = Ledger()
-            ledger.receipts, ledger.roundtrips, ledger.expired, ledger.cancelled = fresh.receipts, fresh.roundtrips, fresh.expired, fresh.cancelled
+            nowhere = self._nowhere
+            ledger.receipts, ledger.roundtrips, ledger.expired, ledger.cancelled = nowhere.receipts, nowhere.roundtrips, nowhere.expired, nowhere.cancelled
         self._n, self._moment, self._next_id = n, now, first
         # As far as the log has come, who is about to leave is still there.
         for (channel, device), member in self._leaving.items():
@@ -93,37 +93,40 @@ class Replica(MemoryStore):
             self._aside[channel, device] = members.get(device)
             members[device] = member
         try:
-            for op, asker in zip(ops, askers if askers is not None else repeat(None), strict=askers is not None):
+            for place, op in enumerate(ops):
                 try:
-                    getattr(self, f"_apply_{op[0]}")(asker, *op[1:])
+                    getattr(self, "_apply_" + op[0])(askers[place] if askers is not None else None, *op[1:])
                 except Exception:
                     # What is wrong here is wrong on every node: they stay alike.
                     log.exception("an entry of the log could not be applied")
         finally:
             self._moment = None
-            for channel, device in self._leaving:
-                members = self._shelves[channel].audience.members
-                del members[device]
-                if (newer := self._aside.pop((channel, device))) is not None:
-                    members[device] = newer
-            self._aside.clear()
-            if count:
-                self._ids.last = max(self._ids.last, first + count - 1)
+            if self._aside:
+                for channel, device in self._leaving:
+                    members = self._shelves[channel].audience.members
+                    del members[device]
+                    if (newer := self._aside.pop((channel, device))) is not None:
+                        members[device] = newer
+                self._aside.clear()
+            if count and self._ids.last < first + count - 1:
+                self._ids.last = first + count - 1
             if askers is None:
                 (ledger.receipts, ledger.roundtrips, ledger.expired, ledger.cancelled, ledger.statuses_dropped, self.events, self.event_bytes) = mine
 
-    def _note(self, kind: str, *names: str) -> None:
-        self.changes.note(kind, joined(*names), self._n)
+    def _note(self, kind: str, home: str, rest: str | int = "") -> None:
+        self.changes.note((kind, home, rest), self._n)
 
     # Events
 
-    def _apply_push(self, asker: Asker | None, *said: Any) -> None:
+    def _apply_push(self, asker: Asker | None, channel: str, data: bytes, is_json: bool, type: str, to: tuple[str, ...], ttl: int, level: int, need: int | str | None,
+                    publisher: str, key: str, callback: str = "", traceparent: str = "") -> None:
         told, refused = asker or NOBODY
-        draft = Draft(**dict(zip(DRAFT, said, strict=False)))  # a node of an earlier version says less
+        # A node of an earlier version does not say the last of it.
+        draft = Draft(channel=channel, data=data, is_json=is_json, type=type, to=to, ttl=ttl, level=level, need=need, publisher=publisher, key=key,
+                      callback=callback, traceparent=traceparent)
         id, now = self._next_id, self.clock()
         self._next_id += 1
-        known = self._known_key(draft, now)
-        if known is not None:
+        if key and (known := self._known_key(draft, now)) is not None:
             told(known)
             return
         try:
@@ -131,14 +134,13 @@ class Replica(MemoryStore):
         except BadRequest as refusal:
             refused(refusal)
             return
-        shelf = self._bear(draft.channel)
-        self._note("channels", draft.channel)
-        self._note("events", draft.channel, str(id))
-        if draft.level != NONE:
-            self._note("columns", draft.channel, str(id))
-        if draft.key:
-            self._note("keys", draft.channel, draft.key)
-        self._ids.last = max(self._ids.last, id)
+        shelf = self._bear(channel)
+        self._note("channels", shelf.name)
+        self._note(EVENT, shelf.name, id)
+        if key:
+            self._note("keys", shelf.name, key)
+        if self._ids.last < id:
+            self._ids.last = id
         told(self._accept(shelf, draft, id, now))
 
     def _check_need(self, draft: Draft) -> None:
@@ -173,8 +175,7 @@ class Replica(MemoryStore):
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)
         self._note("channels", shelf.name)
-        self._note("events", shelf.name, str(event.id))
-        self._note("columns", shelf.name, str(event.id))
+        self._note(EVENT, shelf.name, event.id)
         return event
 
     def _apply_recall(self, asker: Asker | None, channel: str, id: int) -> None:
@@ -183,16 +184,14 @@ class Replica(MemoryStore):
             MemoryStore.recall(self, channel, id, told, refused)
         except Refusal as refusal:
             refused(refusal)
-        self._note("events", channel, str(id))
-        self._note("columns", channel, str(id))
+        self._note(EVENT, channel, id)
 
     def _apply_expire(self, asker: None, channel: str, id: int) -> None:
         event = self._kept_event(channel, id)
         if event is not None and not event.expired:
             self._schedule.remove(event, event.expires)
             self._expire(event)
-            self._note("events", channel, str(id))
-            self._note("columns", channel, str(id))
+            self._note(EVENT, channel, id)
 
     def _apply_drop(self, asker: None, channel: str, moment: float) -> None:
         self._drop_expired(channel, moment)
@@ -213,7 +212,7 @@ class Replica(MemoryStore):
             start += count
         for id in {row[1] for row in rows}:
             if (entry := entries.get(id)) is not None:
-                self._note("columns", entry.event.channel, str(id))
+                self._note("columns", entry.event.channel, id)
 
     def _apply_end(self, asker: None, id: int, device: str, end: int) -> None:
         entry = self.ledger.entries.get(id)
@@ -223,14 +222,14 @@ class Replica(MemoryStore):
 
     def _close(self, entry: Entry, slot: int, end: int) -> None:
         MemoryStore._end(self, entry, slot, end)
-        self._note("columns", entry.event.channel, str(entry.event.id))
+        self._note("columns", entry.event.channel, entry.event.id)
 
     def _apply_resent(self, asker: Asker | None, id: int, device: str, times: int) -> None:
         entry = self.ledger.entries.get(id)
         slot = entry.slot(device) if entry is not None else -1
         if entry is None or slot < 0:
             return
-        self._note("columns", entry.event.channel, str(id))
+        self._note("columns", entry.event.channel, id)
         byte = entry.states[slot]
         # Where it was sent it is counted already. Two nodes that send at once count the same, and the higher count stands.
         if byte // RESENT < times:

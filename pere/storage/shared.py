@@ -124,7 +124,7 @@ class Shared:
         for place, kind in enumerate(scripts.KINDS):
             watched("reading", place, len(scripts.KINDS))
             kept[kind] = {name.decode(): value async for name, value in self._client.hscan_iter(keys[kind], count=1000)}
-        return kept, [row for _, fields in await self._client.xrange(keys["records"]) for row in keeping.unpack_rows(fields[b"b"])]
+        return kept, [row for _, (_, packed) in await self._client.xrange(keys["records"]) for row in keeping.unpack_rows(packed)]
 
     # Putting
 

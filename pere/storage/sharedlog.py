@@ -66,7 +66,8 @@ class Entry(NamedTuple):
     @classmethod
     def of(cls, header: bytes, body: bytes | None) -> "Entry":
         n, milliseconds, sequence, count, node, batch = header.split(b" ")
-        return cls(header, int(n), int(milliseconds) << BITS | int(sequence), int(count), node.decode(), int(batch), body)
+        # Without the call of `Entry.__new__`, which is Python's: this runs for every entry on every node.
+        return tuple.__new__(cls, (header, int(n), int(milliseconds) << BITS | int(sequence), int(count), node.decode(), int(batch), body))
 
 
 class Beat(NamedTuple):
@@ -87,6 +88,7 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
     # Nothing is tried again behind our back: what may have happened already is for us to find out.
     settings: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": TIMEOUT, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
     try:
+        client: Redis
         if parts.scheme == "redis+sentinel":
             # redis+sentinel://host:26379,host:26379/SERVICE/DB
             account, _, hosts = parts.netloc.rpartition("@")
@@ -95,8 +97,12 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
             named = [(host, int(port or 26379)) for host, _, port in (each.partition(":") for each in hosts.split(","))]
             sentinel = Sentinel(named,  # type: ignore[no-untyped-call]
                                 sentinel_kwargs={"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT})
-            return sentinel.master_for(service or "mymaster", username=user or None, password=password or None, db=int(database or 0), **settings), prefix
-        return Redis.from_url(url.partition("?")[0] + "?" + urlencode(query), **settings), prefix
+            client = sentinel.master_for(service or "mymaster", username=user or None, password=password or None, db=int(database or 0), **settings)
+        else:
+            client = Redis.from_url(url.partition("?")[0] + "?" + urlencode(query), **settings)
+        # As Redis has it, `[id, [name, value, ...]]` for each entry: to make a dict of each costs as much as to read it.
+        client.set_response_callback("XRANGE", lambda response, **_: response)
+        return client, prefix
     except ValueError as error:
         raise ConfigError(f"--store {without_password(url)}: {error}") from None
 
@@ -281,13 +287,13 @@ class SharedLog:
             # With the one that was taken last, which tells whether it is the same log.
             taken, last = self.taken, self._last
             entries = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
-            for name, fields in entries:
-                n = int(name.partition(b"-")[0])
-                if n == taken and fields[b"h"] != last:
+            for _, (_, header, _, body) in entries:
+                entry = Entry.of(header, body)
+                if entry.n == taken and header != last:
                     raise Lost("the log has other entries than it had")
-                if n > self.taken + 1:
+                if entry.n > self.taken + 1:
                     raise Lost("the log does not reach back to where we are")
-                self._offer(Entry.of(fields[b"h"], fields[b"b"]))
+                self._offer(entry)
             if len(entries) < PIECE:
                 return
 
