@@ -112,7 +112,7 @@ class Chain:
         self.outcomes: Counter[str] = Counter()
         self._folder = folder
         self._log = open(folder / "servers.log", "ab")
-        self._arguments = [sys.executable, "-m", "pere", "serve", "--store", store, "--port", str(port), "--retry", BACK]
+        self._arguments = [sys.executable, "-m", "pere", "serve", "--store", store, "--port", str(port), "--retry", BACK, "--backlog-events", "100000"]  # so all can be asked for at the end
         self._count = 0
         self.current, self._path = self._start()
 
