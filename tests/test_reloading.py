@@ -98,6 +98,21 @@ async def test_a_connection_that_was_known_is_looked_at_again(said, connect, pus
     assert await answered(ids[3]) == 429
 
 
+async def test_what_is_recognised_may_be_no_longer_than_the_new_settings_allow(said, connect, push):
+    _, change = await said(max_status_bytes=1024)
+    ids = [await push("c", n, to=["d"]) for n in range(3)]
+    line = await connect()
+
+    async def answered(id: str, length: int) -> int:
+        await line.send(wire.said("POST", "/feedback/c", b'{"status":1}'.ljust(length), {"Device": "d", "Last-Event-ID": id, "Content-Type": "application/json"}))
+        return (await line.answer()).status
+
+    assert [await answered(ids[0], 12), await answered(ids[1], 17_000)] == [200, 200]
+    assert await answered(ids[1], 12) == 200
+    change(max_status_bytes=16)
+    assert await answered(ids[2], 17_000) == 413
+
+
 async def test_limits_of_feeds_and_rates_hold_for_who_comes_next(said, listen, ask):
     server, change = await said(max_feeds=1)
     first = await listen("c")
