@@ -97,7 +97,9 @@ def test_a_token_of_nobody_is_that_of_no_device():
 
 def test_a_token_holds_until_its_end_and_the_leeway():
     text, by = token(expires=60), verifier(leeway=5)
-    assert granted(text, by, NOW + 64).expires == pytest.approx(NOW + 65, abs=1)
+    end = granted(text, by, NOW + 64).expires
+    assert end == pytest.approx(NOW + 65, abs=1)
+    assert refused(text, by, end) == "expired_token"
     assert refused(text, by, NOW + 66) == "expired_token"
 
 

@@ -8,7 +8,7 @@ from doors import LAST, Caller, chunks, eventually, facts, io_loop, no_surprises
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from pere.line import MUCH
+from pere.line import MUCH, Work
 
 
 def for_all(examples: int, **strategies: Any) -> Callable[[Any], Any]:
@@ -225,6 +225,21 @@ async def test_a_recognised_request_that_is_answered_later_keeps_its_place():
         house.stage.asks.pop()()
         answers = [answer.json for answer in await caller.answers()]
         assert [answer[3] if isinstance(answer, list) else answer["path"] for answer in answers] == ["1-2", "1-3", "/echo", "1-4", "/echo/last"]
+
+
+async def test_what_is_recognised_does_not_overtake_what_waits_for_its_turn():
+    async with opened() as house:
+        caller, line = await house.caller(), house.door.line
+        await caller.say(request("POST /later/x"))
+        await house.stage.until("/later/x")
+        await caller.say(receipt("d", "1-1"))
+        await turns(5)
+        for _ in range(50):  # others have their turn first, and take all of it
+            line.join(object(), Work(lambda: setattr(line, "is_enough", True)))
+        house.stage.asks.pop().answer(200, b"[]")
+        await caller.say(receipt("d", "1-2"), LAST)
+        answers = [answer.json for answer in await caller.answers()]
+        assert [answer[3] for answer in answers[1:3]] == ["1-1", "1-2"]
 
 
 async def test_much_that_arrives_behind_a_recognised_request_that_is_answered_later_is_answered_too():

@@ -1,5 +1,6 @@
 """How much one client may ask for: the rules alone, which are handed the time."""
 
+import math
 import sys
 
 import pytest
@@ -172,6 +173,25 @@ def test_clearing_looks_at_all_in_turn():
     for _ in range(10):
         all.clear(1.0, 10)
     assert sorted(map(int, all.known)) == list(range(1, 100, 2))
+
+
+def test_who_has_kept_the_buckets_of_an_account_that_was_cleared_away_finds_nothing_in_them():
+    all = accounts()
+    one = all.of("a", 0.0)
+    buckets = one.full
+    all.clear(1.0, 1)
+    assert not one.is_kept
+    assert buckets == [math.inf] * len(WORDS)
+    assert all.take(one, PUSHES, 1.0) == 0.0
+
+
+def test_an_idle_account_lingers_if_it_is_to():
+    all = accounts(linger=60)
+    all.take(all.of("a", 0.0), PUSHES, 0.0)
+    all.clear(59.0, 1)
+    assert "a" in all.known
+    all.clear(61.0, 1)
+    assert "a" not in all.known
 
 
 def test_an_account_that_used_nothing_is_idle():

@@ -527,6 +527,7 @@ async def test_the_disk_may_refuse_for_a_while(hooked, active, answered, until, 
     server.store.put_away = put_away
     await until(lambda: len(there.notices()) == 2)
     assert there.receipts() == [(id, "d", "processed")]
+    await until(lambda: not server.webhooks.courier.outboxes[endpoint["id"]].waiting)
     caplog.clear()
 
 
