@@ -72,7 +72,7 @@ class Feed(asyncio.Protocol):
     """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on);
     `expires` is when its token does, in seconds since 1970, if it has one."""
 
-    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "rest", "stuck_since", "transport",
+    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "rest", "stuck_since", "throng", "transport",
                  "unsent", "written")
 
     def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
@@ -88,6 +88,7 @@ class Feed(asyncio.Protocol):
         self.places: tuple[Place, ...] = ()
         self.care: Any = None  # for what it has under way (`redelivery.py`); such a feed is never live
         self.live = False
+        self.throng: Any = None  # what it belongs to, where its client has very many (`throng.py`)
         self.is_waiting = False  # for its registration to be kept, or for an event that is being fetched
         self.reason = ""
         self.stuck_since = 0.0  # since when the socket is full and takes nothing

@@ -2,7 +2,8 @@
 
 The hub broadcasts only what the store has delivered. Events that arrive in one turn of the loop are joined and written once
 to each live feed, by a loop that looks nothing up and checks only that the socket took all. A feed that connects or
-falls behind reads from the backlog, as fast as its socket drains, until it is up to date, and then joins the live set.
+falls behind reads from the backlog, as fast as its socket drains, until it is up to date, and then joins the live set. Where one client
+has very many feeds, most of them wait for their turn (see `throng.py`).
 
 It is longer than a file should be because whatever comes, reads, is written to or goes moves between the same few sets (live, behind,
 careful, by channel and by pattern): that each feed is in the right ones, and nothing awaits in between, is seen only where all of it stands.
@@ -29,10 +30,12 @@ from pere.devices import Device
 from pere.errors import Refusal
 from pere.event import SECURE, Event, format_id
 from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, Place, bye, kind_of
+from pere.limits import Account
 from pere.names import pattern as compiled
 from pere.redelivery import Redelivery
 from pere.replay import Replay, cancel, mark
 from pere.storage import Shelf, Store
+from pere.throng import LIVE, Throng
 from pere.wheel import Wheel
 
 log = logging.getLogger("pere.feed")
@@ -48,15 +51,16 @@ CHECK = 16  # events after which that is looked at
 
 class Channel:
     """Who listens to one channel. `live` holds, per form of frame, the places of feeds that are up to date, by descriptor;
-    `flushed` is the ordinal up to which they have been written to. `careful` are the feeds that are never live; `feeds` counts all,
-    `shared` those of many channels."""
+    `flushed` is the ordinal up to which they have been written to. `throngs` holds those places that wait in line, by descriptor too. `careful` are the feeds that
+    are never live; `feeds` counts all, `shared` those of many channels."""
 
-    __slots__ = ("careful", "feeds", "flushed", "live", "name", "pending", "shared", "shelf", "written")
+    __slots__ = ("careful", "feeds", "flushed", "live", "name", "pending", "shared", "shelf", "throngs", "written")
 
     def __init__(self, name: str, shelf: Shelf, now: float):
         self.name = name
         self.shelf = shelf
         self.live: dict[int, dict[int, Place]] = {}
+        self.throngs: dict[Throng, dict[int, Place]] = {}
         self.careful: dict[Feed, None] = {}
         self.pending: list[Event] = []
         self.flushed = shelf.backlog.last
@@ -79,6 +83,7 @@ class Hub:
         self.redelivery = Redelivery(store, wheel)
         self.replay = Replay(store, self.redelivery)
         self.on_fanout: Callable[[float], None] = lambda seconds: None
+        self.line_up: Callable[[Account, Any], None] = lambda account, work: None  # have this account's work done when its turn comes
         self.clock = store.clock
         self.retry = config.retry
         self._store = store
@@ -87,6 +92,7 @@ class Hub:
         self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
         self._dirty: list[Channel] = []
         self._wildcards: dict[str, set[Feed]] = {}  # feeds by the patterns they listen to
+        self._throngs: dict[Account, Throng] = {}
         self._fresh_since = 0.0  # when the oldest event that is not yet broadcast was accepted
 
     @property
@@ -168,6 +174,8 @@ class Hub:
                         self._write_secure(places, data)
                     else:
                         self._write_all(places, data)
+                for throng in channel.throngs:
+                    throng.tell(channel, batch[0].ordinal)
 
     def _write_secure(self, places: dict[int, Place], data: bytes) -> None:
         """The same for feeds over TLS, which cannot be written to by descriptor."""
@@ -201,15 +209,30 @@ class Hub:
 
     def _write_to(self, channel: Channel, event: Event) -> None:
         """An event for some devices only: theirs are the only feeds that it is written to."""
+        devices = [device for name in event.to or () if (device := self._store.devices.get(name)) is not None]
+        meant = [place for device in devices for feed in device.feeds for place in feed.places if place.channel is channel]
+        for place in meant:
+            throng = place.feed.throng
+            if throng is None:
+                continue
+            if place.feed.live:
+                throng.write(place.feed)  # what came before
         channel.flushed = event.ordinal
-        for name in event.to or ():
-            device = self._store.devices.get(name)
-            for feed in device.feeds if device is not None else ():
-                if feed.live and any(place.channel is channel for place in feed.places):
-                    self.deliveries += 1
-                    feed.written = self._wheel.now
-                    if not feed.write(event.frame(feed.form)) and not feed.reason:
-                        self.fall_behind(feed)
+        for throng in channel.throngs:
+            if throng.careful:
+                throng.tell(channel, event.ordinal)
+        for place in meant:
+            feed = place.feed
+            if not feed.live:
+                continue
+            if feed.throng is not None:
+                if place.ordinal >= event.ordinal:
+                    continue  # it has read that already
+                place.ordinal = event.ordinal
+            self.deliveries += 1
+            feed.written = self._wheel.now
+            if not feed.write(event.frame(feed.form)) and not feed.reason:
+                self.fall_behind(feed)
 
     def withdraw(self, event: Event) -> None:
         """An event was recalled: `pere.cancel` goes to those who have it. Who lacks it will not get it."""
@@ -219,7 +242,10 @@ class Hub:
         if channel.pending:
             self.flush()
         places = [place for places in channel.live.values() for place in places.values()]
-        if self.behind or channel.careful:
+        for throng, waiting in channel.throngs.items():
+            throng.forget()
+            places += [place for place in waiting.values() if place.feed.live and place.ordinal >= event.ordinal]
+        if self.behind or channel.careful or channel.throngs:
             places += [place for feed in self.feeds.values() if not feed.live
                        for place in feed.places if place.channel is channel and place.ordinal >= event.ordinal]
         for place in places:
@@ -249,16 +275,20 @@ class Hub:
         return meant
 
     def open(self, transport: Any, form: int, device: str, meant: dict[str, Member | None], patterns: tuple[str, ...], start: int | None,
-             cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0, expires: float | None = None) -> Feed:
+             cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0, expires: float | None = None, account: Account | None = None) -> Feed:
         """Let a connection become a feed, of the channels to which it was admitted.
 
         `cursor` is the id that the client has read up to, None if it named none; `start` is the id after which it wants to begin,
         0 for everything that is kept, None for what is new. `greeting` is written before everything else. `ack_wait` (s) and `window` (events) are those of Care; 0 is without.
-        `expires` is when its token does.
+        `expires` is when its token does, `account` the one in which it counts.
         """
         store = self._store
         known = store.devices.add(device) if device else None
+        for other in known.feeds if known is not None else ():
+            if other.throng is not None and other.live:
+                other.throng.write(other)  # where this one begins is after what was sent to the device
         feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
+        self.count_for(feed, account)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         told: list[bytes] = []
@@ -282,6 +312,20 @@ class Hub:
         else:
             self._greet(feed, hello, None)
         return feed
+
+    def count_for(self, feed: Feed, account: Account | None) -> None:
+        """Whose it is; where that client has very many, it is one of their throng from now on. Before its places are made."""
+        feed.count_for(account)
+        if account is None or account.feeds <= LIVE:
+            return
+        throng = self._throngs.get(account)
+        if throng is None:
+            throng = self._throngs[account] = Throng(account, self.line_up, self._read, self.fall_behind, self._count)
+        throng.feeds += 1
+        feed.throng = throng
+
+    def _count(self, events: int) -> None:
+        self.deliveries += events
 
     def enlist(self, feed: Feed) -> None:
         """It is one of those that are open, behind as yet; what it has missed it is still to catch up with."""
@@ -336,7 +380,10 @@ class Hub:
         channel.feeds += 1
         place = Place(feed, channel, member, channel.shelf.backlog.last)
         if feed.care is not None:
-            channel.careful[feed] = None
+            if feed.throng is None:
+                channel.careful[feed] = None
+            else:
+                feed.throng.enter(place)
             if member is not None:
                 member.careful += 1
         if member is not None:
@@ -347,6 +394,12 @@ class Hub:
 
     def catch_up(self, feed: Feed) -> None:
         """Write what the feed has missed, as far as its socket takes it; let it join the live set once that is nothing."""
+        if feed.throng is None:
+            self._read(feed)
+        else:
+            feed.throng.read_later(feed)
+
+    def _read(self, feed: Feed) -> None:
         if feed.live or feed.stuck_since or feed.reason or feed.is_waiting:
             return
         frames = [feed.greeting]
@@ -391,7 +444,10 @@ class Hub:
 
     def _enter(self, place: Place) -> None:
         feed = place.feed
-        place.channel.live.setdefault(feed.form, {})[feed.fd] = place
+        if feed.throng is None:
+            place.channel.live.setdefault(feed.form, {})[feed.fd] = place
+        else:
+            feed.throng.enter(place)
         if place.member is not None:
             place.member.live += 1
 
@@ -403,10 +459,13 @@ class Hub:
             self._exit(place)
 
     def _exit(self, place: Place) -> None:
-        channel = place.channel
-        del channel.live[place.feed.form][place.feed.fd]
-        place.ordinal = channel.flushed
-        place.id = self._store.id_at(channel.shelf, channel.flushed) or place.id
+        channel, throng = place.channel, place.feed.throng
+        if throng is None:
+            del channel.live[place.feed.form][place.feed.fd]
+            place.ordinal = channel.flushed
+        else:
+            throng.leave(place)
+        place.id = self._store.id_at(channel.shelf, place.ordinal) or place.id
         if place.member is not None:
             place.member.live -= 1
             mark(place)
@@ -426,6 +485,8 @@ class Hub:
                 place.member.feeds -= 1
                 place.member.careful -= feed.care is not None
             place.channel.careful.pop(feed, None)
+            if feed.care is not None and feed.throng is not None:
+                feed.throng.leave(place)
             place.channel.feeds -= 1
             place.channel.shared -= is_shared
             if not place.channel.feeds:
@@ -439,6 +500,10 @@ class Hub:
         if feed.device is not None:
             feed.device.seen = now
             self._store.devices.close(feed.device, feed)
+        if feed.throng is not None and feed.account is not None:
+            feed.throng.feeds -= 1
+            if not feed.throng.feeds:
+                del self._throngs[feed.account]
         del self.feeds[feed.fd]
         self.closes[feed.reason] += 1
         # That clients come and go is no news; that we sent one away is.
@@ -462,6 +527,12 @@ class Hub:
         frame, feed.greeting = feed.greeting + feed.control(sse.HEARTBEAT), b""
         feed.tell(frame)
         return self._config.heartbeat
+
+    def hasten(self) -> None:
+        """All live feeds have what has come, also those that wait for their turn."""
+        for feed in tuple(self.feeds.values()):
+            if feed.throng is not None and feed.live:
+                feed.throng.write(feed)
 
     def abandon(self, feeds: Collection[Feed]) -> dict[str, int]:
         """Nothing more is written to these feeds, which are live and not over TLS: another process goes on with them, and this hub is at its end. Up to

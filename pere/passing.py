@@ -14,6 +14,7 @@ from pere.care import Care
 from pere.event import SECURE
 from pere.feed import Feed
 from pere.hub import Hub
+from pere.limits import Account
 from pere.storage import Store
 
 # A place, as Place has it: channel, ordinal, id, known, sent, read, wanted.
@@ -59,9 +60,9 @@ def written(told: Told, flushed: Mapping[str, int]) -> Told:
     return told._replace(places=[(name, flushed[name], 0, known, sent, read, wanted) for name, _, _, known, sent, read, wanted in told.places])
 
 
-def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable[tuple[str, int]] = ()) -> Feed | None:
+def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable[tuple[str, int]], account: Account | None) -> Feed | None:
     """Go on with a feed that another process had, where it was; None where its device is not registered any more, or less is known here
-    than it was told. `born` are channels that its patterns mean and that process did not know, and after which ordinals they begin."""
+    than it was told. It counts in this account. `born` are channels that its patterns mean and that process did not know, and after which ordinals they begin."""
     known = store.devices.get(told.device) if told.device else None
     stands = [*told.places, *((name, ordinal, 0, 0, 0, 0, sys.maxsize) for name, ordinal in born)]
     shelves = {stand[0]: store.open(stand[0]) for stand in stands}
@@ -69,6 +70,7 @@ def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable
     if told.device and (known is None or None in members.values()) or any(stand[1] > shelves[stand[0]].backlog.last for stand in stands):
         return None
     feed = Feed(hub, transport, told.form, known, tuple(told.patterns), hub.now, told.expires)
+    hub.count_for(feed, account)
     if told.care is not None:
         ack_wait, window, under_way = told.care
         feed.care = Care(hub.redelivery, feed, ack_wait, window)

@@ -115,6 +115,7 @@ class Predecessor:
     async def pass_feeds(self) -> None:
         """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
+        hub.hasten()
         as_shown = {} if self._config.is_shared else {
             feed: shown[0] for feed in hub.feeds.values() if feed.live and (shown := self._shown.get(feed)) is not None and shown[1] == len(feed.places)}
         rest = [feed for feed in hub.feeds.values() if feed not in as_shown]

@@ -142,6 +142,7 @@ class Server:
         self.app = self._app(PUBLIC, ADMIN)
         self._forget_receipts = feedback.forget
         self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
+        self.hub.line_up = self.door.line.join
         self._renew_bodies(config)()
         self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered, self.watchdog)
         self.registry.register(self._collector)

@@ -15,11 +15,12 @@ from pere.arriving import Arriving
 from pere.config import Config
 from pere.errors import ConfigError, Refusal
 from pere.event import UNCHUNKED
-from pere.feed import DRAIN, KICKED, Feed, bye
+from pere.feed import DRAIN, KICKED, bye
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
 from pere.hub import Hub
+from pere.limits import Account
 from pere.listening import Listeners
 from pere.outlets import Outlets
 from pere.passing import Told, take_over, written
@@ -46,16 +47,15 @@ class Taking:
         self._outlets = outlets
         self._revoked = revoked
 
-    def _count(self, feed: Feed, client: str | None) -> None:
-        feed.count_for(self._gate.accounts.of(client, self._gate.time()) if client is not None else None)
-        self.taken += 1
+    def _account(self, client: str | None) -> Account | None:
+        return self._gate.accounts.of(client, self._gate.time()) if client is not None else None
 
     def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
         if transport.is_closing():
             return
         transport = self._outlets.take(transport)
-        if (feed := take_over(self._hub, self._store, transport, told, born)) is not None:
-            self._count(feed, told.client)
+        if take_over(self._hub, self._store, transport, told, born, self._account(told.client)) is not None:
+            self.taken += 1
             return
         self.lost += 1
         last = bye(DRAIN, self._hub.retry)
@@ -67,7 +67,8 @@ class Taking:
         if transport.is_closing():
             return
         feed = self._followers.take_over(self._outlets.take(transport), about)
-        self._count(feed, about[-2])
+        feed.count_for(self._account(about[-2]))
+        self.taken += 1
         if self._revoked.get(about[5], 0.0) > since:
             feed.close(KICKED, bye(KICKED, self._hub.retry))
 

@@ -98,7 +98,7 @@ class OpenFeed:
             self._gate.check_feeds(account)
             meant = self._hub.admit(device, named, patterns, pay)
             greeting, framing = self._opening.greet(ask)
-            self._hub.open(ask.outlet(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires).count_for(account)
+            self._hub.open(ask.outlet(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires, account)
 
         def search_and_begin() -> None:
             search = Search(self._store, channels, patterns) if patterns else None
