@@ -33,6 +33,7 @@ from pere.storage.together import Part
 
 log = logging.getLogger("pere.store")
 
+MAX_EVENTS = 256  # that are kept in one commit: what becomes of them is done in one turn of the loop, which takes 20 us for each
 MAX_SAVED = 500  # columns that are saved in one commit
 SLICE = 500  # events that are pruned in one commit: a few milliseconds, for which those wait who come after
 
@@ -112,7 +113,7 @@ class Committing(Reading):
         if (missing := self._journal.missing()) is not None:
             batch.put("meta", ("born", self.born))
             batch.work.append(lambda connection: self._journal.decline(missing))
-        if not batch:
+        if not batch and not self._pushes:
             self._settling.tell()
             return
         self._commit = commit
@@ -125,7 +126,7 @@ class Committing(Reading):
             self._journal.write(batch, lambda *told: self._committed(commit, *told))
 
     def _add_events(self, commit: Commit, batch: Batch) -> None:
-        pushes, self._pushes = self._pushes, []
+        pushes, self._pushes = self._pushes[:MAX_EVENTS], self._pushes[MAX_EVENTS:]
         ahead: dict[DiskShelf, int] = {}
         for draft, now, then in pushes:
             shelf = self.open(draft.channel)

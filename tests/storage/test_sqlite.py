@@ -26,7 +26,7 @@ from pere.config import KIB, MIB, Config
 from pere.errors import ConfigError, Gone
 from pere.event import format_id
 from pere.receipt import NONE, PROCESSED
-from pere.storage import schema
+from pere.storage import committing, schema
 from pere.storage.sqlite import SqliteStore
 
 DAY = 24 * HOUR
@@ -151,6 +151,20 @@ async def test_what_those_who_come_back_owe_is_asked_of_the_file_again_when_some
     assert [desk.store.settled(shelf, member) for member in members] == [2, 2, 2]
     await desk.receipt("d3", third)
     assert [desk.store.settled(shelf, member) for member in members] == [2, 2, 3]
+
+
+async def test_many_pushes_at_once_are_kept_in_several_commits_in_their_order(files, restart, monkeypatch):
+    monkeypatch.setattr(committing, "MAX_EVENTS", 3)
+    desk = await files.open()
+    kept = []
+    desk.store.on_commit = lambda seconds, count: kept.append(count)
+    accepted = await asyncio.gather(*(desk.accept("c", b"%d" % n, key="same" if n in (2, 7) else "") for n in range(11)))
+    assert [count for count in kept if count] == [3, 3, 3, 1]  # one was a repetition
+    assert accepted[7].id == accepted[2].id and accepted[7].repeated
+    fresh = [each.id for n, each in enumerate(accepted) if n != 7]
+    assert fresh == sorted(fresh) and len(set(fresh)) == 10
+    desk = await restart()
+    assert [event.id for event in desk.store.shelf("c").backlog] == fresh
 
 
 async def test_documents_survive_a_crash_once_they_are_said_to_be_kept(files):
