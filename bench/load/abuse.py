@@ -18,7 +18,8 @@ The flood comes from one address, as fast as one processor can make it, in one o
 
 The server has processor 0. Flood and probes share processor 1: the probes run in real time, so the flood has all of it but what they need, and they never wait for it. That
 is as fair as it can be on two: with more, the flood would be stronger. Server and flood go before whatever else the machine does (their session is weighed
-as `nice -20`), where the rights for that are there. `--unlimited` runs each flood against a server that has no limits too. Everything is on loopback, so the kernel's part of the
+as `nice -20`), where the rights for that are there. Beside each flood stands what the others have left where the same flood is aimed at a neighbour: another
+server, idle but for it, which shares the processor. So much is lost with the processor alone, whatever the server does: it is the floor. `--unlimited` runs each flood against a server that has no limits too. Everything is on loopback, so the kernel's part of the
 flood, whichever processor it falls on, is in the figures. "Waits" is the part of the time in which the server, or the probes, could have gone on and
 had no processor: a latency is the server's doing only where that is little.
 """
@@ -308,24 +309,33 @@ def memory(pid: int) -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def one_run(kind: str, is_limited: bool, seconds: float) -> dict[str, object]:
+def serve(is_limited: bool) -> tuple[subprocess.Popen[bytes], int]:
     exempt = "" if is_limited else "127.0.0.0/8"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "pere", "serve", "--port", str(port := free_port()), "--store", "memory:", "--log-level", "error", "--limits-exempt", exempt],
-        preexec_fn=lambda: before_all(0))
+    command = [sys.executable, "-m", "pere", "serve", "--port", str(port := free_port()), "--store", "memory:", "--log-level", "error", "--limits-exempt", exempt]
+    return subprocess.Popen(command, preexec_fn=lambda: before_all(0)), port
+
+
+def one_run(kind: str, is_limited: bool, is_elsewhere: bool, seconds: float) -> dict[str, object]:
+    server, port = serve(is_limited)
+    servers, aim = [server], port
+    if is_elsewhere:
+        neighbour, aim = serve(is_limited)
+        servers.append(neighbour)
     here, there = multiprocessing.Pipe()
-    flooder = multiprocessing.Process(target=flood, args=(kind, port, there), daemon=True) if kind else None
+    flooder = multiprocessing.Process(target=flood, args=(kind, aim, there), daemon=True) if kind else None
     try:
-        return uvloop.run(_run(server.pid, port, flooder, here, seconds)) | {"flood": kind or "none", "limits": is_limited}
+        return uvloop.run(_run(server.pid, port, aim, flooder, here, seconds)) | {"flood": kind or "none", "limits": is_limited, "elsewhere": is_elsewhere}
     finally:
         if flooder is not None and flooder.is_alive():
             flooder.kill()
-        server.kill()
-        server.wait()
+        for each in servers:
+            each.kill()
+            each.wait()
 
 
-async def _run(pid: int, port: int, flooder: multiprocessing.Process | None, pipe: multiprocessing.connection.Connection, seconds: float) -> dict[str, object]:
+async def _run(pid: int, port: int, aim: int, flooder: multiprocessing.Process | None, pipe: multiprocessing.connection.Connection, seconds: float) -> dict[str, object]:
     await ready(port)
+    await ready(aim)
     probe = Probe(port)
     await probe.listen()
     if flooder is not None:
@@ -361,11 +371,13 @@ def main(kinds: tuple[str, ...], seconds: float, rounds: int, unlimited: bool, a
     """Measure what the others have left of their service while one client floods the server."""
     os.sched_setaffinity(0, {1})
     in_real_time()
-    runs = [("", True), *((kind, is_limited) for kind in kinds or FLOODS for is_limited in ((True, False) if unlimited else (True,)))]
+    runs = [("", True, False)]
+    for kind in kinds or FLOODS:
+        runs += [(kind, True, False), (kind, True, True), *([(kind, False, False)] if unlimited else [])]
     found = []
     for _ in range(rounds):
-        for kind, is_limited in runs:
-            found.append(one_run(kind, is_limited, seconds))
+        for run in runs:
+            found.append(one_run(*run, seconds))
             click.echo(".", nl=False, err=True)
     click.echo(err=True)
     if as_json:
@@ -373,14 +385,15 @@ def main(kinds: tuple[str, ...], seconds: float, rounds: int, unlimited: bool, a
         return
     click.echo(f"{f'medians of {rounds} runs of {seconds:g} s':<24}{'receipt, ms':>16}{'missing':>9}{'newcomer, ms':>18}{'flood: asked/s':>16}{'made/s':>9}{'CPU: server':>13}{'flood':>7}{'probe':>7}{'waits: server':>15}{'probe':>7}{'MiB':>6}")
     click.echo(f"{'':<24}{'p50':>8}{'p99':>8}{'':>9}{'p50':>9}{'p99':>9}")
-    for kind, is_limited in runs:
-        mine = [run for run in found if run["flood"] == (kind or "none") and run["limits"] is is_limited]
+    for kind, is_limited, is_elsewhere in runs:
+        mine = [run for run in found if run["flood"] == (kind or "none") and run["limits"] is is_limited and run["elsewhere"] is is_elsewhere]
+        called = "  at a neighbour" if is_elsewhere else (kind or "no flood") + ("" if is_limited else ", no limits")
 
         def middle(name: str, mine: list[dict[str, object]] = mine) -> float:
             return median(float(run.get(name, 0.0)) for run in mine)  # type: ignore[arg-type]
 
         click.echo(
-            f"{(kind or 'no flood') + ('' if is_limited else ', no limits'):<24}{1000 * middle('receipt_p50'):>8.1f}{1000 * middle('receipt_p99'):>8.1f}{middle('missing'):>9,.0f}"
+            f"{called:<24}{1000 * middle('receipt_p50'):>8.1f}{1000 * middle('receipt_p99'):>8.1f}{middle('missing'):>9,.0f}"
             f"{1000 * middle('arrival_p50'):>9.1f}{1000 * middle('arrival_p99'):>9.1f}{middle('flood_requests'):>16,.0f}{middle('flood_connections'):>9,.0f}"
             f"{middle('server_cpu'):>13.2f}{middle('flood_cpu'):>7.2f}{middle('probe_cpu'):>7.2f}{middle('server_waited'):>15.2f}{middle('probe_waited'):>7.2f}{middle('memory'):>6,.0f}")
 
