@@ -4,8 +4,8 @@
 
 Real nodes on this machine, and a Redis of their own that appends to its file once a second. Three questions:
 
-    idle     one node has a feed and takes the pushes, up to three have nobody: processor time of all of them and Redis for a push, where pushes come one
-             by one (20 ms apart) and where a thousand come in a second
+    idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody: processor time of all of them and Redis
+             for a push, where pushes come one by one (20 ms apart) and where a thousand come in a second; in turn, and the medians of the rounds are told
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
              not. At the end the states of every event are asked for on both
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median, quantiles
 
 import click
@@ -35,6 +35,7 @@ from bench.rounds import free_port
 BODY = b"x" * 150
 LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
+RATES = (50, 1000)  # pushes a second
 ID = re.compile(rb"id: (\d+-\d+)\n")
 
 
@@ -140,13 +141,14 @@ class Feed(asyncio.Protocol):
 # The questions
 
 
-async def idle(count: int, pushes: int) -> list[float]:
+async def idle(count: int, pushes: int, rates: Sequence[int] = RATES) -> list[float]:
     """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one idle node."""
     figures = []
     with deployment(count) as (redis, nodes):
         await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
         lines = [await Line.open(nodes[0][0]) for _ in range(8)]
-        for rate, number in ((50, pushes), (1000, 10 * pushes)):
+        for rate in rates:
+            number = max(pushes, pushes * rate // 100)
             await asyncio.sleep(2.5)  # what was said at the start is kept by now
             everybody = [redis, *(process for _, process in nodes)]
             # What it costs to do nothing for as long.
@@ -236,13 +238,18 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--devices", default=4000, help="of both nodes together; 2,000 on each")
 @click.option("--events", default=10)
 @click.option("--nodes", "most", default=4)
+@click.option("--rounds", default=1, help="with each number of nodes, one after the other")
 @click.option("--only", type=click.Choice(["idle", "apart", "both"]))
-def main(pushes: int, devices: int, events: int, most: int, only: str | None) -> None:
+def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: str | None) -> None:
     if only in (None, "idle"):
         print("microseconds of processor for a push          50 a second                              1,000 a second")
         print("nodes     all   Redis  its node  an idle node       all   Redis  its node  an idle node")
-        for count in range(1, most + 1):
-            found = uvloop.run(idle(count, pushes))
+        figures: list[list[list[float]]] = [[] for _ in range(most)]
+        for _ in range(rounds):
+            for count, rows in enumerate(figures, 1):
+                rows.append(uvloop.run(idle(count, pushes)))
+        for count, rows in enumerate(figures, 1):
+            found = [median(row) for row in zip(*rows, strict=True)]
             print(f"{count:5} " + "     ".join(f"{part[0]:7.0f} {part[1]:7.0f} {part[2]:9.0f} {part[3]:13.0f}" for part in (found[:4], found[4:])), flush=True)
     if only in (None, "apart"):
         here, here_99, there, there_99 = uvloop.run(apart(pushes))

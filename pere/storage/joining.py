@@ -58,6 +58,7 @@ class Joining(Copy):
 
     def want(self, device: str, pattern: str, channels: Iterable[str] | None = None) -> None:
         super().want(device, pattern, channels)
+        self._asking.add(device)
         self._expect(device, ("want", device, pattern))
 
     def _forget_wishes(self, device: Device) -> None:

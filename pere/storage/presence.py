@@ -25,6 +25,7 @@ class Presence(Replica):
         self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
+        self._asking: set[str] = set()  # devices that have asked here for what is yet to be born since that was last told: they may be gone again by then
         self._stay = min(STAY, config.device_ttl / 2)
         self._stayed = 0.0  # when was last said who stays
         self._is_used: Callable[[str], bool] = lambda channel: False
@@ -36,7 +37,8 @@ class Presence(Replica):
 
     def _say_present(self, present: set[str], now: float) -> None:
         """Who has come and who has gone; and now and then who stays and has asked for what is yet to be born, for that holds from when this was last said."""
-        came, gone, self._present = present - self._present, self._present - present, present
+        came, gone, self._present = present - self._present, (self._present | self._asking) - present, present
+        self._asking.clear()
         if now >= self._stayed + self._stay:
             self._stayed = now
             came |= {name for name in present if self.devices.known[name].patterns}

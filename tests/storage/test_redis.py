@@ -313,6 +313,21 @@ async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until
     assert [(member.device, member.position, member.elsewhere) for member in sorted(second.open("c").audience, key=lambda member: member.device)] == [("d1", 1, set()), ("d2", 0, set())]
 
 
+async def test_who_left_before_anybody_was_told_that_it_had_come_was_there_until_then(node):
+    first, second = await node(device_ttl=100), await node(device_ttl=100)
+    first.sweep(node.clock.now, lambda channel: True)
+    first.want("d", "**")
+    first.devices.open(first.devices.get("d"), feed := object())
+    await first.settle()
+    node.clock.now += 90
+    first.devices.close(first.devices.get("d"), feed)
+    first.sweep(node.clock.now, lambda channel: True)
+    await first.settle()
+    node.clock.now += 90
+    assert (await push(second, "born")).audience == 1
+    await alike(first, second)
+
+
 @pytest.mark.parametrize("is_keeper", [True, False])
 async def test_a_node_that_died_has_nobody_online_for_thirty_seconds_at_most(node, is_keeper):
     assert max(sharedlog.SILENCE, sharedlog.LEASE / 1000) + 3 * sharedlog.BEAT + sharedlog.TIMEOUT <= 30  # unheard, kept by nobody, found at a beat, told to all at the next
