@@ -7,10 +7,14 @@ epoll watches all of them. Where there is no epoll (macOS), and over TLS, the tr
 """
 
 import asyncio
+import errno
 import os
+import resource
 import select
+import sys
 from typing import Any
 
+LEFT = 64  # files that can still be opened beside the copies: a transport is closed only in the next turn, and meanwhile somebody else may connect
 HEARD = 65_536  # bytes that are dropped at once
 READ, WRITE = getattr(select, "EPOLLIN", 0), getattr(select, "EPOLLOUT", 0)
 
@@ -120,6 +124,7 @@ class Outlets:
         self._loop = loop
         self._open: dict[int, Outlet] = {}
         self._poll: Any = None  # as long as nobody needs one
+        self._most = 0  # the highest number that a copy may have
 
     def take(self, transport: Any) -> Any:
         """An outlet in the place of a transport on which nothing is under way; the transport itself where there can be none."""
@@ -129,14 +134,18 @@ class Outlets:
             if self._poll is None:
                 self._poll = select.epoll()
                 self._loop.add_reader(self._poll.fileno(), self._look)
+                files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                self._most = files - LEFT if files != resource.RLIM_INFINITY else sys.maxsize
             fd = os.dup(transport.get_extra_info("socket").fileno())
         except OSError:
             return transport  # as many files are open as may be
         try:
+            if fd > self._most:
+                raise OSError(errno.EMFILE, "few files can still be opened")
             self._poll.register(fd, READ)
         except OSError:
             os.close(fd)
-            return transport  # as many are watched as may be
+            return transport  # as many are open, or watched, as may be
         transport.abort()  # which closes its descriptor, and not the connection
         outlet = self._open[fd] = Outlet(self, fd)
         return outlet

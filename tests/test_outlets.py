@@ -8,7 +8,7 @@ import socket
 import pytest
 import wire
 
-from pere.outlets import Outlet, Outlets
+from pere.outlets import LEFT, Outlet, Outlets
 
 MIB = 1 << 20
 
@@ -172,6 +172,21 @@ async def test_where_no_file_can_be_opened_the_transport_stays(outlets, pair):
     transport.write(b"as ever")
     there.setblocking(False)
     assert await asyncio.get_running_loop().sock_recv(there, 100) == b"as ever"
+    transport.abort()
+    there.close()
+
+
+async def test_the_last_files_that_can_be_opened_are_left_to_those_who_connect(outlets):
+    ours, there = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+    most, lowest = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(there.fileno())
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + LEFT - 4, most[1]))
+    try:
+        taken = outlets.take(transport)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert taken is transport
     transport.abort()
     there.close()
 
