@@ -3,9 +3,9 @@
     pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
     python -m bench.peers --rounds 3
 
-Mercure and Centrifugo (`go install github.com/centrifugal/centrifugo/v6@latest`) are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts,
-the mission is run with those that its application would have: a handler that remembers who has answered which event; in Nchan, Mercure and Centrifugo, which
-run no code, a channel of its own to which devices publish their answers.
+Mercure and Centrifugo are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is
+run with those that its application would have: a handler that remembers who has answered which event; in Nchan, Mercure and Centrifugo, which run no code, a channel of
+its own to which devices publish their answers.
 """
 
 import importlib.metadata
@@ -77,7 +77,7 @@ def there() -> tuple[list[Server], list[str]]:
         "Tornado": Server("Tornado, the plain way", (sys.executable, "-m", "bench.experiments.request_handler", "{port}"), version=f"tornado {installed('tornado')}"),
         "sse-starlette": python("sse-starlette on uvicorn", "starlette_app", "sse-starlette"), "aiohttp-sse": python("aiohttp-sse", "aiohttp_app", "aiohttp-sse"),
         "better-sse": better_sse(), "Nchan": nchan(), "Mercure": binary("Mercure", mercure.LOAD, "see mercure.rocks/docs/hub/install", "{version}"),
-        "Centrifugo": binary("Centrifugo", centrifugo.LOAD, "go install github.com/centrifugal/centrifugo/v6@latest"),
+        "Centrifugo": binary("Centrifugo", centrifugo.LOAD, "see https://centrifugal.dev/docs/getting-started/installation"),
     }.items():
         if isinstance(server, str):
             missing.append(f"{name} is not here ({server})")
