@@ -5,6 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
+# Who names a Python means that one, also where another one has made the environment.
+ifeq ($(origin PYTHON) $(wildcard $(READY)),command line $(READY))
+ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version)' 2>&1),$(shell $(BIN)/python -c 'import sys; print(sys.version)'))
+ifneq ($(MAKECMDGOALS),clean)
+$(error $(VENV) was made with another Python than $(PYTHON): `make clean` removes it)
+endif
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test crash chaos soak fuzz lint audit bench dist clean
 
