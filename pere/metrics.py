@@ -148,7 +148,7 @@ class Collector:
             redeliveries.add_metric([reason], count)
         yield redeliveries
         yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.replay.gaps + self._followers.gaps)
-        yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast.", measures.fanout)
+        yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast, without those of a client with very many feeds, which wait in line.", measures.fanout)
         yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
         yield _histogram("pere_store_commit_seconds", "How long a commit took, the wait for the disk included.", measures.commit)
         yield _histogram("pere_store_batch_size", "How many events and changes of states were in a commit.", measures.batch)
