@@ -78,7 +78,7 @@ class Start:
     """Makes servers on the running loop, with this store if nothing else is said. The helpers below speak to the newest one, and start a plain one if
     there is none."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str = "memory:") -> None:
         self.servers: list[Server] = []
         self._store = store
 

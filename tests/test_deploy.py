@@ -18,7 +18,7 @@ FILES = sorted(path.relative_to(DEPLOY.parent).as_posix() for path in DEPLOY.rgl
 TEXTS = {name: (DEPLOY.parent / name).read_text() for name in FILES}
 
 # Flags of other programs that are said there.
-FOREIGN = {"--from", "--mount", "--no-deps", "--wheel-dir", "--without-pip", "--python", "--system", "--gid", "--uid", "--no-log-init", "--home-dir", "--create-home", "--skel", "--shell",
+FOREIGN = {"--no-legend", "--plain", "--from", "--mount", "--no-deps", "--wheel-dir", "--without-pip", "--python", "--system", "--gid", "--uid", "--no-log-init", "--home-dir", "--create-home", "--skel", "--shell",
            "--interval", "--timeout", "--start-period", "--build", "--detach", "--appendonly", "--appendfsync", "--save", "--maxmemory", "--maxmemory-policy",
            "--config.file", "--storage.tsdb.path", "--storage.tsdb.retention.time", "--admin"}
 
