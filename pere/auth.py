@@ -5,7 +5,7 @@ A token is a JWT (RFC 7519) that says who its bearer is (`sub`) and what they ma
 and is not over, is looked at each time. No sockets here, and no clock: who asks says when.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +131,6 @@ class Verifier:
     def __init__(self, keys: Iterable["Key"], audience: str = "", leeway: float = 0.0, max_age: float = 0.0, fetched: Iterable["Key"] | None = None):
         self._standing = _by_algorithm(keys)
         self._fetched = tuple(fetched) if fetched is not None else None
-        self._taken = {*self._standing, *(FETCHED if self._fetched is not None else ())}
         self._audience = audience or None
         self._leeway = leeway
         self._max_age = max_age
@@ -166,11 +165,10 @@ class Verifier:
         self.known.clear()
         self._older.clear()
 
-    def stand(self, keys: Collection["Key"]) -> None:
+    def stand(self, keys: Iterable["Key"]) -> None:
         """These are the keys that stand, from now on."""
         self._standing = _by_algorithm(keys)
         self._forget()
-        self._taken = {key.algorithm for key in keys}.union(FETCHED if self._fetched is not None else ())
 
     def fetch(self, keys: Iterable["Key"]) -> None:
         """These are the keys of the kind that comes and goes, from now on."""
@@ -204,8 +202,9 @@ class Verifier:
     def _candidates(self, algorithm: Any, id: Any) -> list["Key"]:
         """The keys that may have signed it. Only a fetched key is known by its id; who names none may have meant any. Raises Unauthorized
         for an algorithm that no key here is for."""
-        if not isinstance(algorithm, str) or algorithm not in self._taken:
-            raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(self._taken))}")
+        taken = {*self._standing, *(FETCHED if self._fetched is not None else ())}
+        if not isinstance(algorithm, str) or algorithm not in taken:
+            raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(taken))}")
         standing = self._standing.get(algorithm, [])
         if not self._fetched:
             return standing

@@ -30,6 +30,11 @@ def bye(reason: str, retry: float) -> bytes:
     return b"retry: %d\n" % round(retry * 1000) + frame(told, event=b"pere.bye")
 
 
+def ended(last: bytes, form: int) -> bytes:
+    """A last frame, and the end of the response (RFC 9112, 7.1), as they are written for this form."""
+    return last if form & UNCHUNKED else chunk(last) + b"0\r\n\r\n"
+
+
 class Place:
     """A feed's place on one channel, by ordinals of its events: `ordinal` is the last one it was given, as long as it is not live
     (`id` is that event's id, 0 if it is not known). What came before it connected, up to `known`, is given only as far as the
@@ -171,8 +176,7 @@ class Feed(asyncio.Protocol):
         if self.reason:
             return
         if last:
-            end = b"" if self.form & UNCHUNKED else b"0\r\n\r\n"
-            self.write(self.greeting + self.control(last) + end)
+            self.write(self.greeting + ended(last, self.form))
         if self.reason:
             return
         self._leave(reason)

@@ -212,11 +212,7 @@ class Hub:
         devices = [device for name in event.to or () if (device := self._store.devices.get(name)) is not None]
         meant = [place for device in devices for feed in device.feeds for place in feed.places if place.channel is channel]
         for place in meant:
-            throng = place.feed.throng
-            if throng is None:
-                continue
-            if place.feed.live:
-                throng.write(place.feed)  # what came before
+            self._hasten(place.feed)
         channel.flushed = event.ordinal
         for throng in channel.throngs:
             if throng.careful:
@@ -285,8 +281,7 @@ class Hub:
         store = self._store
         known = store.devices.add(device) if device else None
         for other in known.feeds if known is not None else ():
-            if other.throng is not None and other.live:
-                other.throng.write(other)  # where this one begins is after what was sent to the device
+            self._hasten(other)  # where this one begins is after what was sent to the device
         feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
         self.count_for(feed, account)
         if ack_wait or window:
@@ -531,8 +526,12 @@ class Hub:
     def hasten(self) -> None:
         """All live feeds have what has come, also those that wait for their turn."""
         for feed in tuple(self.feeds.values()):
-            if feed.throng is not None and feed.live:
-                feed.throng.write(feed)
+            self._hasten(feed)
+
+    def _hasten(self, feed: Feed) -> None:
+        """If it is live and waits for its turn, it has all that has come before."""
+        if feed.throng is not None and feed.live:
+            feed.throng.write(feed)
 
     def abandon(self, feeds: Collection[Feed]) -> dict[str, int]:
         """Nothing more is written to these feeds, which are live and not over TLS: another process goes on with them, and this hub is at its end. Up to

@@ -19,14 +19,13 @@ from typing import Any
 
 from pere.config import Config
 from pere.door import Door
-from pere.event import SECURE, UNCHUNKED
-from pere.feed import DRAIN, Feed, bye
+from pere.event import SECURE
+from pere.feed import DRAIN, Feed, bye, ended
 from pere.followers import Followers
 from pere.handover import MOST, VERSION, Broken, Line, Offer, Word, aside, place_of
 from pere.hub import Hub
 from pere.listening import Listeners
 from pere.passing import describe, pass_on
-from pere.sse import chunk
 from pere.storage import Store
 
 log = logging.getLogger("pere.handover")
@@ -153,8 +152,7 @@ class Predecessor:
         """The end of a feed; of one that is in the middle of a frame, and of what is none, nothing but that it ends."""
         if rest or form is None:
             return b""
-        last = bye(DRAIN, self._config.retry * (1 + random.random()))
-        return last if form & UNCHUNKED else chunk(last) + b"0\r\n\r\n"
+        return ended(bye(DRAIN, self._config.retry * (1 + random.random())), form)
 
     async def end(self) -> bool:
         """Nothing more comes, and the store is free. Done when the other has all, or has died: whether it has."""

@@ -14,8 +14,7 @@ from typing import Any
 from pere.arriving import Arriving
 from pere.config import Config
 from pere.errors import ConfigError, Refusal
-from pere.event import UNCHUNKED
-from pere.feed import DRAIN, KICKED, bye
+from pere.feed import DRAIN, KICKED, bye, ended
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
@@ -25,7 +24,6 @@ from pere.listening import Listeners
 from pere.outlets import Outlets
 from pere.passing import Told, take_over, written
 from pere.search import Search
-from pere.sse import chunk
 from pere.storage import Store
 
 log = logging.getLogger("pere.handover")
@@ -58,8 +56,7 @@ class Taking:
             self.taken += 1
             return
         self.lost += 1
-        last = bye(DRAIN, self._hub.retry)
-        transport.write(last if told.form & UNCHUNKED else chunk(last) + b"0\r\n\r\n")
+        transport.write(ended(bye(DRAIN, self._hub.retry), told.form))
         transport.close()
 
     def follower(self, about: list[Any], transport: Any, since: float) -> None:
