@@ -53,6 +53,11 @@ class Place:
         self.read = 0
         self.wanted = sys.maxsize
 
+    def mark(self) -> None:
+        """The device was written to up to here. It only moves on: a second feed that reads what is old takes nothing back."""
+        if self.member is not None and self.ordinal > self.member.position:
+            self.member.position = self.ordinal
+
 
 class Owner(Protocol):
     """Who keeps the feeds: the hub. `clock` is seconds since 1970, `retry` in how many to come back."""

@@ -108,7 +108,7 @@ class Collector:
     def _feeds(self) -> Iterator[Metric]:
         hub, devices = self._hub, self._store.devices
         yield GaugeMetricFamily("pere_feeds", "Open feeds.", len(hub.feeds))
-        yield GaugeMetricFamily("pere_feeds_behind", "Open feeds that read from the backlog.", hub.behind)
+        yield GaugeMetricFamily("pere_feeds_behind", "Open feeds that read from the backlog.", hub.channels.behind)
         by_state = GaugeMetricFamily("pere_devices", "Devices: online with an open feed, or registered.", labels=["state"])
         by_state.add_metric(["online"], devices.online)
         by_state.add_metric(["registered"], len(devices.known))
@@ -141,7 +141,7 @@ class Collector:
         yield CounterMetricFamily("pere_events", "Events accepted.", store.events)
         yield CounterMetricFamily("pere_event_bytes", "Bytes of their payloads.", store.event_bytes)
         yield GaugeMetricFamily("pere_backlog_bytes", "Bytes of events that are kept in memory.", store.bytes)
-        yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.deliveries)
+        yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.broadcast.deliveries)
         yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replay.events)
         redeliveries = CounterMetricFamily("pere_redeliveries", "Events written to a device again, by reason.", labels=["reason"])
         for reason, count in hub.redelivery.counts.items():

@@ -49,7 +49,7 @@ def pass_on(hub: Hub, feed: Feed, client: str | None) -> tuple[int, Told] | None
     if feed.form & SECURE or (feed.is_waiting and feed.greeting):
         return None
     if feed.live:
-        hub.fall_behind(feed)
+        hub.channels.fall_behind(feed)
     told = describe(feed, client)
     fd, rest = feed.pass_on()
     return fd, told._replace(rest=rest.decode("latin-1"))
@@ -75,7 +75,7 @@ def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable
         ack_wait, window, under_way = told.care
         feed.care = Care(hub.redelivery, feed, ack_wait, window)
         feed.care.take_over(under_way)
-    feed.places = tuple([hub.place(feed, stand[0], members[stand[0]]) for stand in stands])
+    feed.places = tuple([hub.channels.place(feed, stand[0], members[stand[0]]) for stand in stands])
     for place, stand in zip(feed.places, stands, strict=True):
         _, place.ordinal, id, place.known, place.sent, place.read, place.wanted = stand
         place.id = id or store.id_at(place.channel.shelf, place.ordinal)

@@ -36,7 +36,7 @@ class Replay:
             if ordinal > min(has, place.ordinal):
                 break  # the rest is read, or was never sent
             event = backlog.at(ordinal)
-            if event.expires > now and _is_for(event, place.feed):
+            if event.expires > now and is_for(event, place.feed):
                 place.feed.greeting += place.feed.control(cancel(event))
 
     def _find_begin(self, place: Place, start: int | None, cursor: int | None) -> None:
@@ -120,7 +120,7 @@ class Replay:
         event: Event | None = shelf.at(place.ordinal + 1)
         assert event is not None, "what is kept has no holes"
         place.ordinal = event.ordinal
-        if event.expires <= now or not _is_for(event, feed):
+        if event.expires <= now or not is_for(event, feed):
             return b""
         if event.recalled:
             return feed.control(cancel(event)) if event.ordinal <= place.sent else b""
@@ -163,16 +163,11 @@ def _next_id(place: Place) -> int:
     return event.id if event is not None else 0
 
 
-def _is_for(event: Event, feed: Feed) -> bool:
+def is_for(event: Event, feed: Feed) -> bool:
+    """Whether it is addressed to whoever has this feed."""
     return event.to is None or (feed.device is not None and feed.device.name in event.to)
 
 
 def cancel(event: Event) -> bytes:
     """`pere.cancel`: forget this event, if it is not done."""
     return sse.frame(orjson.dumps({"id": format_id(event.id), "channel": event.channel}), event=b"pere.cancel")
-
-
-def mark(place: Place) -> None:
-    """The device was written to up to here. It only moves on: a second feed that reads what is old takes nothing back."""
-    if place.member is not None and place.ordinal > place.member.position:
-        place.member.position = place.ordinal

@@ -90,8 +90,8 @@ class Server:
         self.gate = Gate(config, lambda: self.wheel.now)
         self.store = store if store is not None else open_store(config)
         self.hub = Hub(self.store, self.wheel, config)
-        self.store.deliver = self.hub.deliver
-        self.store.withdraw = self.hub.withdraw
+        self.store.deliver = self.hub.broadcast.deliver
+        self.store.withdraw = self.hub.broadcast.withdraw
         self.store.dismiss = self.hub.kick
         self.store.forsake = partial(self.hub.drain, UNKEPT)
         self.store.heed = self.hub.redelivery.heed
@@ -101,7 +101,7 @@ class Server:
         self.store.ledger.on_answer = self.hub.redelivery.heard
 
         self.measures = Measures()
-        self.hub.on_fanout = self.measures.fanout.observe
+        self.hub.broadcast.on_fanout = self.measures.fanout.observe
         self.wheel.on_turn = self.measures.lag.observe
         self.store.on_commit = self.measures.committed
         self.answered: Counter[tuple[str, str, int]] = Counter()

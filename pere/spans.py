@@ -56,7 +56,7 @@ class Spans:
         put.append = self._pushes(store.append)
         put.record_many = self._receipts(store, store.record_many)
         store.on_commit = self._timed("commit", store.on_commit)
-        hub.on_fanout = self._timed("fan-out", hub.on_fanout)
+        hub.broadcast.on_fanout = self._timed("fan-out", hub.broadcast.on_fanout)
         put = sender
         put.post = self._posts(sender.post)
 

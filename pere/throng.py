@@ -148,6 +148,12 @@ class Throng:
         return b"".join([event.frame(form) for event in sorted(events, key=_id)])
 
 
+def hasten(feed: Feed) -> None:
+    """If it is live and waits for its turn, it has all that has come before."""
+    if feed.throng is not None and feed.live:
+        feed.throng.write(feed)
+
+
 def _lacking(place: Place) -> list[Event] | None:
     backlog, newest = place.channel.shelf.backlog, place.channel.flushed
     if place.ordinal + 1 < backlog.first or newest - place.ordinal > MOST:

@@ -248,7 +248,7 @@ class Real:
             if self.kind == "sqlite":
                 await asyncio.get_running_loop().run_in_executor(self.store._elsewhere, int)
             await asyncio.sleep(0)
-            is_calm = not self.hub._dirty and all(feed.live or feed.stuck_since for feed in self.hub.feeds.values())
+            is_calm = not self.hub.broadcast._dirty and all(feed.live or feed.stuck_since for feed in self.hub.feeds.values())
             rounds = rounds + 1 if is_calm else 0
 
     async def gone(self, fd: int) -> None:
@@ -739,7 +739,7 @@ class Against(RuleBasedStateMachine):
             await self.compare_lines(event)
         assert store.ledger.outstanding == outstanding
         assert store.oldest_outstanding() == oldest
-        assert self.real.hub.behind == sum(feed.full_since is not None for feed in model.feeds)
+        assert self.real.hub.channels.behind == sum(feed.full_since is not None for feed in model.feeds)
         assert len(self.real.hub.feeds) == len(model.feeds)
         for channel in model.channels.values():
             if channel.gone:

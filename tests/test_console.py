@@ -90,7 +90,7 @@ async def test_an_overview_tells_how_it_stands(start, listen, push, feedback, ge
     await feedback("c", "b", first, state="failed")
     told = await get("/admin/overview")
     assert (told["version"], told["trouble"], told["feeds"], told["devices"]) == (pere.__version__, None, {"open": 3, "behind": 0, "receipts": 0}, {"online": 2, "registered": 2})
-    assert (told["events"]["accepted"], told["events"]["deliveries"]) == (3, server.hub.deliveries)
+    assert (told["events"]["accepted"], told["events"]["deliveries"]) == (3, server.hub.broadcast.deliveries)
     assert {name: told["receipts"][name] for name in ("accepted", "duplicate", "outstanding")} == {"accepted": 2, "duplicate": 1, "outstanding": 1}
     assert sum(count for _, count in told["roundtrip"]) == 2
     assert told["channels"] == {"known": 2, "busiest": [{"channel": "c", "feeds": 3, "devices": 2}, {"channel": "d.e", "feeds": 1, "devices": 1}]}

@@ -423,7 +423,7 @@ async def test_a_device_that_dies_under_the_write_is_noticed_at_once(start, list
     # Nothing is awaited between the death and the broadcasts, so the first write meets a dead socket.
     await asyncio.gather(*(push("c", str(n)) for n in range(3)))
     await until(lambda: not server.hub.feeds)
-    assert (server.hub.closes["gone"], server.hub.behind) == (1, 0)
+    assert (server.hub.closes["gone"], server.hub.channels.behind) == (1, 0)
     assert sorted(await (await listen("c", device="d")).events(3)) == ["0", "1", "2"]  # pushed at once, so in any order
 
 
@@ -444,7 +444,7 @@ async def test_a_feed_leaves_nothing_behind(start, listen, until):
             feed.close()
         await until(lambda: not server.hub.feeds)
     hub = server.hub
-    assert (hub.channels, hub.behind, hub._wildcards, server.store.devices.online, hub.opens, hub.closes["gone"]) == ({}, 0, {}, 0, 12, 12)
+    assert (hub.channels, hub.channels.behind, hub.channels._wildcards, server.store.devices.online, hub.opens, hub.closes["gone"]) == ({}, 0, {}, 0, 12, 12)
 
 
 @pytest.mark.parametrize("channels, wanted", [

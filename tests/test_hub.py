@@ -392,7 +392,7 @@ async def test_a_feed_that_does_not_read_delays_nobody_costs_no_memory_and_catch
     metrics = await measured()
     assert (metrics["pere_feeds_behind"], metrics["pere_feeds"]) == (1, 3)
     assert most < 128 * 1024
-    await wire.back_in_step(slow, others, ids, lambda: push("c", "live again"), lambda: until(lambda: not server.hub.behind))
+    await wire.back_in_step(slow, others, ids, lambda: push("c", "live again"), lambda: until(lambda: not server.hub.channels.behind))
 
 
 async def test_a_feed_that_is_slow_for_too_long_is_cut_counted_and_resumes(start, narrow, listen, push, until, measured):
@@ -425,7 +425,7 @@ async def test_a_feed_that_reads_slowly_but_reads_is_not_cut(start, narrow, list
     for _ in range(10):
         await slow.sip(4096)
         await asyncio.sleep(0.2)
-    assert (server.hub.behind, server.hub.closes["slow"]) == (1, 0)
+    assert (server.hub.channels.behind, server.hub.closes["slow"]) == (1, 0)
     assert [(await slow.event()).id for _ in ids] == ids
 
 
@@ -450,9 +450,9 @@ async def test_a_slow_feed_of_many_channels_keeps_the_order_of_ids(start, narrow
     narrow(server)
     slow = await listen("a", "b.*", buffer=4096, device="d")
     ids = [await push(("a", "b.1", "b.2")[n % 3], 5_000 * "x", to="d" if n % 5 else []) for n in range(90)]
-    assert server.hub.behind == 1
+    assert server.hub.channels.behind == 1
     assert [(await slow.event()).id for _ in ids] == ids
-    await until(lambda: not server.hub.behind)
+    await until(lambda: not server.hub.channels.behind)
     last = [await push("b.3", "new"), await push("a", "new")]
     assert [(await slow.event()).id for _ in last] == last
 
@@ -462,14 +462,14 @@ async def fill_and_end(server: Server, pushes: int, ask, listen, push, until) ->
     feeds = [await listen("c", device=name, buffer=4096) for name in ("replaced", "kicked", "gone", "drained")]
     for _ in range(pushes):
         await push("c", 60_000 * "x")
-    assert server.hub.behind == 4
+    assert server.hub.channels.behind == 4
     await listen("c", device="replaced", from_="new", buffer=4096)
     await ask("DELETE", "/admin/devices/kicked")
     feeds[2].close()
     await until(lambda: len(server.hub.feeds) == 2)
     await server.stop()
     assert server.hub.closes == {"gone": 1, "slow": 0, "drain": 2, "replaced": 1, "kicked": 1, "unkept": 0, "redeliver": 0, "expired": 0, "passed": 0}
-    assert (server.hub.feeds, server.hub.channels, server.hub.behind) == ({}, {}, 0)
+    assert (server.hub.feeds, server.hub.channels, server.hub.channels.behind) == ({}, {}, 0)
 
 
 async def test_a_feed_may_be_closed_removed_or_drained_while_it_is_slow(start, narrow, ask, listen, push, until):
@@ -572,7 +572,7 @@ async def _everything_comes_once(deeds: list[tuple]) -> None:
                 # What is pushed last comes last, whatever was missed before it.
                 while listener.expected[-1] not in listener.got and not listener.task.done():
                     await asyncio.sleep(0.001)
-            while server.hub.behind:
+            while server.hub.channels.behind:
                 await asyncio.sleep(0.001)
         for listener in listeners:
             assert listener.got == listener.expected
@@ -708,7 +708,7 @@ async def test_a_device_that_is_connected_is_not_forgotten_though_its_socket_tak
     server = await start(device_ttl=1000)
     await listen("c", device="d")
     (feed,) = server.hub.feeds.values()
-    server.hub.fall_behind(feed)
+    server.hub.channels.fall_behind(feed)
     now = server.store.clock()
     server.store.sweep(now + 2000, server.hub.is_used)
     assert "d" in server.store.shelf("c").audience.members

@@ -145,7 +145,7 @@ async def test_a_burst_that_is_said_in_one_breath_is_one_broadcast(start, connec
     # A broadcast for every two of its events would cost five times as much.
     server = await start()
     feed, peer, broadcasts = await listen("c", device="d"), await connect(), []
-    server.hub.on_fanout = broadcasts.append
+    server.hub.broadcast.on_fanout = broadcasts.append
     said = [wire.said("POST", "/push/c", b"%d" % n * 150, {"Content-Type": "text/plain"}) for n in range(10)]
     assert MUCH < len(b"".join(said)) < FIRST
     await peer.send(b"".join(said))

@@ -56,7 +56,7 @@ async def test_an_event_goes_to_every_device_and_its_publisher_learns_what_becam
             kept = (await ask("GET", "/events/orders")).json["events"]
             assert [(event["id"], event["type"], event["data"]) for event in kept] == [(order, "order", ORDER)]
 
-            # HUB (hub.py). The store has handed it on, and the hub to each of those who are there: three, and not the kitchen.
+            # HUB (broadcast.py). The store has handed it on, and the hub to each of those who are there: three, and not the kitchen.
             # FEED (feed.py). One write to each; who asked for many channels reads an envelope.
             for feed in (bar, screen):
                 message = await feed.event()

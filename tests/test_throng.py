@@ -56,7 +56,7 @@ async def test_every_feed_of_a_throng_has_every_event_once_and_in_order(crowded,
     for feed in feeds:
         got = [await feed.event() for _ in late]
         assert [each.data for each in got] == [str(n) for n in range(20)] and [each.id for each in got] == late
-    assert server.hub.deliveries == 8 * 20 and server.hub.behind == 0
+    assert server.hub.broadcast.deliveries == 8 * 20 and server.hub.channels.behind == 0
     for feed in feeds:
         feed.close()
     await until(lambda: not server.hub.feeds)
@@ -74,7 +74,7 @@ async def test_what_comes_while_they_wait_is_written_to_each_at_once(crowded, li
     line.go_on()
     for feed in feeds[1:]:
         assert await feed.events(2) == ["1", "2"]
-    assert server.hub.deliveries == 10
+    assert server.hub.broadcast.deliveries == 10
 
 
 async def test_somebody_else_is_served_between_two_steps(crowded, listen, push, get):
@@ -188,9 +188,9 @@ async def test_one_that_does_not_read_is_behind_and_catches_up_and_the_others_go
         await push("c", f"{n:04}" + "x" * 60_000)
     for each in reading:
         assert [data[:4] for data in await each] == [f"{n:04}" for n in range(120)]
-    assert server.hub.behind == 1
+    assert server.hub.channels.behind == 1
     assert [data[:4] for data in await feeds[2].events(120)] == [f"{n:04}" for n in range(120)]
-    await until(lambda: server.hub.behind == 0)
+    await until(lambda: server.hub.channels.behind == 0)
     await push("c", "live")
     assert await feeds[2].events(1) == ["live"]
 

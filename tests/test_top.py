@@ -143,7 +143,7 @@ async def test_who_is_behind_is_told_by_how_much(start, ask, get, listen, push):
     assert told == {"feeds": [{"device": "slow", "channel": "c", "events": 2, "stuck": 0}], "count": 1}
     assert (await get("/admin/behind?limit=1"))["count"] == 1
     assert (await ask("GET", "/admin/behind?limit=0")).error == (400, "bad_limit")
-    assert server.hub.behind == 0
+    assert server.hub.channels.behind == 0
 
 
 # Figures

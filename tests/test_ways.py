@@ -145,7 +145,7 @@ async def test_a_feed_that_never_reads_delays_nobody_costs_little_and_catches_up
     metrics = await measured()
     assert (metrics["pere_feeds_behind"], metrics["pere_feeds"]) == (1, 3)
     assert most < 128 * 1024
-    await wire.back_in_step(slow, others, ids, lambda: push("c", "live again"), lambda: until(lambda: not server.hub.behind))
+    await wire.back_in_step(slow, others, ids, lambda: push("c", "live again"), lambda: until(lambda: not server.hub.channels.behind))
 
 
 async def test_a_feed_that_takes_nothing_is_cut_and_resumes(start, listen, push, until, measured):
