@@ -487,8 +487,9 @@ class Model:
         return "sent" if told.state == "pending" and self.is_sent(event, device) else told.state
 
     def is_sent(self, event: Event, device: str) -> bool:
+        """Who was let go and came back has another registration, and was sent nothing of before, though its position is past that."""
         member = self.channels[event.channel].members.get(device)
-        return member is not None and member.position >= event.ordinal
+        return member is not None and self.may_answer(event, device) and member.position >= event.ordinal
 
     def is_online(self, device: str) -> bool:
         return any(feed.device == device for feed in self.feeds)

@@ -11,7 +11,7 @@ from made import NOW
 
 from pere.config import Config
 from pere.receipt import NAMES, PROCESSED
-from pere.storage import Store
+from pere.storage import Store, reading
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 
@@ -204,3 +204,30 @@ async def test_who_has_just_joined_is_not_before_its_joining_after_a_crash(desk)
         assert store.open("c").audience.members["d1"].position == 3
     finally:
         await store.close()
+
+
+async def test_receipts_for_what_is_old_are_all_known_whatever_was_looked_at_before(desk, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_VISITED", 3)
+    store = desk.open(backlog_events=2)
+    store.register("c", "d1")
+    store.register("c", "d2")
+    ids = [(await desk.push(store)).id for _ in range(8)]
+
+    async def states(store: Store) -> list[int]:
+        return [(await store.status("c", id))["counts"]["processed"] for id in ids]
+
+    # The first of them is at hand, and would make way when those behind it are brought in.
+    await store.status("c", ids[0])
+    for device, count in (("d1", 1), ("d2", 2)):
+        told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        store.record_many([(device, id, PROCESSED, None, None, "c") for id in ids], told.set_result)
+        assert [state for state, _ in await told] == [PROCESSED] * len(ids)
+        assert await states(store) == [count] * len(ids)
+    assert len(store._visited) <= 3
+    assert store.ledger.outstanding == 0
+    await store.settle()
+    store = await desk.crashed(store)
+    assert await states(store) == [2] * len(ids)
+    store = await desk.again(store)
+    assert await states(store) == [2] * len(ids)
+    await store.close()

@@ -11,8 +11,9 @@ import logging
 import sqlite3
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -83,6 +84,7 @@ class Reading(WorkingSet):
         self._dirty: dict[Entry, int] = {}
         self._saving: set[Entry] = set()  # entries whose columns are on their way
         self._visited: OrderedDict[int, Entry] = OrderedDict()
+        self._held: list[Entry] | None = None  # those that would have made way, while none may
         self._past = Past(self._elsewhere, self._events_of, self._failed)
         self._names: dict[str, int] = {}  # channels that are in the file, and back
         self._numbers: dict[int, str] = {}
@@ -328,11 +330,25 @@ class Reading(WorkingSet):
                 self._end(entry, slot, CANCELLED)
 
     def _unload(self, entry: Entry) -> None:
-        """Out of memory with an entry, if the file has all that it says."""
+        """Out of memory with an entry, if the file has all that it says; not while somebody holds some, who may be about to say more of it."""
+        if self._held is not None:
+            self._held.append(entry)
+            return
         shelf = self._shelves.get(entry.event.channel)
         is_needed = entry.watchers or entry in self._dirty or entry in self._saving or entry.event.id in self._visited or (shelf is not None and entry.event.ordinal >= shelf.backlog.first)
         if not is_needed:
             self.ledger.unload(entry.event.id)
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """What is brought in meanwhile lets nothing make way: else what is then said of an entry that was at hand would be said of one that is not asked any more."""
+        outer, self._held = self._held, []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, outer
+            for entry in held:
+                self._unload(entry)
 
     def documents(self, kind: str) -> dict[str, bytes]:
         return dict(self._read("select name, document from documents where kind = ?", (kind,)))

@@ -163,19 +163,25 @@ class SqliteStore(Committing):
         self._soon()
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
-        together = Together(len(receipts), then)
+        # Each is looked up before any is queued, and is still to be the one at hand then, whatever was brought in for those behind it.
+        with self._hold():
+            is_queued = self._queue(receipts, Together(len(receipts), then))
+        if is_queued:
+            self._soon()
+        elif not receipts:
+            then([])
+
+    def _queue(self, receipts: Sequence[Receipt], together: Together) -> bool:
+        """Whether any of these change something, and so are on their way to the disk."""
         unread: dict[int, Refusal] = {}
         flying, dirty, now, number = self._flying, self._dirty, self.clock(), self._number + 1
 
         def fetch(id: int) -> Entry | None:
             try:
-                entry = self._find_entry(id)
+                return self._find_entry(id)
             except Unavailable as refusal:
                 unread[id] = refusal
                 return None
-            if entry is not None:
-                dirty.setdefault(entry, number)  # else it might make way for those behind it
-            return entry
 
         rows, missing = self.ledger.find_many(receipts, now, fetch)
         for place in missing:
@@ -207,10 +213,7 @@ class SqliteStore(Committing):
             if entry not in dirty:
                 dirty[entry] = number
             changes.append((row, part))
-        if parts:
-            self._soon()
-        elif not receipts:
-            then([])
+        return bool(parts)
 
     def put_away(self, kind: str, name: str, document: bytes | None, then: Callable[[Refusal | None], None]) -> None:
         self._documents.append((kind, name, document, then))
