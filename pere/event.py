@@ -40,6 +40,16 @@ def format_id(id: int) -> str:
     return f"{id >> SEQUENCE_BITS}-{id & SEQUENCE_MASK}"
 
 
+def given_at(id: int) -> float:
+    """When it was given, in seconds since 1970, to the millisecond."""
+    return (id >> SEQUENCE_BITS) / 1000
+
+
+def first_id(moment: float) -> int:
+    """The least id that could be given at this moment, in seconds since 1970."""
+    return int(moment * 1000) << SEQUENCE_BITS
+
+
 class IdClock:
     """Ids that only grow, whatever the system clock does; one clock per store, so ids also order events across channels."""
 
@@ -50,7 +60,7 @@ class IdClock:
 
     def next(self, now: float) -> int:
         """The next id; `now` in seconds since 1970. A clock that stands still or steps back only makes the sequence count."""
-        fresh = int(now * 1000) << SEQUENCE_BITS
+        fresh = first_id(now)
         # Adding one to a full sequence carries into the milliseconds by itself.
         self.last = fresh if fresh > self.last else self.last + 1
         return self.last

@@ -27,10 +27,9 @@ from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_hos
 from pere.line import MUCH
 from pere.newcomers import Head
 
-GRACE = 0.5  # seconds in which who has just come is let say what it came for, though we are about to end
-
 log = logging.getLogger("pere.http")
 
+GRACE = 0.5  # seconds in which who has just come is let say what it came for, though we are about to end
 LINGER = 2.0  # seconds in which a client that was refused may go on sending before the connection is cut under it
 
 HASH = ord("#")  # as a number, for which bytes are searched ten times faster

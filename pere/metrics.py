@@ -6,8 +6,10 @@ No label ever holds a device, an event id or an address. A histogram is a list o
 import asyncio
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import mul
 from time import perf_counter
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
@@ -20,15 +22,19 @@ from pere.endpoint import ACTIVE, DISABLED, PAUSED, PENDING
 from pere.followers import Followers
 from pere.gate import Gate
 from pere.hub import Hub
-from pere.receipt import NAMES, OUTCOMES, SECONDS
+from pere.receipt import OUTCOMES, SECONDS, WORDS
 from pere.storage import Store
 from pere.watchdog import Watchdog
 from pere.webhooks import Webhooks
 
-FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 SHARE = 0.1  # of all time may be spent on telling
+
+# The bounds of histograms: of what is over in a moment (s), of what somebody else takes his time for (s), and of how many.
+FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SLOW = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0)
+SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
+
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 
 class Histogram:
@@ -109,32 +115,20 @@ class Collector:
         hub, devices = self._hub, self._store.devices
         yield GaugeMetricFamily("pere_feeds", "Open feeds.", len(hub.feeds))
         yield GaugeMetricFamily("pere_feeds_behind", "Open feeds that read from the backlog.", hub.channels.behind)
-        by_state = GaugeMetricFamily("pere_devices", "Devices: online with an open feed, or registered.", labels=["state"])
-        by_state.add_metric(["online"], devices.online)
-        by_state.add_metric(["registered"], len(devices.known))
-        yield by_state
+        yield _by(GaugeMetricFamily, "pere_devices", "Devices: online with an open feed, or registered.", "state", {"online": devices.online, "registered": len(devices.known)})
         yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.channels()))
         yield CounterMetricFamily("pere_feed_opens", "Feeds opened.", hub.opens)
         yield CounterMetricFamily("pere_feeds_taken_over", "Open feeds, those of receipts included, that went on here from the process before.", hub.taken_over + self._followers.taken_over)
-        closes = CounterMetricFamily("pere_feed_closes", "Feeds closed, by reason.", labels=["reason"])
-        for reason, count in hub.closes.items():
-            closes.add_metric([reason], count)
-        yield closes
+        yield _by(CounterMetricFamily, "pere_feed_closes", "Feeds closed, by reason.", "reason", hub.closes)
         followers = self._followers
         yield GaugeMetricFamily("pere_receipt_feeds", "Open feeds of receipts.", followers.count())
         yield CounterMetricFamily("pere_receipts_written", "Receipts written to feeds of receipts.", followers.written)
-        closes = CounterMetricFamily("pere_receipt_feed_closes", "Feeds of receipts closed, by reason.", labels=["reason"])
-        for reason, count in followers.closes.items():
-            closes.add_metric([reason], count)
-        yield closes
+        yield _by(CounterMetricFamily, "pere_receipt_feed_closes", "Feeds of receipts closed, by reason.", "reason", followers.closes)
         if self._channels:
-            named = GaugeMetricFamily("pere_channel_feeds", "Open feeds of the channels that may be named; all others together.", labels=["channel"])
             counts = Counter({name if name in self._channels else "other": 0 for name in (*self._channels, "other")})
             for name, channel in hub.channels.items():
                 counts[name if name in self._channels else "other"] += channel.feeds
-            for name, count in sorted(counts.items()):
-                named.add_metric([name], count)
-            yield named
+            yield _by(GaugeMetricFamily, "pere_channel_feeds", "Open feeds of the channels that may be named; all others together.", "channel", dict(sorted(counts.items())))
 
     def _events(self) -> Iterator[Metric]:
         hub, store, measures = self._hub, self._store, self._measures
@@ -143,10 +137,7 @@ class Collector:
         yield GaugeMetricFamily("pere_backlog_bytes", "Bytes of events that are kept in memory.", store.bytes)
         yield CounterMetricFamily("pere_deliveries", "Events written to a live feed.", hub.broadcast.deliveries)
         yield CounterMetricFamily("pere_replayed_events", "Events written to a feed from the backlog.", hub.replay.events)
-        redeliveries = CounterMetricFamily("pere_redeliveries", "Events written to a device again, by reason.", labels=["reason"])
-        for reason, count in hub.redelivery.counts.items():
-            redeliveries.add_metric([reason], count)
-        yield redeliveries
+        yield _by(CounterMetricFamily, "pere_redeliveries", "Events written to a device again, by reason.", "reason", hub.redelivery.counts)
         yield CounterMetricFamily("pere_gaps", "Gaps that feeds were told of.", hub.replay.gaps + self._followers.gaps)
         yield _histogram("pere_fanout_seconds", "From accepted until the last write of the broadcast, without those of a client with very many feeds, which wait in line.", measures.fanout)
         yield _histogram("pere_publish_seconds", "From a push that was read until the store had it.", measures.publish)
@@ -157,29 +148,21 @@ class Collector:
         ledger = self._store.ledger
         receipts = CounterMetricFamily("pere_receipts", "Receipts, by what the device said and what became of it.", labels=["state", "outcome"])
         trips = HistogramMetricFamily("pere_receipt_roundtrip_seconds", "From sent until the first receipt, by its state.", labels=["state"])
-        for code, name in enumerate(NAMES):
+        for name, code in WORDS.items():
             for outcome, count in zip(OUTCOMES, ledger.receipts[code], strict=True):
-                if name in ("delivered", "processed", "failed"):
-                    receipts.add_metric([name, outcome], count)
-            if name in ("delivered", "processed", "failed"):
-                counts = [0] * (len(SLOW) + 1)
-                for bucket, count in enumerate(ledger.roundtrips[code]):
-                    counts[bisect_left(SLOW, SECONDS[bucket])] += count
-                total = sum(count * SECONDS[bucket] for bucket, count in enumerate(ledger.roundtrips[code]))
-                trips.add_metric([name], _cumulative(SLOW, counts), total)
+                receipts.add_metric([name, outcome], count)
+            counts = [0] * (len(SLOW) + 1)
+            for seconds, count in zip(SECONDS, ledger.roundtrips[code], strict=True):
+                counts[bisect_left(SLOW, seconds)] += count
+            total = sum(map(mul, SECONDS, ledger.roundtrips[code]))
+            trips.add_metric([name], _cumulative(SLOW, counts), total)
         for word, counts in self._hub.redelivery.asked.items():
             for outcome, count in zip(("accepted", "duplicate"), counts, strict=True):
                 receipts.add_metric([word, outcome], count)
         yield receipts
         yield trips
-        expired = CounterMetricFamily("pere_expired", "Deliveries that ended without a receipt, by reason.", labels=["reason"])
-        for reason, count in ledger.expired.items():
-            expired.add_metric([reason], count)
-        yield expired
-        cancelled = CounterMetricFamily("pere_cancelled", "Deliveries that were called off, by reason.", labels=["reason"])
-        for reason, count in ledger.cancelled.items():
-            cancelled.add_metric([reason], count)
-        yield cancelled
+        yield _by(CounterMetricFamily, "pere_expired", "Deliveries that ended without a receipt, by reason.", "reason", ledger.expired)
+        yield _by(CounterMetricFamily, "pere_cancelled", "Deliveries that were called off, by reason.", "reason", ledger.cancelled)
         yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", ledger.outstanding)
         oldest = self._store.oldest_outstanding()
         age = max(0.0, self._store.clock() - oldest) if oldest is not None else 0.0
@@ -189,12 +172,9 @@ class Collector:
     def _posts(self) -> Iterator[Metric]:
         courier = self._webhooks.courier
         outboxes = courier.outboxes.values()
-        endpoints = GaugeMetricFamily("pere_webhook_endpoints", "Endpoints of webhooks, by state.", labels=["state"])
         states = Counter({PENDING: 0, ACTIVE: 0, PAUSED: 0, DISABLED: 0})
         states.update(endpoint.state for endpoint in self._webhooks.all())
-        for state, count in states.items():
-            endpoints.add_metric([state], count)
-        yield endpoints
+        yield _by(GaugeMetricFamily, "pere_webhook_endpoints", "Endpoints of webhooks, by state.", "state", states)
         yield GaugeMetricFamily("pere_webhook_failing", "Endpoints that did not answer when they were last asked.", sum(bool(each.failures) for each in outboxes))
         yield GaugeMetricFamily("pere_webhook_queued", "Receipts, devices and other notices that wait to be sent.", sum(each.waiting for each in outboxes))
         oldest = min((each.oldest() for each in outboxes if each.waiting), default=0.0)
@@ -202,10 +182,7 @@ class Collector:
         yield GaugeMetricFamily("pere_webhook_oldest_queued_seconds", "Age of the oldest notice that waits to be sent.", age)
         yield GaugeMetricFamily("pere_webhook_dead", "What was given up and can be replayed.", sum(each.dead_count for each in outboxes))
         yield GaugeMetricFamily("pere_webhook_under_way", "Requests to endpoints that are under way.", courier.under_way)
-        posts = CounterMetricFamily("pere_webhook_posts", "Requests to endpoints, by what became of them.", labels=["outcome"])
-        for outcome, count in courier.posts.items():
-            posts.add_metric([outcome], count)
-        yield posts
+        yield _by(CounterMetricFamily, "pere_webhook_posts", "Requests to endpoints, by what became of them.", "outcome", courier.posts)
         yield CounterMetricFamily("pere_webhook_given_up", "Receipts, devices and other notices that were given up.", courier.buried)
         yield CounterMetricFamily("pere_webhook_dropped", "The same for which a queue had no room.", courier.lost + sum(each.lost for each in outboxes))
         yield _histogram("pere_webhook_post_seconds", "How long endpoints took to answer, or to fail.", self._measures.post)
@@ -214,10 +191,7 @@ class Collector:
         is_ready = not self._door.draining and self._store.trouble() is None
         yield GaugeMetricFamily("pere_ready", "1 where /readyz says so too: it neither ends, nor is its store in trouble.", is_ready)
         yield GaugeMetricFamily("pere_draining", "1 from the signal that ends it on.", self._door.draining)
-        stuck = CounterMetricFamily("pere_stuck", "How often the watchdog found something stuck.", labels=["what"])
-        for what, count in self._watchdog.stuck.items():
-            stuck.add_metric([what], count)
-        yield stuck
+        yield _by(CounterMetricFamily, "pere_stuck", "How often the watchdog found something stuck.", "what", self._watchdog.stuck)
         yield GaugeMetricFamily("pere_store_writing_seconds", "For how long the writer of the file has been at the commit that is under way.", self._store.writing)
         drain = self.drain
         yield GaugeMetricFamily("pere_drain_feeds_left", "Feeds that are still to be let go, while it ends.", drain.left if drain is not None else 0)
@@ -236,6 +210,14 @@ class Collector:
             limited.add_metric([limit, whose], count)
         yield limited
         yield InfoMetricFamily("pere_build", "What is running.", {"version": pere.__version__})
+
+
+def _by(kind: type[Family], name: str, help: str, label: str, counts: Mapping[str, float]) -> Family:
+    """A family with one label, and a sample for each of its values."""
+    family = kind(name, help, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
 
 
 def _histogram(name: str, help: str, histogram: Histogram) -> HistogramMetricFamily:

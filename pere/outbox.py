@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from pere.errors import Refusal
-from pere.event import SEQUENCE_BITS, IdClock
+from pere.event import IdClock, first_id, given_at
 from pere.notice import Kept, Packed
 from pere.storage import Store
+from pere.storage.settling import telling
 
 QUEUED, DEAD, STATE, CURSOR = "notice", "dead", "webhook-state", "webhook-cursor"  # kinds of documents
 MAX_QUEUED = 100_000  # receipts, devices and other notices that wait for one endpoint; what is more is counted, and dropped
@@ -205,7 +206,7 @@ class Outbox:
     def oldest(self) -> float:
         """When the oldest notice was made that waits (seconds since 1970); 0 if none does."""
         names = [*islice(self.queue, 1), *(name for _, name in self._retries[:1]), *self.flying]
-        return (min(map(number_of, names)) >> SEQUENCE_BITS) / 1000 if names else 0.0
+        return given_at(min(map(number_of, names))) if names else 0.0
 
     def read(self, name: str) -> Kept | None:
         """A notice that is under way; None if it is not there any more. Raises Unavailable, and ValueError for what cannot be read."""
@@ -284,8 +285,8 @@ class Outbox:
 
     def letters(self, since: float, until: float, after: int = 0) -> Iterator[str]:
         """The names of what was given up and was made in this time (seconds since 1970, `until` not included), after this number."""
-        first = max(int(max(0.0, since) * 1000) << SEQUENCE_BITS, after + 1)
-        last = int(min(until, 8e9) * 1000) << SEQUENCE_BITS
+        first = max(first_id(max(0.0, since)), after + 1)
+        last = first_id(min(until, 8e9))
         return (name for name in sorted(self.dead) if first <= number_of(name) < last)
 
     def letter(self, name: str) -> Kept | None:
@@ -329,7 +330,7 @@ class Outbox:
 
     def _put_move(self, source: str, target: str, name: str, kept: Kept, moved: "asyncio.Future[Refusal | None]") -> None:
         self._store.put_away(target, name, kept.document(), _ignore)
-        self._store.put_away(source, name, None, lambda refusal: None if moved.done() else moved.set_result(refusal))
+        self._store.put_away(source, name, None, telling(moved))
 
     async def remove(self) -> None:
         """The endpoint is no more: nor is anything that was for it."""

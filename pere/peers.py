@@ -6,13 +6,12 @@ says of itself.
 """
 
 import ipaddress
-from collections.abc import Iterable
 from functools import lru_cache
+
+from pere.heads import Fields
 
 UNIX = "unix:"  # who comes by a Unix socket
 MAX_HOPS = 20  # addresses that are read: no chain of proxies is longer
-
-Fields = Iterable[tuple[bytes, bytes]]  # the headers as they came, names in lower case
 
 
 def of_socket(name: object) -> str:

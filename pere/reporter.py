@@ -20,6 +20,7 @@ from pere.event import Event, format_id, timestamp
 from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Packed, batches, notice
 from pere.outbox import AGAIN, Outbox
 from pere.storage import Page, Store
+from pere.storage.settling import telling
 from pere.webhooks import Webhooks
 
 log = logging.getLogger("pere.webhooks")
@@ -233,15 +234,10 @@ class Reporter:
             outbox.dropped = 0
         while not outbox.is_removed:
             done: asyncio.Future[Refusal | None] = self._loop.create_future()
-
-            def kept(refusal: Refusal | None, done: "asyncio.Future[Refusal | None]" = done) -> None:
-                if not done.done():
-                    done.set_result(refusal)
-
             if mine:
-                outbox.put(mine, kept, cursor)
+                outbox.put(mine, telling(done), cursor)
             else:
-                outbox.move(cursor, kept)
+                outbox.move(cursor, telling(done))
             if await done is None:
                 return
             await asyncio.sleep(AGAIN)  # nothing more is read meanwhile, or it would be told in another order

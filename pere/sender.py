@@ -25,11 +25,10 @@ from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.tcpclient import TCPClient
 
 from pere import __version__
+from pere.config import KIB
 from pere.errors import BadRequest
 from pere.names import shown
 from pere.outside import NotPublic, Outside, OutsideResolver, Target
-
-KIB = 1024
 
 # Why a POST has failed. `status`: an answer that is neither 2xx nor 3xx; `malformed`: one that is not HTTP, or has too long a head.
 FAILURES = ("url", "unresolved", "inside", "unreachable", "tls", "timeout", "closed", "malformed", "redirect", "status")

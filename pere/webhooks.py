@@ -24,6 +24,7 @@ from pere.outside import Outside
 from pere.sender import Outcome, Sender
 from pere.signing import signed
 from pere.storage import Store
+from pere.storage.settling import telling
 
 log = logging.getLogger("pere.webhooks")
 
@@ -341,20 +342,11 @@ class Webhooks:
             self.courier.go(self.courier.outboxes[changed.id])
 
     async def _keep(self, id: str, endpoint: Endpoint | None) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def kept(refusal: Refusal | None) -> None:
-            if done.done():
-                return
-            if refusal is None:
-                done.set_result(None)
-            else:
-                done.set_exception(refusal)
-
         if endpoint is not None:
             # From the moment in which this is kept: so it goes to the disk together.
             outbox, is_told = self.courier.outboxes[id], endpoint.state != DISABLED and RECEIPTS in endpoint.types
             if is_told != (outbox.cursor is not None):
                 outbox.move(self._store.newest_record if is_told else None)
-        self._store.put_away(KIND, id, endpoint.document() if endpoint is not None else None, kept)
-        await done
+        self._store.put_away(KIND, id, endpoint.document() if endpoint is not None else None, telling(done := asyncio.get_running_loop().create_future()))
+        if (refusal := await done) is not None:
+            raise refusal

@@ -191,7 +191,7 @@ async def measure(scenario: Scenario, target: Target, pid: int | None, processes
     async with Crew(target, processes, Progress(quiet)) as crew:
         # The publisher's connections are made as a fleet makes them.
         publisher = Lines()
-        await publisher.open(Fleet(target, processes)._connect, PUBLISHER_LINES)
+        await publisher.open(Fleet(target, processes).connect, PUBLISHER_LINES)
         load = Load(target, crew, gauging, publisher, secrets.token_hex(4), scenario.defaults)
         try:
             figures = await scenario.run(load)

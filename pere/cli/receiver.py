@@ -20,10 +20,10 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 from tornado.netutil import bind_sockets
 
 from pere.cli.visit import printable
+from pere.config import MIB
 from pere.errors import Refusal, TooLarge, WrongMethod
 from pere.signing import TIMESTAMP, verify
 
-MIB = 1024 * 1024
 # A notice has some 20 KB; Standard Webhooks recommends no more.
 MAX_BODY = MIB
 # What Tornado reads at all. It says no in few words, so what is only somewhat too long gets ours.

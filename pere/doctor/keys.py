@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 from cryptography import x509
 
-from pere.auth import FETCHED, Verifier
+from pere.auth import Verifier
 from pere.config import Config, is_loopback, words
 from pere.doctor import Finding, Findings, advice, ok, wrong
 from pere.errors import ConfigError, Refusal
@@ -60,7 +60,7 @@ def fetched(url: str) -> tuple[list[Key], Finding]:
         return [], wrong("tokens", f"--jwt-jwks {url} cannot be fetched: {str(error) or type(error).__name__}", why)
     except ValueError as error:
         return [], wrong("tokens", f"--jwt-jwks {url} is no document of keys that can be taken: {error}", "it is a JWKS document (RFC 7517) with RSA, P-256 or Ed25519 keys")
-    return keys, ok("tokens", f"--jwt-jwks has {len(keys)} keys ({', '.join(sorted({key.algorithm for key in keys if key.algorithm in FETCHED}))})")
+    return keys, ok("tokens", f"--jwt-jwks has {len(keys)} keys ({', '.join(sorted({key.algorithm for key in keys}))})")
 
 
 async def _asked(url: str) -> tuple[int, bytes]:

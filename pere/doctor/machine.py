@@ -14,7 +14,7 @@ from pathlib import Path
 from pere.config import Config
 from pere.doctor import Finding, Findings, advice, ok, wrong
 from pere.gate import SPARE, most_connections
-from pere.listening import BACKLOG
+from pere.listening import BACKLOG, bound
 
 FEW = 1024  # what a shell gives unless told otherwise
 KERNEL = Path("/proc/sys/net")
@@ -74,20 +74,13 @@ def addresses(config: Config) -> Findings:
 def _address(flag: str, host: str, port: int, is_shared: bool) -> Finding:
     named = f"{f'[{host}]' if ':' in host else host}:{port}"
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            with socket.socket(family, kind, protocol) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if is_shared:
-                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                tried.bind(address)
-                tried.listen(1)  # nobody is let in: it is closed before anybody is accepted
-    except socket.gaierror as error:
-        return wrong("address", f"{host} is no name of this machine: {error.strerror}", "name an address of this machine: --host 127.0.0.1, or 0.0.0.0 for all of them")
+        for tried in bound(host, port, is_shared):
+            tried.close()  # nobody was let in
     except PermissionError:
         return wrong("address", f"{named} is for root: a port below 1024", f"{flag} 4567 behind a proxy, or `AmbientCapabilities=CAP_NET_BIND_SERVICE` in the unit")
     except OSError as error:
+        if (error.errno or 0) < 0:  # of getaddrinfo(3)
+            return wrong("address", f"{host} is no name of this machine: {error.strerror}", "name an address of this machine: --host 127.0.0.1, or 0.0.0.0 for all of them")
         if error.errno == errno.EADDRNOTAVAIL:
             return wrong("address", f"{named} cannot be had: {host} is no address of this machine", "name one that is: --host 127.0.0.1, or 0.0.0.0 for all of them")
         if error.errno == errno.EADDRINUSE and (whose := takers(port)):

@@ -16,9 +16,10 @@ from typing import Any
 from pere.config import SHARED, Config
 from pere.doctor import Finding, Findings, advice, counted, ok, wrong
 from pere.errors import ConfigError
-from pere.event import SEQUENCE_BITS
+from pere.event import given_at
 from pere.space import space
 from pere.storage import schema
+from pere.storage.archive import size
 
 LONG_LOG = 256 * 1024 * 1024  # bytes of a write-ahead log: it is moved into the file at 16 MB, unless somebody reads on and on
 SLOW_DISK = 0.05  # seconds
@@ -27,7 +28,6 @@ FAR = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph", "glus
 PINGS = 20
 SLOW_REDIS = 0.005  # seconds
 ASTRAY = 1.0  # seconds between the clocks of Redis and of a node
-SILENT = 20  # seconds after which a node counts as gone
 
 
 def store(config: Config) -> Findings:
@@ -69,11 +69,11 @@ def _file(config: Config, path: str) -> Findings:
 def _lock(path: str) -> Finding:
     """Whether a server has the file. It is asked for as one who would only read, and for no longer than it takes to ask."""
     try:
-        lock = os.open(path + "-lock", os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(path + schema.LOCKED, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return ok("store", f"no server uses {path}")
     except OSError as error:
-        return wrong("store", f"{path}-lock cannot be opened: {error.strerror}", "give the file, and those beside it, to the user of the server (chown)")
+        return wrong("store", f"{path}{schema.LOCKED} cannot be opened: {error.strerror}", "give the file, and those beside it, to the user of the server (chown)")
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -108,7 +108,7 @@ def _disk(path: str, folder: str) -> Finding:
 
 
 def _room(config: Config, path: str, folder: str) -> Findings:
-    free, has = shutil.disk_usage(folder).free, sum(os.path.getsize(name) for name in (path, path + "-wal") if os.path.exists(name))
+    free, has = shutil.disk_usage(folder).free, size(path)
     most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     wanted = config.retention_bytes - has
     if free < schema.ROOM_BYTES:
@@ -134,11 +134,12 @@ def _inside(path: str) -> Findings:
     except sqlite3.Error as error:
         yield wrong("store", f"{path} cannot be read: {error}", "`pere store check` looks at all of it; a backup comes back by `pere store restore`")
         return
-    yield from _newest(newest)
+    yield from _newest(given_at(newest or 0))
 
 
-def _newest(newest: int | None) -> Findings:
-    ahead = (newest >> SEQUENCE_BITS) / 1000 - time.time() if newest else 0.0
+def _newest(accepted: float) -> Findings:
+    """What is to be said of the moment at which the newest event was accepted; 0 if there is none."""
+    ahead = accepted - time.time()
     if ahead > AHEAD:
         yield advice("clock", f"the newest event is {ahead:,.0f} s ahead of this clock, so the clock was ahead then or is behind now", "set it right (NTP). Ids go on growing whatever it says; times, ttl and tokens go by it")
 
@@ -170,7 +171,7 @@ def _redis(config: Config) -> Findings:
 
     async def look() -> list[Finding]:
         try:
-            return [finding async for finding in _answers(config, client, prefix)]
+            return [finding async for finding in _answers(config, client, prefix, sharedlog.SILENCE)]
         except sharedlog.Errors as error:
             return [wrong("store", f"Redis does not answer: {str(error) or type(error).__name__}", "start it, and check host, port, user and password in --store: redis-cli -u URL ping")]
         finally:
@@ -179,7 +180,8 @@ def _redis(config: Config) -> Findings:
     yield from asyncio.run(look())
 
 
-async def _answers(config: Config, client: Any, prefix: str) -> AsyncIterator[Finding]:
+async def _answers(config: Config, client: Any, prefix: str, silence: int) -> AsyncIterator[Finding]:
+    """`silence` is after how many seconds of it a node counts as gone."""
     took = []
     for _ in range(PINGS):
         started = time.perf_counter()
@@ -191,11 +193,9 @@ async def _answers(config: Config, client: Any, prefix: str) -> AsyncIterator[Fi
         yield advice("store", "this user may not ask Redis how it is, so whether it keeps what it is told is not known", "look with one who may: +info +config|get")
     for finding in judged(config, said, await _configured(client, "appendfsync"), median(took), seconds + micros / 1e6 - (before + after) / 2):
         yield finding
-    head = await client.hmget(f"{prefix}:head", "version", "ms")
-    nodes = await client.zcount(f"{prefix}:nodes", seconds - SILENT, "+inf")
-    if head[1] is not None:
-        for finding in _newest(int(head[1]) << SEQUENCE_BITS):
-            yield finding
+    for finding in _newest(int(await client.hget(f"{prefix}:head", "ms") or 0) / 1000):
+        yield finding
+    nodes = await client.zcount(f"{prefix}:nodes", seconds - silence, "+inf")
     yield ok("store", f"{counted(nodes, 'node')} there" if nodes else f"nobody uses {prefix}: there")
 
 

@@ -15,6 +15,7 @@ from pere.metrics import Scrape
 from pere.names import device_name, shown
 from pere.revocations import Revocations
 from pere.storage import Store
+from pere.storage.settling import telling
 from pere.watchdog import Watchdog
 
 log = logging.getLogger("pere.admin")
@@ -108,8 +109,8 @@ class OneDevice(ChannelDevices):
         if device is not None:
             self.hub.kick(device)
             self.store.remove(name)
-        if kept is not None:
-            await kept
+        if kept is not None and (refusal := await kept) is not None:
+            raise refusal
         # Who is told that it is gone does not see it come back.
         await self.store.settle()
         self._check_store()
@@ -125,17 +126,10 @@ class OneDevice(ChannelDevices):
             raise BadRequest("bad_revoke", "there are no tokens to revoke: this server has no keys")
         return said == "true"
 
-    def _revoke(self, name: str) -> "asyncio.Future[None]":
+    def _revoke(self, name: str) -> "asyncio.Future[Refusal | None]":
         assert self.revocations is not None
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def then(refusal: Refusal | None) -> None:
-            if refusal is None:
-                done.set_result(None)
-            else:
-                done.set_exception(refusal)
-
-        self.revocations.revoke(name, then)
+        done: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        self.revocations.revoke(name, telling(done))
         self.followers.kick(name)
         return done
 

@@ -22,7 +22,7 @@ REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itsel
 MAX_ACK_WAIT = 3600.0  # seconds
 MAX_WINDOW = 10_000  # events
 PLACES_OF_A_FEED, LOOKS_OF_A_FEED = 20, 500  # channels, and looks for them, that cost as much as to open a feed
-HEADERS = (b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n")
+HEADERS = b"Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
 
 
 class Opening:

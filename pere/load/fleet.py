@@ -77,7 +77,7 @@ class Fleet:
         With `answers` a receipt is given for each event, on so many `lines`: `late` seconds later on the average, and `never` for that share."""
         self.answers, self.late, self.never = answers, late, never
         if lines:
-            await self.lines.open(self._connect, lines)
+            await self.lines.open(self.connect, lines)
         made = [Feed(self, number, channels[number % len(channels)], bool(stuck) and number % stuck == 0) for number in range(first, first + count)]
         await self._open(made)
         self.feeds += [feed for feed in made if not feed.stuck]
@@ -109,7 +109,7 @@ class Fleet:
 
     async def ask(self, requests: Iterator[bytes], lines: int, rate: float) -> None:
         """Say all this on so many lines: as fast as it is answered, or so many a second, on time whether answered or not."""
-        await self.lines.open(self._connect, lines - len(self.lines.all))
+        await self.lines.open(self.connect, lines - len(self.lines.all))
         if rate:
             began = time.monotonic_ns()
             for number, request in enumerate(requests):
@@ -268,7 +268,7 @@ class Fleet:
         async def one(feed: Feed) -> None:
             async with room:
                 opening = self._loop.create_future()
-                await self._connect(lambda: feed, SMALL if feed.stuck else 0)
+                await self.connect(lambda: feed, SMALL if feed.stuck else 0)
                 self._opening.append(opening)
                 feed.transport.write(self._target.listening(feed.channel, device(feed.number)))
                 await opening
@@ -279,7 +279,7 @@ class Fleet:
             raise Trouble(f"only {sum(feed.is_open for feed in feeds)} of {len(feeds)} feeds opened in {PATIENCE:g} s") from None
         self._check_trouble()
 
-    async def _connect(self, made: Callable[[], Any], buffer: int = 0) -> Any:
+    async def connect(self, made: Callable[[], Any], buffer: int = 0) -> Any:
         sock = socket.socket()
         try:
             sock.setblocking(False)

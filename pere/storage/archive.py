@@ -19,7 +19,7 @@ import orjson
 from pere.audience import Audience
 from pere.entry import Entry
 from pere.errors import ConfigError
-from pere.event import SEQUENCE_BITS, Event, format_id, timestamp
+from pere.event import Event, format_id, given_at, timestamp
 from pere.ledger import ALL, Ledger
 from pere.names import is_pattern, pattern, shown
 from pere.receipt import ABSENT, CANCELLED, DELIVERED, EXPIRED, NAMES, NONE, PENDING, STATE
@@ -353,4 +353,4 @@ def size(path: str) -> int:
 
 
 def _when(id: int | None) -> dict[str, str] | None:
-    return {"id": format_id(id), "time": timestamp((id >> SEQUENCE_BITS) / 1000)} if id is not None else None
+    return {"id": format_id(id), "time": timestamp(given_at(id))} if id is not None else None

@@ -19,7 +19,7 @@ from pere.audience import Member
 from pere.config import Config
 from pere.entry import Entry
 from pere.errors import BadRequest, Refusal
-from pere.event import SEQUENCE_BITS, Draft, Event, format_id
+from pere.event import Draft, Event, first_id, format_id
 from pere.ledger import ALL, needed
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NONE, PENDING, STATE, closes, ending
 from pere.storage import Accepted
@@ -231,7 +231,7 @@ class Committing(Reading):
 
     def _add_pruning(self, commit: Commit, batch: Batch) -> None:
         config = self._config
-        cutoff = int((self.clock() - config.retention_age) * 1000) << SEQUENCE_BITS
+        cutoff = first_id(self.clock() - config.retention_age)
         surplus = self._kept + len(commit.events) - config.retention_events
         if not self._kept or (self._oldest >= cutoff and surplus <= 0 and self._bytes <= config.retention_bytes):
             return

@@ -62,12 +62,8 @@ class Copy(Presence):
     # From what was kept
 
     def begin_at(self, n: int, born: int, newest: int, number: int, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
-        """Everything as it was kept after the nth entry of the log; it was empty before."""
+        """Everything as it was kept after the nth entry of the log; it was empty before. `born` is in milliseconds since 1970."""
         self._n = n
-        self._restore(born, newest, number, kept, rows)
-
-    def _restore(self, born: int, newest: int, number: int, kept: dict[str, dict[str, bytes]], rows: list[Any]) -> None:
-        """Everything as it was kept; it was empty before."""
         self.born = (born << SEQUENCE_BITS) - 1
         self._ids.last = max(self.born, newest)
         self._recent = Recent(self._config.receipts_kept, born / 1000)

@@ -14,7 +14,7 @@ import orjson
 from pere.config import Config, without_password
 from pere.entry import Entry
 from pere.errors import ConfigError
-from pere.event import SEQUENCE_BITS, Event, format_id, timestamp
+from pere.event import Event, format_id, given_at, timestamp
 from pere.names import is_pattern, pattern
 from pere.receipt import ABSENT, CANCELLED, EXPIRED, NAMES, NONE, STATE
 from pere.storage import scripts
@@ -167,4 +167,4 @@ def _meant(channels: Collection[str], name: str) -> bool:
 
 
 def _when(id: int) -> dict[str, str] | None:
-    return {"id": format_id(id), "time": timestamp((id >> SEQUENCE_BITS) / 1000)} if id else None
+    return {"id": format_id(id), "time": timestamp(given_at(id))} if id else None

@@ -99,7 +99,7 @@ class Recent:
         self.newest = newest - len(rows)
         self._gone, self._full_at = self.newest, self.newest + self._most
         for row in rows:
-            (self._log(row[2])).append(row)
+            self._log(row[2]).append(row)
             self._all.append(row)
         self.newest = newest
 

@@ -1,6 +1,9 @@
-"""Who waits until everything that a store was told is kept, or is known not to be."""
+"""Who waits until something that a store was told is kept, or all of it, or is known not to be."""
 
 import asyncio
+from collections.abc import Callable
+
+from pere.errors import Refusal
 
 
 class Settling:
@@ -19,3 +22,13 @@ class Settling:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def telling(waiter: "asyncio.Future[Refusal | None]") -> Callable[[Refusal | None], None]:
+    """What tells who waits that something is kept, or why it is not; who has gone meanwhile is told nothing."""
+
+    def tell(refusal: Refusal | None) -> None:
+        if not waiter.done():
+            waiter.set_result(refusal)
+
+    return tell

@@ -18,7 +18,7 @@ from pere.event import SEQUENCE_BITS, SEQUENCE_MASK
 from pere.storage import keeping, scripts
 from pere.storage.contents import FOREVER, Contents, Watched
 from pere.storage.copy import Copy
-from pere.storage.loading import look
+from pere.storage.loading import look, read
 from pere.storage.redis import OLDEST, VERSION
 from pere.storage.replica import LIMITS
 from pere.storage.sharedlog import SILENCE, Lost, SharedLog
@@ -120,11 +120,7 @@ class Shared:
         return copy.contents(int(before[b"born"]))
 
     async def _read(self, keys: dict[str, str], watched: Watched) -> tuple[dict[str, dict[str, bytes]], list[Any]]:
-        kept: dict[str, dict[str, bytes]] = {}
-        for place, kind in enumerate(scripts.KINDS):
-            watched("reading", place, len(scripts.KINDS))
-            kept[kind] = {name.decode(): value async for name, value in self._client.hscan_iter(keys[kind], count=1000)}
-        return kept, [row for _, (_, packed) in await self._client.xrange(keys["records"]) for row in keeping.unpack_rows(packed)]
+        return await read(self._client, keys, lambda place: watched("reading", place, len(scripts.KINDS)))
 
     # Putting
 
