@@ -219,7 +219,7 @@ async def test_the_whole_story_is_told_in_the_console(start, receiver, chromium,
         await page.get_by_label("After this name").fill("shop-window")
         await page.get_by_role("button", name="Look").click()
         await page.get_by_role("row", name="till-9 away 0 orders").wait_for()
-        assert not await page.get_by_role("row", name="shop-window").count()
+        await page.get_by_role("row", name="shop-window").wait_for(state="detached")
 
         # An endpoint that takes a test, and then says that it is gone.
         await goes_to(page, "Webhooks")

@@ -96,6 +96,6 @@ async def test_a_server_with_these_sockets_and_settings_serves_nginx_by_the_one_
 
 def test_with_the_settings_as_they_lie_here_it_does_not_start(tmp_path):
     variables = dict(line.split("=", 1) for line in (DEPLOY / "pere.env").read_text().splitlines() if re.match("[A-Z]", line))
-    with Process("serve", "--no-tcp", "--unix", str(tmp_path / "pere.sock"), **variables) as refused:
+    with Process("serve", "--store", "memory:", "--no-tcp", "--unix", str(tmp_path / "pere.sock"), **variables) as refused:
         assert refused.end() == int(said(SERVICE, "RestartPreventExitStatus")[0])
         assert "--jwt-secret: " in refused.err and "32 bytes" in refused.err

@@ -7,6 +7,7 @@ import jwt
 import pytest
 from minting import PRIVATE, SECRET, jwk, private_pem, public_pem, token
 from processes import Process, Served, pere
+from terminals import Terminal
 
 
 def minted(*arguments: str, **variables: str) -> str:
@@ -90,7 +91,15 @@ def test_public_keys_and_documents_of_them_tell_too(tmp_path):
         assert pere("token", "inspect", *arguments, typed=text + "\n").returncode == code
 
 
-@pytest.mark.parametrize("text", ["", "x", "a.b.c", "\x1b[31m.x.y"])
+def test_where_none_is_named_that_is_said_and_nobody_waits():
+    run = pere("token", "inspect")
+    assert run.returncode == 2 and run.stderr.endswith("Error: say which token: TOKEN, PERE_TOKEN, or on standard input\n")
+    with Terminal("token", "inspect") as terminal:
+        terminal.until("say which token")
+        assert terminal.end() == 2
+
+
+@pytest.mark.parametrize("text", ["x", "a.b.c", "\x1b[31m.x.y"])
 def test_what_is_no_token_is_said_to_be_none(text):
     run = pere("token", "inspect", typed=text)
     assert run.returncode == 1 and run.stderr.startswith("pere: this is no token") and "\x1b" not in run.stderr

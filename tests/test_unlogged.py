@@ -81,7 +81,7 @@ def test_the_secret_is_not_seen_in_settings_help_or_errors():
         run = pere(*arguments, PERE_JWT_SECRET=SECRET)
         assert SECRET not in run.stdout + run.stderr
     for short in ("s3cret-that-is-short",):
-        run = pere("serve", PERE_JWT_SECRET=short)
+        run = pere("serve", "--store", "memory:", PERE_JWT_SECRET=short)
         assert (run.returncode, short in run.stdout + run.stderr) == (2, False)
         assert "--jwt-secret: a secret has at least 32 bytes" in run.stderr
 

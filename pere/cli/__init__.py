@@ -53,6 +53,14 @@ class Verbs(click.Group):
             found: click.Command = import_module(f"pere.cli.{name}").command
         return found
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS:
+            from difflib import get_close_matches  # only who has slipped waits for it
+
+            near = get_close_matches(args[0], VERBS, 1)
+            ctx.fail(f"there is no verb {args[0]!r}" + (f"; is {near[0]} meant?" if near else "; `pere --help` lists them"))
+        return super().resolve_command(ctx, args)
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         # Nor need they all be imported to be named.
         verbs = [CompletionItem(name, help=told) for name, told in VERBS.items() if name.startswith(incomplete)]

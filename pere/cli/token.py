@@ -98,13 +98,13 @@ def _secret(secret: str) -> Key:
 
 
 @command.command
-@click.argument("token", envvar="PERE_TOKEN", default=STDIN)
+@click.argument("token", envvar="PERE_TOKEN", required=False)
 @click.option("--public-key", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="what the server has as --jwt-public-key")
 @click.option("--jwks", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="what is at the server's --jwt-jwks")
 @click.option("--audience", default="", metavar="NAME", help="what the server has as --jwt-audience")
 @secret_option
 @json_option
-def inspect(token: str, public_key: str | None, jwks: str | None, audience: str, secret: str | None, as_json: bool) -> None:
+def inspect(token: str | None, public_key: str | None, jwks: str | None, audience: str, secret: str | None, as_json: bool) -> None:
     """Say whose TOKEN it is, what it allows and until when; and with a key, whether it holds (exit code 1 if not). Without TOKEN it is
     PERE_TOKEN, or what comes on standard input.
 
@@ -114,7 +114,10 @@ def inspect(token: str, public_key: str | None, jwks: str | None, audience: str,
       pere token inspect eyJhbGciOi... --public-key key.pub.pem
       pere token inspect --json < token.txt | jq .pere
     """
-    text = (sys.stdin.read() if token == STDIN else token).strip()
+    # Nobody who only forgot to say which one is left waiting.
+    text = "" if token is None and sys.stdin.isatty() else (sys.stdin.read() if token in (None, STDIN) else token).strip()
+    if not text:
+        raise click.UsageError("say which token: TOKEN, PERE_TOKEN, or on standard input")
     try:
         parts: dict[str, Any] = jwt.decode_complete(text, options={"verify_signature": False})
     except jwt.PyJWTError as error:

@@ -203,7 +203,7 @@ class Http:
         except TimeoutError:
             raise ConnectionError(f"{self.url} was silent for too long") from None
         except aiohttp.ClientConnectorError as error:
-            raise ConnectionError(f"{self.url} cannot be reached: {error.os_error.strerror or error.os_error}") from None
+            raise ConnectionError(f"{self.url} cannot be reached: {reason(error.os_error)}") from None
         except aiohttp.ClientConnectionError as error:
             raise ConnectionError(f"{self.url} broke off: {error}") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
@@ -261,6 +261,11 @@ def refusal(response: aiohttp.ClientResponse, content: bytes) -> Refusal:
         message = f"{response.url} answered {response.status} {response.reason} ({kind}), which is not PERE's answer"
         return Stranger(f"http_{response.status}", message, status=response.status, retry_after=retry_after)
     return Refusal(code, message, status=response.status, retry_after=retry_after)
+
+
+def reason(error: OSError) -> str:
+    """Why it cannot be reached. asyncio puts what it called, and a tuple, in the place of what the system said."""
+    return os.strerror(error.errno) if error.errno and (error.strerror or "").startswith("Connect call failed") else error.strerror or str(error)
 
 
 def part(text: str) -> str:

@@ -25,7 +25,7 @@ export function devices(view) {
 			next.disabled = !told.after;
 			rows.replaceChildren(...told.devices.map((each) => {
 				const wanted = [...each.channels, ...each.patterns];
-				return make("tr", {}, make("td", { class: "mono" }, each.device), make("td", {}, make("span", { class: `state ${each.online ? "on" : "off"}` }, each.online ? "online" : "away")),
+				return make("tr", {}, make("td", { class: "mono name" }, each.device), make("td", {}, make("span", { class: `state ${each.online ? "on" : "off"}` }, each.online ? "online" : "away")),
 					make("td", { class: "num" }, each.feeds), make("td", {}, wanted.slice(0, 5).join(", ") + (wanted.length > 5 ? ` and ${count(wanted.length - 5)} more` : "")));
 			}));
 			if (!told.devices.length) rows.append(make("tr", {}, make("td", { colspan: 4, class: "empty" }, "There is no device after it.")));

@@ -10,7 +10,7 @@ export function webhooks(view) {
 	const kinds = make("select", { id: "webhook-types" }, make("option", { value: "" }, "when events are completed or expire"), make("option", { value: "pere.receipt.batch" }, "of every receipt, in batches"),
 		make("option", { value: "pere.device.connected,pere.device.disconnected" }, "when devices come and go"));
 	view.append(
-		make("div", { class: "headline" }, make("h1", { id: "webhooks-title", tabindex: "-1" }, "Webhooks"), make("p", {}, "Notices that PERE sends to your own servers, signed, at least once. What is not taken is tried again for a day and a half, and then lies here.")),
+		make("div", { class: "headline" }, make("h1", { id: "webhooks-title", tabindex: "-1" }, "Webhooks"), make("p", {}, "Notices that PERE sends to your own servers, signed, at least once. What is not taken is tried again for about a day, and then lies here.")),
 		make("div", { class: "twin" }, list,
 			make("form", { class: "card stack", "aria-labelledby": "webhook-title", onsubmit: add }, make("h2", { id: "webhook-title" }, "Add an endpoint"),
 				make("div", {}, make("label", { for: "webhook-url" }, "Address"), url), make("div", {}, make("label", { for: "webhook-types" }, "It is told"), kinds),

@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from pere.client.http import speaks_tls
+from pere.client.http import reason, speaks_tls
 from pere.config import without_password
 from pere.doctor import Finding, advice, ok, wrong
 from pere.doctor.keys import ended
@@ -83,7 +83,7 @@ class Way:
         if isinstance(error, TimeoutError):
             return wrong("way", f"{self.url} does not answer within {PATIENCE:g} s", "a firewall may drop what it does not let through; is the server running, and is it this address?")
         if isinstance(error, aiohttp.ClientConnectorError):
-            said = error.os_error.strerror or str(error.os_error)
+            said = reason(error.os_error)
         return wrong("way", f"{self.url} cannot be reached: {said}", "is the server running, and is it this address and port? `pere doctor` without --url looks at the machine that it runs on")
 
     async def _certificate(self, parts: URL) -> Finding:
