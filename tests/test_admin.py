@@ -82,7 +82,7 @@ async def test_all_devices_are_read_page_by_page(start, get):
     assert seen == names
 
 
-async def test_a_device_that_was_removed_is_forgotten_everywhere(ask, listen, get, push):
+async def test_a_device_that_was_removed_is_forgotten_everywhere(ask, listen, get):
     await listen("a", "b", "x.*", device="d")
     assert (await ask("DELETE", "/admin/devices/d")).status == 204
     assert await get("/admin/devices") == {"devices": [], "after": None}

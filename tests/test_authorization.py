@@ -503,7 +503,7 @@ async def test_a_cookie_beside_the_header_is_seen_though_the_rest_is_the_same(ke
 # The end of a token
 
 
-async def test_a_feed_ends_with_its_token(kept, measured, start):
+async def test_a_feed_ends_with_its_token(kept):
     server = await kept(heartbeat=60)
     feeds = []
     for target, may in (("/feed/c", {"feed": ["c"]}), ("/receipts/c", {"push": ["c"]})):

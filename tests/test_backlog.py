@@ -123,3 +123,11 @@ def test_what_was_taken_back_is_known_in_the_order_in_which_it_came_and_as_long_
     backlog.evict()
     backlog.evict()
     assert backlog.recalled == [4, 5]
+
+
+def test_what_was_taken_back_before_it_came_here_is_known_too():
+    backlog = backlog_of(2)
+    event = a.event(3)
+    event.recalled = True
+    backlog.append(event)
+    assert backlog.recalled == [3]

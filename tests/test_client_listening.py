@@ -143,7 +143,7 @@ async def test_what_somebody_is_working_on_is_not_handed_out_a_second_time_until
         await device.client.flush()
 
 
-async def test_nobody_answers_on_an_anonymous_feed(url, push, counts):
+async def test_nobody_answers_on_an_anonymous_feed(url, push):
     def work(event):
         with pytest.raises(ValueError, match="in a device's name"):
             event.processed()
@@ -286,7 +286,7 @@ async def test_an_event_that_is_taken_back_is_told_and_knows_it(url, push):
         assert device.events[0].is_cancelled
 
 
-async def test_a_device_that_was_deleted_stops_for_good(url, ask, counts):
+async def test_a_device_that_was_deleted_stops_for_good(url, ask):
     async with Device(await url()) as device:
         await device.opened()
         assert (await ask("DELETE", "/admin/devices/d")).status == 204
@@ -325,7 +325,7 @@ async def test_whoever_asks_for_no_news_finds_them_in_the_log(url, push, caplog)
 # Receipts
 
 
-async def test_a_burst_is_answered_in_a_few_requests(url, push, ask, measured):
+async def test_a_burst_is_answered_in_a_few_requests(url, ask, measured):
     async with Device(await url()) as device:
         await device.opened()
         answer = await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(500)])
@@ -367,7 +367,7 @@ async def test_a_word_that_is_too_long_is_left_out_rather_than_the_receipt(url, 
             assert (line["state"], line["status"]) == ("failed", None)
 
 
-async def test_a_server_that_takes_fewer_at_once_gets_fewer_at_once(url, push, ask, counts):
+async def test_a_server_that_takes_fewer_at_once_gets_fewer_at_once(url, push, counts):
     async with Device(await url(max_batch=3)) as device:
         await device.opened()
         ids = [await push("c", n) for n in range(3)]
@@ -383,7 +383,7 @@ async def test_a_server_that_takes_fewer_at_once_gets_fewer_at_once(url, push, a
         assert [await counts(id) for id in ids] == [{"processed": 1}] * len(ids)
 
 
-async def test_who_has_too_many_receipts_waiting_reads_no_more(url, push, monkeypatch, start):
+async def test_who_has_too_many_receipts_waiting_reads_no_more(url, push, monkeypatch):
     monkeypatch.setattr("pere.client.receipts.ROOM", 3)
     address = await url()
     async with Device(address) as device:

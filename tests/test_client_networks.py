@@ -128,7 +128,7 @@ def test_how_long_this_machine_slept_is_no_matter_of_the_wall_clock(monkeypatch)
     assert slept() - before == pytest.approx(0, abs=0.01)
 
 
-async def test_a_proxy_that_the_environment_names_is_gone_through(behind, push, monkeypatch):
+async def test_a_proxy_that_the_environment_names_is_gone_through(behind, monkeypatch):
     async with await behind() as between:
         monkeypatch.setenv("HTTP_PROXY", between.url)
         monkeypatch.setenv("NO_PROXY", "")
@@ -271,7 +271,7 @@ async def test_what_comes_again_after_it_was_answered_is_not_handed_on_but_answe
 # Tokens
 
 
-async def test_a_token_that_expires_in_mid_stream_is_replaced_by_a_new_one(behind, ask):
+async def test_a_token_that_expires_in_mid_stream_is_replaced_by_a_new_one(behind):
     given = []
 
     async def give():
@@ -302,7 +302,7 @@ async def test_a_token_that_is_refused_is_replaced_at_once_and_the_request_repea
         assert (caught.value.status, len(tokens)) == (401, 7)
 
 
-async def test_who_gives_tokens_may_be_away_for_a_while(behind, push):
+async def test_who_gives_tokens_may_be_away_for_a_while(behind):
     given = []
 
     def give():
@@ -327,7 +327,7 @@ async def test_a_channel_that_is_not_ours_ends_the_feed(behind):
 # Not now
 
 
-async def test_who_is_told_to_wait_waits_as_long_as_he_was_told(behind, push, ask):
+async def test_who_is_told_to_wait_waits_as_long_as_he_was_told(behind):
     async with await behind(limits_exempt="", max_batch=2, peer_pushes="20/2", peer_receipts="20/2") as between, Device(between.url) as device:
         await device.opened()
         pushed = [await device.client.push("c", n, patience=30) for n in range(3)]
@@ -417,7 +417,7 @@ async def test_a_server_that_hangs_is_noticed_and_waited_for():
             assert (await shop.wait("c", id, until="complete"))["counts"]["processed"] == 1
 
 
-async def test_a_server_that_says_goodbye_is_left_alone_for_as_long_as_it_said(caplog):
+async def test_a_server_that_says_goodbye_is_left_alone_for_as_long_as_it_said():
     with Served("--retry", "0.5") as served:
         async with Device(served.url) as device:
             await device.opened()

@@ -77,7 +77,7 @@ def test_the_package_is_what_npm_wants():
 # What it asks for
 
 
-async def test_an_overview_tells_how_it_stands(start, listen, push, feedback, get, until):
+async def test_an_overview_tells_how_it_stands(start, listen, push, feedback, get):
     server = await start()
     assert (await get("/admin/overview"))["recent"] == []
     for name in ("a", "b"):

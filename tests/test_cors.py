@@ -30,8 +30,8 @@ async def test_a_named_origin_may_read_every_answer_and_send_what_the_browser_ke
 
 
 @pytest.mark.parametrize("origin", ["https://b.example", "http://a.example", "https://a.example:8443", "https://a.example.b.example", "HTTPS://A.EXAMPLE", "null", "*", "", "https://a.example, https://b.example"])
-@pytest.mark.parametrize("method, target, status", ASKED[:8])
-async def test_any_other_origin_may_read_nothing_and_a_cache_is_told_that_it_depends(start, ask, method, target, status, origin):
+@pytest.mark.parametrize("method, target", [asked[:2] for asked in ASKED[:8]])
+async def test_any_other_origin_may_read_nothing_and_a_cache_is_told_that_it_depends(start, ask, method, target, origin):
     await start(cors_origins=NAMED)
     answer = await ask(method, target, b"[]" if method == "POST" else b"", Origin=origin)
     assert (told(answer), answer.headers["vary"]) == ({}, "Origin")

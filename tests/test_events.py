@@ -152,7 +152,7 @@ async def test_a_device_that_was_removed_owes_nothing_any_more(ask, listen, push
 
 
 @EACH_STORE
-async def test_the_etag_moves_with_every_change_and_with_nothing_else(listen, push, get, ask, feedback):
+async def test_the_etag_moves_with_every_change_and_with_nothing_else(listen, push, ask, feedback):
     (await listen("c", device="away")).close()
     await listen("c", device="d")
     id = await push("c")

@@ -129,7 +129,7 @@ async def test_one_channel_is_raw_and_many_are_envelopes_unless_asked_otherwise(
     assert is_raw == [True, False, False, True, False, True]
 
 
-async def test_a_channel_that_is_named_in_the_query_alone_is_raw_too(listen, push, ask, connect):
+async def test_a_channel_that_is_named_in_the_query_alone_is_raw_too(push, connect):
     feed = await connect()
     await feed.send(wire.said("GET", "/feed?channel=c&channel=c"))
     await feed.until(b"pere.hello")

@@ -365,7 +365,7 @@ async def test_how_it_goes_is_recognised_on_a_connection_like_any_receipt(watche
     assert await say("a", ids[1], b'{"state":"failed"}') == {"state": "failed", "duplicate": False}
 
 
-async def test_a_receipt_on_its_way_to_the_disk_does_not_show_yet(begin, sent, asked):
+async def test_a_receipt_on_its_way_to_the_disk_does_not_show_yet(begin, sent):
     server = await begin("sqlite")
     id = await sent("d")
     event, told = server.store.shelf("c").backlog.find(parse_id(id)), []
@@ -605,7 +605,7 @@ async def test_up_to_the_newest_of_exactly_as_many_as_a_batch_holds_says_that_th
 
 
 @MEMORY_AND_REDIS
-async def test_up_to_is_a_place_in_the_order_of_all_events(sent, push, ask, listen):
+async def test_up_to_is_a_place_in_the_order_of_all_events(sent, push, ask):
     # Such an id is in `pere.hello`, and the newest of a feed of many channels may be of another one.
     ids = [await sent("d"), await push("other"), await push("c"), await push("other")]
     milliseconds, sequence = ids[2].split("-")

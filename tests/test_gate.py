@@ -131,7 +131,7 @@ async def test_receipts_in_a_batch_are_counted_one_by_one(limited, come, listen,
     assert await refusal(peer) == (429, "too_many_receipts")
 
 
-async def test_connections_and_feeds_are_counted_together(limited, come, measured):
+async def test_connections_and_feeds_are_counted_together(limited, come):
     await limited(peer_connects="0.1/3")
     first = await come()
     await first.send(wire.said("GET", "/feed/c"))
@@ -181,7 +181,7 @@ async def test_there_is_room_again_after_as_long_as_was_said(limited, come):
 # What share
 
 
-async def test_one_client_can_have_half_of_all_connections_and_the_others_find_room(limited, come, measured):
+async def test_one_client_can_have_half_of_all_connections_and_the_others_find_room(limited, come):
     server = await limited(max_connections=20)
     held = [await come() for _ in range(10)]
     assert await refusal(await come()) == (429, "too_many_connections")
@@ -196,7 +196,7 @@ async def test_one_client_can_have_half_of_all_connections_and_the_others_find_r
     assert await refusal(await come()) == (429, "too_many_connections")  # for there is less room now
 
 
-async def test_where_there_is_no_room_for_anybody_that_is_what_is_said(limited, come, measured):
+async def test_where_there_is_no_room_for_anybody_that_is_what_is_said(limited, come):
     server = await limited(max_connections=3, max_connections_per_peer=3)
     for n in range(2, 5):
         await (await come(f"127.0.0.{n}")).send(b"GET")
@@ -243,7 +243,7 @@ async def test_one_client_can_have_only_so_many_feeds_and_may_ask_for_other_thin
 # Whoever has a token
 
 
-async def test_a_subject_has_limits_of_its_own_wherever_it_comes_from(start, come, measured, ask):
+async def test_a_subject_has_limits_of_its_own_wherever_it_comes_from(start, come, ask):
     await start(jwt_secret=SECRET, subject_pushes="0.1/3", max_batch=3)
     shop = bearer("shop", push=["c"])
     for n in range(2, 5):

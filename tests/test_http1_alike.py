@@ -382,6 +382,19 @@ async def test_one_that_is_not_certain_is_answered_though_the_server_ends():
         assert all(answer.headers["connection"] == "close" for (answer,) in answers)
 
 
+async def test_once_the_server_is_about_to_end_the_next_answer_is_the_last_though_its_request_is_like_the_one_before():
+    async with opened() as house:
+        caller = await house.caller()
+        for device in ("d", "e"):
+            await caller.say(receipt(device))
+            assert "connection" not in (await caller.answer()).headers
+        assert house.stage.reached == ["again"]
+        house.door.draining = True
+        await caller.say(receipt("f"))
+        (answer,) = await caller.answers()
+        assert (answer.json[2], answer.headers["connection"]) == ("f", "close")
+
+
 async def test_who_says_it_differently_each_time_is_answered_all_the_same():
     async with opened() as house:
         caller = await house.caller()

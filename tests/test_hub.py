@@ -74,7 +74,7 @@ async def test_who_breaks_off_in_a_burst_over_channels_misses_nothing(ask, liste
     assert seen == [each["id"] for each in told]
 
 
-async def test_who_connects_in_the_middle_of_a_burst_gets_each_event_once(start, ask, listen, push):
+async def test_who_connects_in_the_middle_of_a_burst_gets_each_event_once(start, listen, push):
     await start()
     feeds = [await listen("c", device="early")]
     wanted = []
@@ -227,7 +227,7 @@ async def test_delivered_is_not_yet_processed_and_comes_again(listen, push, feed
     assert await again.events(2) == ["high", "new"]
 
 
-async def test_what_asks_for_no_receipt_goes_by_the_last_event_id(listen, push, feedback):
+async def test_what_asks_for_no_receipt_goes_by_the_last_event_id(listen, push):
     feed = await listen("c", device="d")
     ids = [await push("c", str(n), receipt="none" if n % 2 else "processed") for n in range(6)]
     await feed.events(6)

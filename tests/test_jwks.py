@@ -93,7 +93,7 @@ async def test_tokens_of_every_kind_of_key_are_verified(served, keys, algorithm)
     assert (await pushed(server, signed(other, algorithm))).error == (401, "bad_token")
 
 
-async def test_a_key_that_is_turned_is_fetched_by_the_first_token_that_names_it(served, keys, until):
+async def test_a_key_that_is_turned_is_fetched_by_the_first_token_that_names_it(served, keys):
     keys.has(jwk("ES256", "old"))
     server = await served()
     assert (await pushed(server, signed("old"))).status == 201
@@ -106,7 +106,7 @@ async def test_a_key_that_is_turned_is_fetched_by_the_first_token_that_names_it(
     assert (await pushed(server, signed("old"))).error == (401, "unknown_key")
 
 
-async def test_every_route_waits_for_a_key(served, keys, connect):
+async def test_every_route_waits_for_a_key(served, keys):
     keys.has(jwk("ES256", "old"))
     server = await served()
     await pushed(server, signed("old"))

@@ -199,7 +199,7 @@ async def test_what_waits_in_line_when_the_server_ends_is_answered_or_cut(start,
     assert server.store.events == 1 + rest.count(b"HTTP/1.1 201")
 
 
-async def test_what_handlers_answer_is_begun_one_in_a_turn_whoever_asks(start, connect, push, get):
+async def test_what_handlers_answer_is_begun_one_in_a_turn_whoever_asks(start, connect):
     """Fifty clients that ask for what is costly delay a push by one or two of these, and not by fifty."""
     server = await start(limits_exempt="", peer_requests="0")
     many = [await wire.Wire.open(server.port, source=f"127.0.0.{n + 2}") for n in range(50)]

@@ -42,8 +42,9 @@ def test_a_name_has_128_letters_at_most_and_all_of_them_may_be_used(check, lette
     for letter in letters:
         assert check(letter) == letter
     assert check("a" * 128) == "a" * 128
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest) as caught:
         check("a" * 129)
+    assert caught.value.code == code
 
 
 def test_the_names_of_control_frames_cannot_be_pushed():

@@ -208,7 +208,7 @@ async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, act
 
 
 @MEMORY_AND_REDIS
-async def test_who_hears_of_nothing_costs_nothing(hooked, active, ask, receiver, add):
+async def test_who_hears_of_nothing_costs_nothing(hooked, active, ask):
     server = await hooked()
     assert (server.reporter._task, server.store.devices.on_presence) == (None, None)
     _, endpoint = await active(types=[RECEIPTS, CONNECTED])
@@ -405,7 +405,7 @@ async def test_two_replays_at_once_send_everything_once(hooked, active, answered
 
 
 @MEMORY_AND_REDIS
-async def test_gone_is_gone(hooked, active, answered, in_state, until, caplog, get):
+async def test_gone_is_gone(hooked, active, answered, in_state, caplog, get):
     server = await hooked()
     register(server, "c", "d")
     there, endpoint = await active(410, types=[COMPLETED])
@@ -655,7 +655,7 @@ async def test_what_an_old_address_answers_too_late_is_of_no_interest(hooked, re
 
 
 @MEMORY_AND_REDIS
-async def test_who_is_changed_while_it_is_greeted_is_verified_all_the_same(hooked, receiver, add, ask, in_state, until):
+async def test_who_is_changed_while_it_is_greeted_is_verified_all_the_same(hooked, receiver, add, ask, in_state):
     await hooked()
     there, held = receiver(), asyncio.Event()
     take = there.take

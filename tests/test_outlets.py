@@ -72,7 +72,7 @@ def pair(outlets):
         each.close()
 
 
-async def test_what_is_written_arrives_and_the_transport_is_gone(outlets, pair):
+async def test_what_is_written_arrives_and_the_transport_is_gone(outlets):
     ours, there = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
     made = Pair(outlets, transport, there)
@@ -120,7 +120,7 @@ async def test_who_only_ends_its_side_has_gone_too(pair, until):
     assert await made.end() == b""
 
 
-async def test_what_is_heard_is_dropped_however_much_it_is(pair, until):
+async def test_what_is_heard_is_dropped_however_much_it_is(pair):
     made = await pair()
     loop = asyncio.get_running_loop()
     await asyncio.wait_for(loop.sock_sendall(made.there, bytes(4 * MIB)), 30)

@@ -86,7 +86,7 @@ async def test_a_receipt_after_the_recall_wins_and_is_late(listen, push, ask, fe
 
 
 @EACH_STORE
-async def test_an_event_that_is_recalled_before_its_broadcast_is_followed_by_its_cancel(start, listen, ask, push):
+async def test_an_event_that_is_recalled_before_its_broadcast_is_followed_by_its_cancel(start, listen, push):
     server = await start()
     feed = await listen("c", device="d")
     ids = []
@@ -120,6 +120,23 @@ async def test_who_has_answered_all_before_and_was_away_is_told_too(listen, push
     await feedback("c", "d", first)
     feed.close()
     await recall(ask, "c", id)
+    last = await push("c", 3)
+    feed = await listen("c", device="d")
+    assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
+    assert (await feed.event()).id == last
+
+
+@pytest.mark.parametrize("kept_in", ["sqlite", "redis"], indirect=True)
+async def test_who_has_answered_all_before_is_told_though_the_server_was_started_again_meanwhile(start, listen, push, ask, feedback):
+    server = await start()
+    feed = await listen("c", device="d")
+    first, id = await push("c", 1), await push("c", 2)
+    await feed.events(2)
+    await feedback("c", "d", first)
+    feed.close()
+    await recall(ask, "c", id)
+    await server.stop()
+    await start()
     last = await push("c", 3)
     feed = await listen("c", device="d")
     assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}

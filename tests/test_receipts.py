@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -90,6 +91,22 @@ async def test_a_receipt_is_told_with_all_that_is_known_of_it(serve, listen, pus
     assert int(receipt.pop("id")) > int(feed.hello["position"])
     assert receipt.pop("at").endswith("Z")
     assert receipt == {"event_id": id, "channel": "c", "device": "d", "state": "failed", "status": {"paper": 0}, "late": False, "latency": 1.5}
+
+
+@pytest.mark.parametrize("after, counts", [(-50, 0), (5, 5), (50, 20)], ids=["before it", "meanwhile", "later than now"])
+async def test_a_device_did_it_neither_before_there_was_the_event_nor_later_than_now(serve, listen, push, ask, follow, after, counts):
+    server = await serve()
+    await listen("c", device="d")
+    began = server.store.clock()
+    server.store.clock = lambda: began
+    feed, ids = await follow(), [await push("c") for _ in range(3)]
+    server.store.clock = lambda: began + 20
+    at = datetime.fromtimestamp(began + after, UTC).isoformat()
+    assert (await ask("POST", "/feedback/c", {"at": at}, Device="d", Last_Event_ID=ids[0])).status == 200
+    assert (await ask("POST", "/feedback", {"receipts": [{"event_id": id, "at": at} for id in ids[1:]]}, Device="d")).status == 200
+    for receipt in [orjson.loads(data) for data in await feed.events(3)]:
+        assert datetime.fromisoformat(receipt["at"]).timestamp() == pytest.approx(began + counts, abs=0.002)
+        assert receipt["latency"] == pytest.approx(counts, abs=0.002)
 
 
 async def test_only_what_changed_a_state_is_told(serve, listen, push, feedback, follow):

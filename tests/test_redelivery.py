@@ -486,7 +486,7 @@ async def test_a_raw_feed_is_closed_for_a_retry(serve, listen, push, feedback, g
     assert (await get(f"/events/c/{id}/devices"))["devices"][0]["attempt"] == 2
 
 
-async def test_a_feed_that_has_not_come_so_far_is_not_sent_a_retry_out_of_turn(serve, listen, push, later, feedback):
+async def test_a_feed_that_has_not_come_so_far_is_not_sent_a_retry_out_of_turn(serve, listen, push, feedback):
     await serve()
     slow, fast = await listen("c", device="d", format="envelope", window=1), await listen("c", device="d", format="envelope")
     ids = [await push("c", n) for n in range(2)]
@@ -620,7 +620,7 @@ async def test_a_feed_whose_socket_is_full_gets_its_retry_when_it_has_room(start
 
 
 @pytest.mark.parametrize("wanted", [{}, {"ack_wait": ACK, "window": 1}])
-async def test_a_receipt_before_the_publisher_has_its_answer_is_never_refused(serve, start, listen, connect, get, wanted):
+async def test_a_receipt_before_the_publisher_has_its_answer_is_never_refused(serve, start, listen, connect, wanted):
     await serve()
     port, count = await start.port(), 150
     feed, line = await listen("c", device="d", **wanted), await connect()
@@ -822,7 +822,7 @@ async def test_a_retry_waits_for_a_receipt_that_is_on_its_way(start, listen, pus
     assert await told(feed) == (7, 2)
 
 
-async def test_a_retry_is_taken_while_a_receipt_that_closes_nothing_is_on_its_way(serve, listen, push, feedback, ask, later):
+async def test_a_retry_is_taken_while_a_receipt_that_closes_nothing_is_on_its_way(serve, listen, push, feedback, later):
     server = await serve()
     feed = await listen("c", device="d", format="envelope")
     id = await push("c", 7)
@@ -844,7 +844,7 @@ async def test_a_retry_is_taken_while_a_receipt_that_closes_nothing_is_on_its_wa
 # Nobody's silence holds up the others
 
 
-async def test_thousands_that_are_overdue_are_sent_in_small_pieces(start, listen, push, ask, later, until):
+async def test_thousands_that_are_overdue_are_sent_in_small_pieces(start, listen, push, ask):
     server = await start(heartbeat=3600, backlog_events=4000)
     hog = await listen("c", device="hog", format="envelope", ack_wait=ACK)
     await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(1000)])

@@ -60,7 +60,7 @@ def test_every_setting_that_holds_at_once_is_one_and_is_in_the_readme():
     assert sorted({*told} - {"--config"}) == sorted(map(flag, LIVE))
 
 
-async def test_what_holds_at_once_does_and_the_rest_is_named(said, push, ask):
+async def test_what_holds_at_once_does_and_the_rest_is_named(said, ask):
     server, change = await said(max_event_bytes=10)
     assert (await ask("POST", "/push/c", b'"1234567890"')).error == (413, "large_body")
     assert change(max_event_bytes=100, backlog_events=5, retry=9.0) == {"said": "reloaded", "changed": "--max-event-bytes", "needs_restart": "--retry,--backlog-events"}
@@ -81,7 +81,7 @@ async def test_the_description_says_the_new_settings(said, ask):
     assert await usual() == 60
 
 
-async def test_a_connection_that_was_known_is_looked_at_again(said, connect, push, listen):
+async def test_a_connection_that_was_known_is_looked_at_again(said, connect, push):
     """A receipt like the last one on its connection needs no parser, and would be read under the old limits for ever."""
     server, change = await said(limits_exempt="", peer_receipts="0")
     ids = [await push("c", n, to=["d"]) for n in range(4)]

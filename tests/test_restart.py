@@ -80,7 +80,7 @@ async def test_few_leave_in_no_time_however_long_it_may_take():
 # What a server does at its end
 
 
-async def test_while_it_only_says_that_it_ends_all_goes_on(start, listen, connect, push, get, ask, measured):
+async def test_while_it_only_says_that_it_ends_all_goes_on(start, listen, connect, push, ask, measured):
     server = await start(drain_delay=30.0)
     feed = await listen("c", device="d")
     line = await connect()
@@ -130,7 +130,7 @@ async def test_pushes_and_receipts_are_answered_while_feeds_are_let_go(start, co
         line.close()
 
 
-async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start, until):
+async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start):
     """A listening socket that is closed resets those in its queue, which the kernel has told that they are connected."""
     server = await start()
     visitors = []
@@ -251,7 +251,7 @@ def test_a_socket_that_others_can_reach_needs_keys_as_an_address_does():
         assert systemd.adopted(Config(insecure=True), {"pere": [open_to_all]})[0].exposed == "--host 0.0.0.0"
 
 
-def test_a_server_serves_on_the_sockets_that_it_was_handed(tmp_path, tcp, unix):
+def test_a_server_serves_on_the_sockets_that_it_was_handed(tcp, unix):
     with listening() as admin, Managed([tcp, admin, unix], "serve", "--store", "memory:", names="pere:admin:pere") as server:
         server.until("listening")
         public, private = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (tcp, admin))
@@ -262,7 +262,7 @@ def test_a_server_serves_on_the_sockets_that_it_was_handed(tmp_path, tcp, unix):
     assert os.path.exists(unix.getsockname()), "it is not ours to remove"
 
 
-def test_what_does_not_listen_is_refused(tmp_path):
+def test_what_does_not_listen_is_refused():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as handed_in, Managed([handed_in], "serve", "--store", "memory:") as server:
         assert server.end() == 2
         assert server.err == "pere: LISTEN_FDS=1, and the socket unknown does not listen for streams\n"

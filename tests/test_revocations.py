@@ -127,7 +127,7 @@ async def test_a_revocation_outlives_the_server(kept, request):
     assert (await get(server, "/events/c", text)).status == (401 if is_kept else 200)
 
 
-async def test_a_revocation_is_forgotten_when_every_such_token_has_expired(kept, request, until):
+async def test_a_revocation_is_forgotten_when_every_such_token_has_expired(kept, until):
     server = await kept(jwt_max_age=60)
     assert await revoke(server, "d") == 204
     assert await revoke(server, "e") == 204

@@ -58,7 +58,7 @@ async def test_a_pattern_over_many_channels_holds_up_nobody_and_what_comes_meanw
     assert id.encode() in await seeker.until(b"heard")
 
 
-async def test_a_feed_of_thousands_of_channels_reads_all_of_them_in_the_order_of_their_ids(start, listen, push, connect, get):
+async def test_a_feed_of_thousands_of_channels_reads_all_of_them_in_the_order_of_their_ids(start, listen):
     server = await start()
     for number in range(3_000):
         await _accept(server, f"c{number % 1_500}")

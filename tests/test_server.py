@@ -65,7 +65,7 @@ async def test_a_store_that_there_is_not_is_said_at_once():
         Server(Config(store="papyrus:"))
 
 
-async def test_two_servers_on_one_loop_know_nothing_of_each_other(start, push, listen):
+async def test_two_servers_on_one_loop_know_nothing_of_each_other(start, push):
     first, second = await start(), await start()
     feed = await wire.listen(first.port, "c")
     await push("c", "to the second")
@@ -131,7 +131,7 @@ async def test_without_configured_origins_nothing_is_said_to_browsers(ask):
 # The end
 
 
-async def test_nothing_is_taken_after_the_end(start, ask):
+async def test_nothing_is_taken_after_the_end(start):
     server = await start()
     await server.stop()
     with pytest.raises(OSError):
@@ -193,7 +193,7 @@ async def test_what_is_not_answered_in_time_is_cut(start, connect, until):
     server.store.commit()
 
 
-async def test_an_answer_comes_only_when_the_store_is_sure(start, connect, until, listen, get):
+async def test_an_answer_comes_only_when_the_store_is_sure(start, connect, until, listen):
     server = await start(Careful(Config(port=0)))
     feed = await listen("c", device="d")
     line = await connect()

@@ -164,7 +164,7 @@ def refused(tmp_path):
     ("foreign", "{} is a database of some other program"), ("newer", "{} was written by a newer PERE"),
 ])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_file_that_cannot_be_is_one_line_and_exit_2_and_is_left_as_it_is(refused, tmp_path, verb, kind, sentence):
+def test_a_file_that_cannot_be_is_one_line_and_exit_2_and_is_left_as_it_is(refused, verb, kind, sentence):
     path = refused(kind)
     before = path.read_bytes() if path.is_file() else None
     said = CliRunner().invoke(main, ["store", verb, str(path)], prog_name="pere")

@@ -224,7 +224,7 @@ async def test_half_a_copy_is_never_taken_for_a_whole(life, redis, tmp_path):
     assert [name for name in tmp_path.iterdir() if not name.name.endswith("-lock")] == []
 
 
-async def test_a_node_that_comes_meanwhile_ends_the_copy(life, redis, tmp_path):
+async def test_a_node_that_comes_meanwhile_ends_the_copy(life, redis):
     path, *_ = life
     nodes = []
 

@@ -181,7 +181,7 @@ async def test_who_hung_up_before_the_event_was_kept_is_not_waited_for(begin, li
 
 
 @MEMORY_AND_REDIS
-async def test_many_publishers_wait_at_once_and_each_hears_of_its_own(listen, ask, feedback, connect):
+async def test_many_publishers_wait_at_once_and_each_hears_of_its_own(listen, ask, feedback):
     (a,) = await online(listen, "a")
     answers = [later(ask, "POST", "/push/c", b"%d" % number, Prefer="wait=300") for number in range(100)]
     ids = [(await a.event()).id for _ in answers]

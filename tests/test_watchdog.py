@@ -69,7 +69,7 @@ async def test_a_writer_that_is_stuck_is_told_by_healthz_until_it_goes_on(tmp_pa
         assert server.end(signal.SIGTERM) == 0
 
 
-def test_a_process_that_was_stopped_as_a_whole_was_not_stuck(tmp_path):
+def test_a_process_that_was_stopped_as_a_whole_was_not_stuck():
     with Served("--watchdog", "0.5") as server:
         os.kill(server.pid, signal.SIGSTOP)
         threading.Event().wait(2.5)

@@ -168,7 +168,7 @@ async def test_changes_at_the_same_time_take_nothing_from_each_other(hooked, rec
 
 
 @MEMORY_AND_REDIS
-async def test_there_are_only_so_many(hooked, receiver, add, ask):
+async def test_there_are_only_so_many(hooked, receiver, ask):
     await hooked(max_webhooks=2)
     there = receiver()
     answers = await asyncio.gather(*(ask("POST", "/webhooks", {"url": there.url}) for _ in range(5)))

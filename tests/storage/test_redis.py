@@ -387,7 +387,7 @@ async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     assert len(second._recent.after(0)) == 50
 
 
-async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, caplog, monkeypatch):
+async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 3600)
     store = await node()
     await join(store, "c", "d1", "d2", "d3")
@@ -477,7 +477,7 @@ async def test_while_redis_is_away_nothing_is_taken_and_then_all_goes_on(node, s
     caplog.clear()
 
 
-async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_taken_twice(node, server, caplog, monkeypatch):
+async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_taken_twice(node, server, caplog):
     store = await node()
     store._log.client.connection_pool.connection_kwargs["socket_timeout"] = 0.5
     await store._log.client.connection_pool.disconnect()
@@ -591,13 +591,13 @@ async def test_nodes_that_would_not_stay_alike_do_not_begin(node):
         await node(backlog_events=6)
 
 
-async def test_where_there_is_no_redis_it_does_not_begin(server, tmp_path):
+async def test_where_there_is_no_redis_it_does_not_begin(server):
     server.kill()
     with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port} cannot be used"):
         await RedisStore(Config(), Clock(), server.url).begin()
 
 
-async def test_every_key_has_a_time_to_live(node, server):
+async def test_every_key_has_a_time_to_live(node):
     store = await node()
     await some_life([store], node.clock, 9)
     await asyncio.sleep(0.3)
