@@ -13,6 +13,7 @@ from bench.rounds import HERE, often, share, title, values
 from pere.cli.bench import SHOWN
 from pere.load.picture import save
 
+
 def draw(result: dict[str, Any], path: Path) -> Path:
     """Bars of the first figure, with the least and the most; beside them the latencies of the last round, or the memory where it was watched."""
     import matplotlib  # which takes a second, and most who import this draw nothing

@@ -92,6 +92,7 @@ class Care:
         return self.under_way.pop(id, None) is not None and was_full
 
     def due(self, now: float) -> float:
+        """Its turn on the wheel has come."""
         if not self._feed.reason:
             self._all.queue(self)
         return 0.0
@@ -118,6 +119,7 @@ class Care:
         return count
 
     def is_late(self, now: float) -> bool:
+        """Whether something of it is overdue, at the loop's time `now`."""
         return not self._feed.reason and bool(self._deadlines) and self._deadlines[0][0] <= now
 
     def wait(self, now: float) -> None:
@@ -133,6 +135,7 @@ class Care:
         return [self.ack_wait, self.window, [(id, sent.deadline - now if self.ack_wait else 0.0, sent.channel, sent.expires) for id, sent in self.under_way.items()]]
 
     def take_over(self, under_way: list[tuple[int, float, str, float]]) -> None:
+        """Go on with what another process has `told`."""
         for id, seconds, channel, expires in under_way:
             self._await(id, channel, expires, max(0.0, seconds))
 

@@ -64,6 +64,7 @@ class Conversation(asyncio.Protocol):
     # What the transport says
 
     def connection_made(self, transport: Any) -> None:
+        """Somebody has connected; who cannot stay is told so and cut."""
         self.transport = transport
         door, peer = self._door, transport.get_extra_info("peername")
         self.address = of_socket(peer)
@@ -214,6 +215,7 @@ class Conversation(asyncio.Protocol):
         return None
 
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
+        """Answer this request, which is the one that is being answered, or was given up."""
         if self.busy is not ask:
             return  # the client went away before its answer was ready
         tally = ask.route.tally
@@ -235,27 +237,33 @@ class Conversation(asyncio.Protocol):
         self.answered(ask)
 
     def peer(self, ask: Ask) -> str:
+        """See Ask."""
         return self._door.proxies.peer(self.address, ask.fields)
 
     def scheme(self, ask: Ask) -> str:
+        """See Ask."""
         own = "https" if self.is_secured else "http"
         return self._door.proxies.scheme(self.address, ask.fields, own)
 
     def charge(self, ask: Ask, kind: int, count: int) -> None:
+        """See Ask."""
         if ask.account is not None:
             self._door.gate.charge(ask.account, kind, count)
         if ask.grant.subject:
             self._door.gate.charge_subject(ask.grant, kind, count)
 
     def bring(self, ask: Ask, channels: list[str]) -> None:
+        """See Ask."""
         self.charge(ask, CHANNELS, len(channels))
         if ask.grant.subject:
             self._door.gate.bring(ask.grant.subject, channels)
 
     def note(self, refusal: Refusal) -> None:
+        """See Ask."""
         self._door.gate.note(refusal)
 
     def go_on_with(self, ask: Ask, some: Callable[[Ask], bool]) -> None:
+        """See `Ask.go_on`."""
         self._door.line.join(ask.account if ask.account is not None else self, Work(partial(self._try, some, ask)))
 
     def is_asked(self, ask: Ask) -> bool:
@@ -315,9 +323,11 @@ class Conversation(asyncio.Protocol):
         return self._in_line
 
     def outlet_of(self, transport: Any) -> Any:
+        """What stands in the place of a transport to who only writes from now on."""
         return self._door.outlets.take(transport)
 
     def detach(self) -> Any:
+        """The transport, which is somebody else's from now on."""
         transport = self.transport
         self._door.connections.discard(self)
         if self.account is not None:

@@ -85,6 +85,7 @@ class Courier:
             self.go(outbox)
 
     def remove(self, outbox: Outbox) -> None:
+        """Its endpoint is no more: nothing of it is sent any further, and nothing is kept."""
         self.outboxes.pop(outbox.id, None)
         if (alarm := self._alarms.pop(outbox.id, None)) is not None:
             alarm.cancel()

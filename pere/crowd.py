@@ -36,6 +36,7 @@ class Crowd:
         self._is_paying = is_paying
 
     def answer(self) -> None:
+        """All who have joined."""
         asked, self.asked = self.asked, []
         self._answer(asked)
 

@@ -50,6 +50,7 @@ class Devices:
         return self.known.get(name)
 
     def add(self, name: str) -> Device:
+        """The device of this name, made if there is none; whether it is registered anywhere is for the caller to say."""
         device = self.known.get(name)
         if device is None:
             device = self.known[name] = Device(name)
@@ -129,6 +130,7 @@ class Devices:
         return name in self._removed
 
     def open(self, device: Device, feed: Any) -> None:
+        """It has a further feed."""
         is_first, was_online = not device.feeds, device.is_online
         device.feeds += (feed,)
         self.online += is_first
@@ -145,6 +147,7 @@ class Devices:
             self.on_presence(device.name, device.channels, device.is_online)
 
     def close(self, device: Device, feed: Any) -> None:
+        """It has one feed less; that may be said twice."""
         if feed not in device.feeds:
             return
         device.feeds = tuple(other for other in device.feeds if other is not feed)

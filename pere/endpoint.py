@@ -101,6 +101,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, document: bytes) -> "Endpoint":
+        """As `document` has it."""
         kept = orjson.loads(document)
         return cls(kept["url"], tuple(kept["types"]), tuple(kept["channels"]), kept["content_type"], kept["created"], id=kept["id"],
                    state=kept["state"], is_verified=kept["is_verified"], secrets=[(secret, until) for secret, until in kept["secrets"]],

@@ -92,10 +92,12 @@ class Entry:
         return self.is_satisfied or self.good_count() + self.owed < self.need
 
     def changed(self) -> None:
+        """Something changed that can be seen from outside."""
         self.version += 1
         self.tell()
 
     def tell(self) -> None:
+        """Say so to those who watch."""
         for watcher in tuple(self.watchers or ()):
             watcher()
 

@@ -226,6 +226,7 @@ class Feed(asyncio.Protocol):
     # What the wheel says
 
     def due(self, now: float) -> float:
+        """Its end, if its token has expired, or else its owner's look at it."""
         if self.reason:
             return 0.0
         if self.expires is not None and self.owner.clock() >= self.expires:

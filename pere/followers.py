@@ -125,6 +125,7 @@ class Followers:
         return self._wheel.now
 
     def count(self) -> int:
+        """How many there are."""
         return sum(map(len, self._channels.values()))
 
     def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes, grant: Grant = OPEN) -> Feed:
@@ -227,6 +228,7 @@ class Followers:
     # One is silent, or goes
 
     def beat(self, follower: Follower, now: float) -> float:
+        """A follower's turn on the wheel: a comment with its position if it was silent for a heartbeat, the end if its socket is stuck."""
         feed, heartbeat = follower.feed, self._config.heartbeat
         again = feed.stuck(now, self._config.stuck_after, heartbeat)
         if again is not None:
@@ -244,6 +246,7 @@ class Followers:
         return heartbeat
 
     def left(self, follower: Follower) -> None:
+        """It is closed: out of everything that it was in."""
         followers, reason, subject = self._channels[follower.channel], follower.feed.reason, follower.grant.subject
         if subject:
             self.subjects[subject] -= 1
@@ -269,4 +272,5 @@ class Followers:
         return [each for followers in self._channels.values() for each in followers]
 
     def feeds(self) -> list[Feed]:
+        """Those that are open."""
         return [follower.feed for follower in self._all()]

@@ -42,6 +42,7 @@ class Gate:
         self._exempt = Proxies(*config.exempt)
 
     def renew(self, config: Config) -> Callable[[], None]:
+        """The rates, and who is believed or has no limits, as these settings have it (see `reloading.py`)."""
         accounts, subjects = ([_rate(config, f"{whose}_{word}") for word in WORDS] for whose in ("peer", "subject"))
         proxies, exempt, most = Proxies(*config.proxies), Proxies(*config.exempt), most_connections(config)
 
@@ -52,6 +53,7 @@ class Gate:
         return renewed
 
     def due(self, now: float) -> float:
+        """Once a second: what is idle is cleared away."""
         self.accounts.clear(now, SWEEP)
         self.subjects.clear(now, SWEEP)
         self.brought.clear(SWEEP)

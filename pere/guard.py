@@ -42,6 +42,7 @@ class Guard:
         self._is_ours = lru_cache(maxsize=1024)(self._names_us) if config.is_open_to_this_machine else lambda host: True
 
     def renew(self, config: Config) -> Callable[[], None]:
+        """The origins whose pages may ask, as these settings have it (see `reloading.py`)."""
         def renewed() -> None:
             self._origins = frozenset(origin.encode() for origin in config.origins)
 

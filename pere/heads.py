@@ -29,6 +29,7 @@ def length_of(fields: Fields) -> int:
 
 
 def check_lengths(url: bytes, fields: Fields, max_line: int, max_headers: int) -> None:
+    """Raises a Refusal (414, 431) where the line or the headers have more bytes than these."""
     if len(url) > max_line:
         raise long_line(max_line)
     if length_of(fields) > max_headers:
@@ -36,6 +37,7 @@ def check_lengths(url: bytes, fields: Fields, max_line: int, max_headers: int) -
 
 
 def check_repeated(fields: Fields) -> None:
+    """Raises BadRequest for a header of SINGLE that stands there twice."""
     seen: set[bytes] = set()
     for name, _ in fields:
         if name in seen and name in SINGLE:

@@ -66,6 +66,7 @@ class Hub:
 
     @property
     def now(self) -> float:
+        """The loop's time, to a tick of the wheel."""
         return self._wheel.now
 
     # A feed comes
@@ -218,11 +219,13 @@ class Hub:
             self.channels.join(feed)
 
     def fall_behind(self, feed: Feed) -> None:
+        """Its socket is full."""
         self.channels.fall_behind(feed)
 
     # A feed goes, or is silent
 
     def left(self, feed: Feed) -> None:
+        """It is closed, for the reason that it names."""
         self.channels.leave(feed)
         if feed.throng is not None and feed.account is not None:
             feed.throng.feeds -= 1
@@ -262,9 +265,11 @@ class Hub:
         return self.channels.abandon(feeds)
 
     def is_used(self, channel: str) -> bool:
+        """Whether somebody listens to it."""
         return channel in self.channels
 
     def kick(self, device: Device) -> None:
+        """End the feeds of a device that is no more."""
         for feed in device.feeds:
             feed.close(KICKED, bye(KICKED, self._config.retry))
 

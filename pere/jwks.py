@@ -85,6 +85,7 @@ class Jwks:
                 then()
 
     async def stop(self) -> None:
+        """Fetch no more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -69,4 +69,5 @@ def _bytes(part: bytes) -> bytes:
 
 
 def bad_token(message: str) -> Unauthorized:
+    """Why nobody need look any further at a token."""
     return Unauthorized("bad_token", message)

@@ -349,6 +349,7 @@ class Ledger:
         entry.said[slot] = code
 
     def is_open(self, entry: Entry, slot: int) -> bool:
+        """Whether the device in this slot still owes a receipt."""
         return not closes(entry.states[slot] & STATE, entry.event.level)
 
     def resend(self, entry: Entry, slot: int, max_attempts: int) -> int:

@@ -162,6 +162,7 @@ class Brought:
         self._by: OrderedDict[str, str] = OrderedDict()  # by channel, in the order in which they are looked at
 
     def note(self, subject: str, channels: Collection[str]) -> None:
+        """These are brought into being by this subject."""
         self.clear(LOOKS * len(channels))
         for channel in channels:
             self._drop(channel)

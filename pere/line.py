@@ -57,6 +57,7 @@ class Line:
         return FIRST
 
     def join(self, client: Any, connection: Any) -> None:
+        """Wait for a turn among those of this client; `step` is called when it has come, again and again as long as it returns true."""
         if not self._waiting:
             self._call_soon(self._serve)
         queue = self._waiting.get(client)

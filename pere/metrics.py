@@ -48,6 +48,7 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
+        """One more."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
@@ -76,6 +77,7 @@ class Measures:
         self.post = Histogram(SLOW)
 
     def committed(self, seconds: float, size: int) -> None:
+        """A commit took so many seconds, for so many events and changes."""
         self.commit.observe(seconds)
         self.batch.observe(size)
 
@@ -99,12 +101,14 @@ class Collector:
         self.drain: Drain | None = None  # once the server ends
 
     def renew(self, config: Config) -> Callable[[], None]:
+        """Which channels may be named, as these settings have it (see `reloading.py`)."""
         def renewed() -> None:
             self._channels = words(config.metrics_channels)
 
         return renewed
 
     def collect(self) -> Iterator[Metric]:
+        """All samples, as prometheus-client asks for them."""
         yield from self._feeds()
         yield from self._events()
         yield from self._receipts()
@@ -234,6 +238,7 @@ class Scrape:
         self._due: asyncio.Future[bytes] | None = None
 
     async def told(self) -> bytes:
+        """The text format, of a look that was begun after this was asked."""
         loop = asyncio.get_running_loop()
         if self._due is None:
             self._due = loop.create_future()

@@ -42,6 +42,7 @@ def number_of(name: str) -> int:
 
 
 def count_of(name: str) -> int:
+    """Of how many receipts or devices a notice tells."""
     return int(name.rpartition("/")[2])
 
 
@@ -87,9 +88,11 @@ class Outbox:
 
     @property
     def room(self) -> int:
+        """For how many more there is room."""
         return MAX_QUEUED - self.waiting
 
     def drop(self, count: int) -> None:
+        """So many found no room."""
         self.dropped += count
         self.lost += count
 

@@ -200,6 +200,7 @@ class Following:
         self._offer.open()
 
     def close(self) -> None:
+        """Nobody may follow any more."""
         self._offer.close()
 
     def _begin(self, line: Line) -> None:

@@ -58,6 +58,7 @@ class Redelivery:
     # What is asked of the store
 
     def clock(self) -> float:
+        """Seconds since 1970, as the store has it."""
         return self._store.clock()
 
     def gone(self, channel: str) -> int:
@@ -151,6 +152,7 @@ class Redelivery:
         return [(name, id, retry.deadline - now, retry.channel, retry.asked) for name, known in self._retries.items() for id, retry in known.items()]
 
     def take_over(self, retries: list[tuple[str, int, float, str, float]]) -> None:
+        """Go on with what another process has `told`."""
         for name, id, seconds, channel, asked in retries:
             self._put_off(name, id, Retry(self.wheel.time() + seconds, channel, asked))
 
@@ -167,6 +169,7 @@ class Redelivery:
         return bool(self._deadlines) and self._deadlines[0][0] <= now
 
     def queue(self, care: Care) -> None:
+        """Something of this feed is due."""
         self._line.append(care)
         self._call()
 

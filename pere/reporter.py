@@ -109,6 +109,7 @@ class Reporter:
             self._tell(*each)
 
     async def stop(self) -> None:
+        """It is not this node any more that tells."""
         if self._alarm is not None:
             self._alarm.cancel()
         if self._task is not None:

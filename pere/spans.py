@@ -42,6 +42,7 @@ class Spans:
 
     @classmethod
     def to(cls, url: str) -> "Spans":
+        """To a collector at this URL."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         return cls(OTLPSpanExporter(endpoint=url))

@@ -31,6 +31,7 @@ def retry(seconds: float) -> bytes:
 
 
 def chunk(body: bytes) -> bytes:
+    """One chunk of a body (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 

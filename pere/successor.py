@@ -49,6 +49,7 @@ class Taking:
         return self._gate.accounts.of(client, self._gate.time()) if client is not None else None
 
     def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
+        """A feed, at the other end of this transport; `born` are channels that its patterns mean and it does not know."""
         if transport.is_closing():
             return
         transport = self._outlets.take(transport)

@@ -44,10 +44,12 @@ class Throng:
         self._made: dict[tuple[Any, int, int, int], bytes | None] = {}  # what was written of late
 
     def enter(self, place: Place) -> None:
+        """This place is one of those that wait in line."""
         place.channel.throngs.setdefault(self, {})[place.feed.fd] = place
         self.careful += place.feed.care is not None
 
     def leave(self, place: Place) -> None:
+        """And is not any more: `ordinal` says up to where it was written to."""
         if place.feed.care is None:
             place.ordinal = self._reached(place)
         else:

@@ -70,6 +70,7 @@ class Waits:
         self.open: set[Wait] = set()
 
     def on(self, channel: str, id: int) -> Wait:
+        """A request that waits for this event."""
         return Wait(self, channel, id)
 
     def drain(self) -> None:

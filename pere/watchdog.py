@@ -39,17 +39,20 @@ class Watchdog:
         self._is_told = {LOOP: False, WRITER: False}
 
     def start(self) -> None:
+        """Look from now on, if that is wanted."""
         if self._config.watchdog or self._manager:
             self._thread = threading.Thread(target=self._run, name="pere-watchdog", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
+        """Look no more."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def is_writer_stuck(self) -> bool:
+        """Whether a commit has taken longer than `--watchdog`."""
         return bool(self._config.watchdog) and self._writing() > self._config.watchdog
 
     def _run(self) -> None:

@@ -107,6 +107,7 @@ class Webhooks:
         return sorted(self._endpoints.values(), key=lambda endpoint: (endpoint.created, endpoint.id))
 
     def find(self, id: str) -> Endpoint:
+        """Raises NotFound."""
         endpoint = self._endpoints.get(id)
         if endpoint is None:
             raise NotFound("unknown_webhook", f"there is no webhook {shown(id)}")
@@ -225,6 +226,7 @@ class Webhooks:
         return changed, changed.secrets[0][0], until
 
     async def remove(self, id: str) -> None:
+        """It is no more, nor anything that waits for it."""
         async with self._lock:
             self.find(id)
             await self._keep(id, None)

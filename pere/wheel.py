@@ -13,6 +13,8 @@ log = logging.getLogger("pere.wheel")
 
 
 class Item(Protocol):
+    """What may be added."""
+
     def due(self, now: float) -> float:
         """Its turn has come, at the loop's time `now`. Returns in how many seconds to come again; 0 is never."""
 
@@ -46,9 +48,11 @@ class Wheel:
         self._slots[tick % len(self._slots)][item] = deadline
 
     def start(self) -> None:
+        """Turn, once a tick."""
         self._timer = self._call_later(self._tick, self._turn, self.time() + self._tick)
 
     def stop(self) -> None:
+        """Stand still."""
         if self._timer is not None:
             self._timer.cancel()  # type: ignore[attr-defined]
             self._timer = None

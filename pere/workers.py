@@ -237,6 +237,7 @@ class Restarts:
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
+        """As prometheus-client asks for it."""
         yield CounterMetricFamily("pere_worker_restarts", "How often this worker has ended and was started again.", self._count)
 
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Self
 
 
-
 class Between:
     """`async with Between(port) as between`: at `between.url`; `asked` are the heads of all requests that came on new connections."""
 

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redises import named
 from tornado.ioloop import IOLoop
 
+from bench.handing import listening
 from pere.config import Config
 from pere.parts import open_store
 from pere.server import Server
@@ -110,6 +111,14 @@ def start(io_loop, kept_in):
     yield start
     for server in start.servers:
         io_loop.run_sync(server.stop)
+
+
+@pytest.fixture
+def tcp():
+    """A socket that listens on a free port of this machine, as a manager hands one in."""
+    made = listening()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

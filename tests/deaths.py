@@ -31,8 +31,8 @@ import uvloop
 # pytest finds the words of the tests beside this file, and so must `python -m tests.deaths`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from redises import named
 from processes import ENVIRONMENT
+from redises import named
 
 from bench.load import restart
 from pere.handover import Broken, Line, visit

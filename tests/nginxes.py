@@ -11,6 +11,7 @@ from typing import Self
 
 from programs import needed
 
+
 class Nginx:
     """One that listens on `ports` with what stands in `http`, which is put into the smallest configuration around it:
 

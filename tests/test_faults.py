@@ -11,8 +11,8 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +137,6 @@ def place(request) -> Place:
     return Place(disk.folder / "pere.db", disk)
 
 
-@asynccontextmanager
-async def listening(port: int, *channels: str, **wanted: Any) -> AsyncIterator[wire.Feed]:
-    feed = await wire.listen(port, *channels, **wanted)
-    try:
-        yield feed
-    finally:
-        feed.close()
-
-
 async def say(port: int, data: str, **query: Any) -> wire.Answer:
     """Push a text to the channel `c`, whatever the answer."""
     return await wire.request(port, "POST", "/push/c", data, Content_Type="text/plain", **query)
@@ -184,7 +175,7 @@ async def readiness(port: int, status: int) -> wire.Answer:
 async def test_without_room_what_would_have_to_be_kept_is_refused_and_may_be_tried_again(place):
     with Served(*place.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"):
+        async with wire.listening(port, "c", device="d"):
             id = (await wire.push(port, "c", "before")).json["id"]
             place.full()
             for _ in range(3):
@@ -204,7 +195,7 @@ async def test_without_room_what_would_have_to_be_kept_is_refused_and_may_be_tri
 async def test_without_room_each_item_of_a_batch_says_so(narrow):
     with Served(*narrow.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"):
+        async with wire.listening(port, "c", device="d"):
             first, second = [(await wire.push(port, "c", text)).json["id"] for text in ("first", "second")]
             assert (await receipt(port, "d", first)).status == 200
             narrow.full()
@@ -239,7 +230,7 @@ async def test_without_room_the_recall_of_an_event_that_asked_for_no_receipts_is
 async def test_without_room_the_server_is_alive_says_that_it_is_not_ready_and_why_and_tells_what_it_has(narrow):
     with Served(*narrow.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"):
+        async with wire.listening(port, "c", device="d"):
             id = (await wire.push(port, "c", "before")).json["id"]
             narrow.full()
             assert (await say(port, "after")).status == 503
@@ -250,7 +241,7 @@ async def test_without_room_the_server_is_alive_says_that_it_is_not_ready_and_wh
                 assert (await wire.request(port, "GET", target)).status == 200, target
             assert b"\npere_ready 0.0\n" in (await wire.request(port, "GET", "/metrics")).body
             assert await kept(port) == [(id, "before")]
-            async with listening(port, "c", from_="all") as passer_by, listening(port, "c", device="d") as second:
+            async with wire.listening(port, "c", from_="all") as passer_by, wire.listening(port, "c", device="d") as second:
                 assert await passer_by.events(1) == await second.events(1) == ["before"]
             # The sweep that looks whether there is room again is no cure.
             await asyncio.sleep(1.2)
@@ -262,7 +253,7 @@ async def test_without_room_the_server_is_alive_says_that_it_is_not_ready_and_wh
 async def test_feeds_live_through_it_and_go_on_when_the_server_has_recovered_by_itself(place):
     with Served(*place.store, "--heartbeat", "0.2") as served:
         port = served.port
-        async with listening(port, "c", device="d") as feed, listening(port, "c") as anonymous:
+        async with wire.listening(port, "c", device="d") as feed, wire.listening(port, "c") as anonymous:
             first = (await wire.push(port, "c", "first")).json["id"]
             place.full()
             assert (await say(port, "refused")).status == 503
@@ -283,17 +274,17 @@ async def test_feeds_live_through_it_and_go_on_when_the_server_has_recovered_by_
 async def test_without_room_a_device_that_was_never_seen_is_sent_away_and_one_that_is_known_is_not(narrow):
     with Served(*narrow.store) as served:
         port = served.port
-        async with listening(port, "c", device="known"):
+        async with wire.listening(port, "c", device="known"):
             pass
         narrow.full()
-        async with listening(port, "c", device="known"):
+        async with wire.listening(port, "c", device="known"):
             stranger = await wire.Feed.open(port)
             await stranger.start("/feed/c", {"Device": "stranger"})
             told = await stranger.control("pere.bye")
             assert told["reason"] == "unkept" and told["retry"] > 0
             stranger.close()
         narrow.roomy()
-        async with listening(port, "c", device="stranger") as stranger:
+        async with wire.listening(port, "c", device="stranger") as stranger:
             await wire.push(port, "c", "hello")
             assert await stranger.events(1) == ["hello"]
 
@@ -301,7 +292,7 @@ async def test_without_room_a_device_that_was_never_seen_is_sent_away_and_one_th
 async def test_without_room_no_device_is_forgotten_and_with_room_one_is_for_good(narrow):
     with Served(*narrow.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"), listening(port, "c", device="e"):
+        async with wire.listening(port, "c", device="d"), wire.listening(port, "c", device="e"):
             id = (await wire.push(port, "c", "owed")).json["id"]
             narrow.full()
             assert (await say(port, "after")).status == 503
@@ -355,7 +346,7 @@ async def test_what_was_refused_was_never_kept_and_what_was_answered_always_is(p
 
     with Served(*place.store) as served:
         port, is_over = served.port, False
-        async with listening(port, "c", device="d") as feed:
+        async with wire.listening(port, "c", device="d") as feed:
             reader = asyncio.ensure_future(answer_for())
             tasks = [*(asyncio.ensure_future(publish(name)) for name in "xyz"), asyncio.ensure_future(insist())]
             try:
@@ -405,7 +396,7 @@ async def test_what_expires_without_room_has_expired_when_there_is_some(mounted)
     place = Place(disk.folder / "pere.db", disk)
     with Served(*place.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"):
+        async with wire.listening(port, "c", device="d"):
             id = (await wire.push(port, "c", "short", ttl=0)).json["id"]
             place.full()
             assert (await say(port, "after")).status == 503
@@ -422,7 +413,7 @@ async def test_what_expires_without_room_has_expired_when_there_is_some(mounted)
 async def test_a_server_that_is_told_to_end_without_room_ends_and_loses_nothing(place):
     with Served(*place.store) as served:
         port = served.port
-        async with listening(port, "c", device="d"):
+        async with wire.listening(port, "c", device="d"):
             ids = [(await wire.push(port, "c", f"{n}")).json["id"] for n in range(5)]
             assert (await receipt(port, "d", ids[0])).status == 200
             place.full()
@@ -487,7 +478,7 @@ def refusal(store: Path) -> str:
 async def seeded(path: Path) -> list[tuple[str, Any]]:
     """A file of a server that was killed, and what is in it."""
     with Served("--store", f"sqlite:{path}") as served:
-        async with listening(served.port, "c", device="d"):
+        async with wire.listening(served.port, "c", device="d"):
             for n in range(3):
                 await wire.push(served.port, "c", f"{n}")
             before = await kept(served.port)
@@ -624,7 +615,7 @@ async def test_a_second_server_is_told_who_has_the_file_and_the_first_goes_on(tm
     path = tmp_path / "pere.db"
     place = Place(path, None)
     with Served(*place.store) as first:
-        async with listening(first.port, "c", device="d") as feed:
+        async with wire.listening(first.port, "c", device="d") as feed:
             pid = place.pid
             for _ in range(2):
                 assert f"is in use by another process (pid {pid})" in refusal(path)
@@ -650,7 +641,7 @@ async def test_what_was_answered_is_not_lost_with_a_file_that_somebody_deletes(t
     path = tmp_path / "pere.db"
     with Served("--store", f"sqlite:{path}") as served:
         port = served.port
-        async with listening(port, "c", device="d") as feed:
+        async with wire.listening(port, "c", device="d") as feed:
             told = [(await wire.push(port, "c", f"{n}")).json["id"] for n in range(3)]
             os.unlink(f"{path}{ending}")
             if not ending:

@@ -414,13 +414,6 @@ async def test_where_nobody_is_to_follow_nothing_is_left_to_the_manager_and_devi
         feed.close()
 
 
-@pytest.fixture
-def tcp():
-    made = listening()
-    yield made
-    made.close()
-
-
 # Who may
 
 

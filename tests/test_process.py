@@ -3,23 +3,12 @@ programs of 2014, which know nothing of what came since."""
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
 import pytest
 import wire
 from processes import Served
 from prometheus_client.parser import text_string_to_metric_families
-
-
-@asynccontextmanager
-async def listening(port: int, *channels: str, **wanted: object) -> AsyncIterator[wire.Feed]:
-    feed = await wire.listen(port, *channels, **wanted)
-    try:
-        yield feed
-    finally:
-        feed.close()
 
 
 async def numbers(port: int) -> dict[str, float]:
@@ -98,7 +87,7 @@ async def test_feeds_come_back_after_a_kill_and_are_told_that_the_past_is_lost()
         feed.close()
         with Served(port=first.port) as second:
             # memory: forgets with its process, and says so instead of pretending.
-            async with listening(second.port, "c", device="d", last=id) as again:
+            async with wire.listening(second.port, "c", device="d", last=id) as again:
                 gap = await again.control("pere.gap")
                 assert (gap["channel"], gap["from"], gap["lost"]) == ("c", id, None)
                 later = (await wire.push(second.port, "c", "after")).json["id"]
@@ -117,7 +106,7 @@ async def test_a_fleet_that_never_stops_survives_a_restart_of_its_server():
             last = ""
             while True:
                 try:
-                    async with listening(port, "c", device=name, last=last) as feed:
+                    async with wire.listening(port, "c", device=name, last=last) as feed:
                         while (message := await feed.next()) is not None:
                             if not message.event.startswith("pere."):
                                 last = message.id

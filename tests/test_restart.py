@@ -213,13 +213,6 @@ def unix(tmp_path):
     made.close()
 
 
-@pytest.fixture
-def tcp():
-    made = listening()
-    yield made
-    made.close()
-
-
 def test_what_is_for_another_process_is_left_alone(tcp):
     for environ in (handed(tcp, pid=1), {}, {"LISTEN_PID": str(os.getpid())}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "many"}):
         assert systemd.inherited(environ) == {}

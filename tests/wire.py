@@ -9,7 +9,8 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
@@ -318,6 +319,16 @@ async def listen(port: Way, *channels: str, device: str = "", last: str = "", ve
     Last-Event-ID."""
     headers = ({"Device": device} if device else {}) | ({"Last-Event-ID": last} if last else {})
     return await opened(port, feed_target(channels, **query), headers, version, buffer)
+
+
+@asynccontextmanager
+async def listening(port: Way, *channels: str, **wanted: Any) -> AsyncIterator[Feed]:
+    """The same, as long as the `with` lasts."""
+    feed = await listen(port, *channels, **wanted)
+    try:
+        yield feed
+    finally:
+        feed.close()
 
 
 async def opened(port: Way, target: str, headers: dict[str, str], version: str = "1.1", buffer: int = 0) -> Feed:

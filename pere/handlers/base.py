@@ -67,6 +67,7 @@ class Query:
         return default
 
     def every(self, name: str) -> list[str]:
+        """All values of this name, in their order."""
         return [value for field, value in self._fields if field == name]
 
 
@@ -96,6 +97,7 @@ def seconds(value: str, name: str, high: float) -> float:
 
 
 def loads(body: bytes, what: str) -> Any:
+    """What is said in JSON; raises BadRequest if that is none."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

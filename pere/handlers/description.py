@@ -17,6 +17,7 @@ class Document:
         self._said: orjson.Fragment | None = None
 
     def renew(self, _: Config) -> Callable[[], None]:
+        """It is made anew when it is next asked for (see `reloading.py`)."""
         return self._forget
 
     def _forget(self) -> None:
@@ -24,6 +25,7 @@ class Document:
 
     @property
     def said(self) -> orjson.Fragment:
+        """The JSON as it is answered."""
         if self._said is None:
             self._said = orjson.Fragment(orjson.dumps(self._make()))
         return self._said

@@ -54,9 +54,11 @@ class OpenFeed:
         self._reaching = Reaching(store)
 
     def one(self, ask: Ask) -> None:
+        """`GET /feed/{channel}`."""
         self._open(ask, Query(ask.query) if ask.query else NO_QUERY, [channel_of(ask.path)], (), RAW)
 
     def many(self, ask: Ask) -> None:
+        """`GET /feed?channel=...`."""
         query = Query(ask.query)
         asked = dict.fromkeys(query.every("channel"))
         if not asked:

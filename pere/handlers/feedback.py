@@ -56,6 +56,7 @@ class Feedback:
         self._alike.cache_clear()
 
     def one(self, ask: Ask) -> None:
+        """One receipt. Each value is taken from the first that has it: header, body, query."""
         channel = channel_of(ask.path)
         headers, body = ask.headers, ask.body
         said = NOTHING
@@ -135,6 +136,7 @@ class Feedback:
         return state, FIRST if is_taken else DUPLICATE
 
     def at(self, at: float | None) -> float | None:
+        """When a device says that it did it, if that can be. Raises BadRequest."""
         return at if at is None else not_ahead(at, self.store.clock())
 
 
@@ -151,6 +153,7 @@ class Receipts:
         self._kind = kind
 
     def answer(self, names: list[str], requests: list[tuple[bytes, ...]], then: Callable[[list[bytes | Refusal]], None]) -> None:
+        """Enter what these devices said, all in one piece of work, and tell once what each is answered."""
         # This loop runs once for every receipt. Most say the same of the same event, so what was said is looked up only where it is something else.
         feedback, channel, kind = self._feedback, self._channel, self._kind
         receipts: list[Receipt] = []

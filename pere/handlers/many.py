@@ -76,6 +76,7 @@ class Many:
         self._config = config
 
     def many(self, ask: Ask) -> None:
+        """Many receipts of one device, or all up to an id."""
         query = Query(ask.query) if ask.query else NO_QUERY
         kind = media_type(ask)
         if kind not in ("", "application/json", FORM):

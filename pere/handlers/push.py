@@ -42,6 +42,7 @@ class Push:
         self._on_publish = on_publish
 
     def one(self, ask: Ask) -> None:
+        """`POST /push/{channel}`."""
         started = perf_counter()
         channel = channel_of(ask.path)
         query = Query(ask.query) if ask.query else NO_QUERY
@@ -82,6 +83,7 @@ class Push:
         ask.answer(201, orjson.dumps(told), b"Preference-Applied: wait=%d\r\n" % seconds)
 
     def many(self, ask: Ask) -> None:
+        """`POST /push`: a result for each item, in order; a bad one spoils no other."""
         batch = Batch(ask, self._config.max_batch)
         items = batch.items
         publisher, trace = device_of(ask, NO_QUERY), _trace(ask)

@@ -31,6 +31,7 @@ class OpenReceipts:
         self._opening = Opening(config.retry, cors)
 
     def one(self, ask: Ask) -> None:
+        """`GET /receipts/{channel}`."""
         channel = channel_of(ask.path)
         query = Query(ask.query) if ask.query else NO_QUERY
         cursor = cursor_of(ask, query, parse_number)

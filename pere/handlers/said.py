@@ -65,12 +65,14 @@ class Reader:
         raise WrongType("wrong_type", f"a receipt is a form or application/json, not {shown(media)}")
 
     def fields(self, fields: Query) -> Said:
+        """What a form or a query says."""
         id, state, status = fields.one("event_id"), fields.one("state"), fields.one("status")
         return Said(fields.one("device"), parse_id(id) if id else None, state_code(state) if state else None,
                     self.status(status) if status else None, time_of(at) if (at := fields.one("at")) else None,
                     delay_of(float(delay) if DURATION.fullmatch(delay) else delay) if (delay := fields.one("delay")) else None)
 
     def object(self, fields: dict[str, Any]) -> Said:
+        """What a JSON object says."""
         for name in ("device", "event_id", "state"):
             if not isinstance(fields.get(name, ""), str):
                 raise BadRequest("bad_receipt", f'"{name}" is a string')

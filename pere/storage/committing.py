@@ -483,5 +483,6 @@ def mark(member: Member) -> tuple[int, float, float]:
 
 
 def row_of(shelf: DiskShelf, member: Member, gone: int | None) -> tuple[Any, ...]:
+    """A member as its row has it; `gone` is the newest ordinal when it left, if it did."""
     return (shelf.number, member.slot, member.device, None if member.live else member.position, member.settled, member.since, member.seen,
             member.answered, member.last_id, gone)

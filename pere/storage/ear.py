@@ -45,6 +45,7 @@ class Ear:
         self._is_closed = False
 
     def follow(self, topic: Topic) -> None:
+        """Listen there too; as often as it is followed it is to be unfollowed."""
         self._wanted[topic] += 1
         self._soon()
 
@@ -59,6 +60,7 @@ class Ear:
         return self.is_listening and topic in self._live and topic in self._wanted
 
     def listen(self) -> None:
+        """Begin, if that was not done yet."""
         if self._listening is None or self._listening.done():
             self._listening = asyncio.ensure_future(self._listen())
 

@@ -66,6 +66,7 @@ class Taking:
         self._entries: dict[int, tuple[Event, bytes]] = {}  # events that are in the log, with their states
 
     def all(self) -> Contents:
+        """What is in it."""
         found, one = self._contents, self._one
         values = dict(self._file.execute("select name, value from meta"))
         found.born = (values["born"] + 1) >> SEQUENCE_BITS

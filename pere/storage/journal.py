@@ -37,6 +37,7 @@ class Batch:
         self.work: list[Callable[[sqlite3.Connection], Any]] = []
 
     def put(self, table: str, row: tuple[Any, ...]) -> None:
+        """A row that takes the place of one with the same key."""
         rows = self.rows.get(table)
         if rows is None:
             rows = self.rows[table] = []
@@ -78,6 +79,7 @@ class Journal:
         return time.monotonic() - began if began else 0.0
 
     def write(self, batch: Batch, then: Written) -> None:
+        """Write a batch after those before it; `then` is told on the loop what came of it."""
         self._queue.put((batch, then))
 
     def missing(self) -> str | None:
@@ -89,6 +91,7 @@ class Journal:
         return self._lock.lost()
 
     def decline(self, missing: str) -> None:
+        """Raises OSError: nothing may be written while this file is missing."""
         raise OSError(f"{missing} was deleted, moved away or replaced while it was in use; put it back, or start again")
 
     async def leave(self) -> None:

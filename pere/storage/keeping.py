@@ -40,6 +40,7 @@ class Changes:
         return len(self._numbers)
 
     def note(self, change: Change, n: int) -> None:
+        """Changed by the nth entry."""
         numbers = self._numbers
         if change in numbers:
             numbers.move_to_end(change)
@@ -51,6 +52,7 @@ class Changes:
             self._numbers.popitem(last=False)
 
     def things(self) -> list[Thing]:
+        """All that was changed and is not kept yet."""
         found: dict[Thing, None] = {}
         for kind, home, rest in self._numbers:
             name = joined(home, str(rest)) if rest else home

@@ -122,6 +122,7 @@ class Recent:
             log.gone = log.popleft()[0]
 
     def page(self, channel: str | None, after: int, limit: int) -> Page:
+        """As `Store.records` tells it."""
         log: deque[Row] | None
         if channel is None:
             # Numbers have no holes here, so what is wanted need not be searched for.

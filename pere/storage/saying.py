@@ -58,6 +58,7 @@ class Batch:
         return held
 
     def release(self) -> None:
+        """What of it was entered is safe: all are answered."""
         held, self._held = self._held, []
         for answer in held:
             answer()
@@ -99,6 +100,7 @@ class Saying:
         return len(self._ops)
 
     def say(self, op: Op, asker: Asker | None) -> None:
+        """One more thing, and who is told what becomes of it."""
         self._ops.append(op)
         self._askers.append(asker)
 
@@ -111,6 +113,7 @@ class Saying:
         self._askers[-1].append((len(receipts), then))
 
     def entered(self, receipts: Sequence[Receipt]) -> None:
+        """These are on their way no more."""
         self.under_way.difference_update([(receipt[1], receipt[0]) for receipt in receipts])
 
     def cut(self, now: float, done: "asyncio.Future[None]") -> Batch:
@@ -146,6 +149,7 @@ class Saying:
         return refused
 
     def clear(self) -> None:
+        """Nothing of it is said."""
         self._ops.clear()
         self._askers.clear()
 

@@ -165,6 +165,7 @@ class Lock:
         return None
 
     def release(self) -> None:
+        """Another process may have the file."""
         # The file stays: were it deleted, two others could each lock one of that name.
         os.close(self._file)
 

@@ -13,11 +13,13 @@ class Settling:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def wait(self) -> None:
+        """Done at the next `tell`."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
     def tell(self) -> None:
+        """What they wait for has come."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

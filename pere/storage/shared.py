@@ -91,6 +91,7 @@ class Shared:
             raise ConfigError(f"{self.name} is in use: {'a node is' if nodes == 1 else f'{nodes} nodes are'} there; end them, and wait for {SILENCE} s if they were killed")
 
     async def is_there(self) -> bool:
+        """Whether anything of ours stands there."""
         return bool(await self._client.exists(self._keys["head"]))
 
     # Taking

@@ -17,6 +17,7 @@ class Together:
         self._left = count
 
     def answer(self, places: list[int], answers: list[Any]) -> None:
+        """Those in these places are answered so."""
         for place, answer in zip(places, answers, strict=True):
             self.answers[place] = answer
         self._left -= len(places)
