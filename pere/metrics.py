@@ -116,11 +116,11 @@ class Collector:
         yield from self._process()
 
     def _feeds(self) -> Iterator[Metric]:
-        hub, devices = self._hub, self._store.devices
+        hub, stand = self._hub, self._store.stand()
         yield GaugeMetricFamily("pere_feeds", "Open feeds.", len(hub.feeds))
         yield GaugeMetricFamily("pere_feeds_behind", "Open feeds that read from the backlog.", hub.channels.behind)
-        yield _by(GaugeMetricFamily, "pere_devices", "Devices: online with an open feed, or registered.", "state", {"online": devices.online, "registered": len(devices.known)})
-        yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", len(self._store.channels()))
+        yield _by(GaugeMetricFamily, "pere_devices", "Devices: online with an open feed, or registered.", "state", {"online": stand.online, "registered": stand.registered})
+        yield GaugeMetricFamily("pere_channels", "Channels of which anything is kept.", stand.channels)
         yield CounterMetricFamily("pere_feed_opens", "Feeds opened.", hub.opens)
         yield CounterMetricFamily("pere_feeds_taken_over", "Open feeds, those of receipts included, that went on here from the process before.", hub.taken_over + self._followers.taken_over)
         yield _by(CounterMetricFamily, "pere_feed_closes", "Feeds closed, by reason.", "reason", hub.closes)
@@ -149,7 +149,7 @@ class Collector:
         yield _histogram("pere_store_batch_size", "How many events and changes of states were in a commit.", measures.batch)
 
     def _receipts(self) -> Iterator[Metric]:
-        ledger = self._store.ledger
+        ledger, stand = self._store.ledger, self._store.stand()
         receipts = CounterMetricFamily("pere_receipts", "Receipts, by what the device said and what became of it.", labels=["state", "outcome"])
         trips = HistogramMetricFamily("pere_receipt_roundtrip_seconds", "From sent until the first receipt, by its state.", labels=["state"])
         for name, code in WORDS.items():
@@ -167,9 +167,8 @@ class Collector:
         yield trips
         yield _by(CounterMetricFamily, "pere_expired", "Deliveries that ended without a receipt, by reason.", "reason", ledger.expired)
         yield _by(CounterMetricFamily, "pere_cancelled", "Deliveries that were called off, by reason.", "reason", ledger.cancelled)
-        yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", ledger.outstanding)
-        oldest = self._store.oldest_outstanding()
-        age = max(0.0, self._store.clock() - oldest) if oldest is not None else 0.0
+        yield GaugeMetricFamily("pere_outstanding", "Receipts that are owed.", stand.outstanding)
+        age = max(0.0, self._store.clock() - stand.oldest) if stand.oldest is not None else 0.0
         yield GaugeMetricFamily("pere_oldest_outstanding_seconds", "Age of the oldest event that is still owed a receipt.", age)
         yield CounterMetricFamily("pere_statuses_dropped", "Statuses of receipts that were not kept, for want of room.", ledger.statuses_dropped)
 

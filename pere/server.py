@@ -122,7 +122,7 @@ class Server:
         self.reporter = Reporter(self.store, self.webhooks)
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate, guard.look_again)
-        receipts = OpenReceipts(self.followers, config, cors, self.gate)
+        receipts = OpenReceipts(self.store, self.followers, config, cors, self.gate, guard.look_again)
         feedback = Feedback(self.store, self.hub.redelivery, config,
                             Bearers(self.verifier, self.gate, RECEIPTS, lambda: self.store.clock()) if self.verifier is not None else None)
         hot = {
@@ -155,7 +155,7 @@ class Server:
 
     def _handlers(self) -> list[tuple[str, str, type[Handler], dict[str, Any]]]:
         """What Tornado answers, and for whom. The addresses whose own methods are hot are here for all the other methods."""
-        store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"webhooks": self.webhooks}
+        store, hub, webhooks = {"store": self.store}, {"hub": self.hub}, {"store": self.store, "webhooks": self.webhooks}
         post = {"methods": "POST, OPTIONS"}
         return [
             (PUBLIC, "/push", Elsewhere, post),

@@ -4,8 +4,9 @@
 
 Real nodes on this machine, and a Redis of their own that appends to its file once a second. Three questions:
 
-    idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody: processor time of all of them and Redis
+    idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody, and sleep: processor time of all of them and Redis
              for a push, where pushes come one by one (20 ms apart) and where a thousand come in a second; in turn, and the medians of the rounds are told
+    awake    the same where each of the others has a feed of another channel, so that it takes everything in
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
              not. At the end the states of every event are asked for on both
@@ -36,6 +37,7 @@ BODY = b"x" * 150
 LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
 RATES = (50, 1000)  # pushes a second
+ASLEEP = 15.0  # seconds after which a node sleeps that nobody asks
 ID = re.compile(rb"id: (\d+-\d+)\n")
 
 
@@ -141,11 +143,14 @@ class Feed(asyncio.Protocol):
 # The questions
 
 
-async def idle(count: int, pushes: int, rates: Sequence[int] = RATES) -> list[float]:
-    """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one idle node."""
+async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = RATES) -> list[float]:
+    """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one of the others."""
     figures = []
     with deployment(count) as (redis, nodes):
         await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
+        for number, (port, _) in enumerate(nodes[1:] if is_awake else ()):
+            await Feed.open(port, f"d{number}", f"c{number}", lambda *_: None)
+        await asyncio.sleep(ASLEEP)
         lines = [await Line.open(nodes[0][0]) for _ in range(8)]
         for rate in rates:
             number = max(pushes, pushes * rate // 100)
@@ -164,7 +169,7 @@ async def idle(count: int, pushes: int, rates: Sequence[int] = RATES) -> list[fl
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
             await asyncio.gather(*under_way)
-            await asyncio.sleep(1.2)  # what dozes has looked by now
+            await asyncio.sleep(1.2)  # who is awake has looked by now
             took = time.perf_counter() - started
             each = [1e6 * (processor(one) - start - idle * took) / number for one, start, idle in zip(everybody, before, quiet, strict=True)]
             figures += [sum(each), each[0], each[1], median(each[2:]) if count > 1 else 0.0]
@@ -239,15 +244,15 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--events", default=10)
 @click.option("--nodes", "most", default=4)
 @click.option("--rounds", default=1, help="with each number of nodes, one after the other")
-@click.option("--only", type=click.Choice(["idle", "apart", "both"]))
+@click.option("--only", type=click.Choice(["idle", "awake", "apart", "both"]))
 def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: str | None) -> None:
-    if only in (None, "idle"):
-        print("microseconds of processor for a push          50 a second                              1,000 a second")
-        print("nodes     all   Redis  its node  an idle node       all   Redis  its node  an idle node")
+    for what in ("idle", "awake") if only is None else (only,) if only in ("idle", "awake") else ():
+        print(f"microseconds of processor for a push; others are {what}   50 a second                           1,000 a second")
+        print("nodes     all   Redis  its node     each other       all   Redis  its node     each other")
         figures: list[list[list[float]]] = [[] for _ in range(most)]
         for _ in range(rounds):
             for count, rows in enumerate(figures, 1):
-                rows.append(uvloop.run(idle(count, pushes)))
+                rows.append(uvloop.run(idle(count, pushes, what == "awake")))
         for count, rows in enumerate(figures, 1):
             found = [median(row) for row in zip(*rows, strict=True)]
             print(f"{count:5} " + "     ".join(f"{part[0]:7.0f} {part[1]:7.0f} {part[2]:9.0f} {part[3]:13.0f}" for part in (found[:4], found[4:])), flush=True)

@@ -1,5 +1,6 @@
 """`GET /admin/overview`: how it stands, at a glance: what `/metrics` counts, the newest events, and the busiest channels."""
 
+from contextlib import suppress
 from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
@@ -33,7 +34,9 @@ class Overview(Handler):
     gate: Gate
     webhooks: Webhooks
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        with suppress(Unavailable):  # `trouble` says why, and the rest is still worth to be told
+            await self.store.reach(0)
         store, hub, ledger = self.store, self.hub, self.store.ledger
         oldest = store.oldest_outstanding()
         self.set_header("Cache-Control", "no-store")

@@ -9,6 +9,7 @@ from pere.errors import BadRequest
 from pere.event import parse_id, parse_time, timestamp
 from pere.handlers.base import Handler, loads, number
 from pere.names import shown
+from pere.storage import Store
 from pere.webhooks import Webhooks
 
 PAGE, MAX_PAGE = 20, 100  # dead letters, of which each may have 20 KB
@@ -18,10 +19,12 @@ class Webhook(Handler):
     """What all of these share: they are for who administers, and see what other nodes have done."""
 
     needs = ADMIN
+    store: Store
     webhooks: Webhooks
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:  # type: ignore[override]  # Tornado awaits it
         super().prepare()
+        await self.store.reach(0)
         self.webhooks.look()
 
 

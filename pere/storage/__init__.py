@@ -85,6 +85,17 @@ class Page:
     is_lost: bool
 
 
+class Stand(NamedTuple):
+    """How everything stands, in numbers: devices that are online or registered, channels, receipts that are owed, and when the oldest event was accepted that
+    owes any."""
+
+    online: int
+    registered: int
+    channels: int
+    outstanding: int
+    oldest: float | None
+
+
 class Shelf:
     """What is at hand of one channel: its newest events and its devices. `waiting` are devices that were addressed by `to` before
     they were ever seen here, with the ordinals of these events. `past` are older events that were fetched, by ordinal."""
@@ -364,6 +375,10 @@ class Store(ABC):
     def put_away(self, kind: str, name: str, document: builtins.bytes | None, then: Callable[[Refusal | None], None]) -> None:
         """Keep a small document that is not an event, in place of the one of that name; None takes it away. `then` is told when that is
         safe, or why it cannot be. Two that are put away one after the other are kept in that order; in one turn of the loop, together or not at all."""
+
+    @abstractmethod
+    def stand(self) -> Stand:
+        """How everything stands, for those who watch: on a node that nobody asks as it was on another one a second ago."""
 
     @abstractmethod
     def oldest_outstanding(self) -> float | None:

@@ -55,6 +55,11 @@ class Ear:
             del self._wanted[topic]
             self._soon()
 
+    @property
+    def wants_more(self) -> bool:
+        """Than what is listened to in any case."""
+        return len(self._wanted) > 1
+
     def hears(self, topic: Topic) -> bool:
         """Whether what happens there is heard by itself."""
         return self.is_listening and topic in self._live and topic in self._wanted

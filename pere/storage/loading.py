@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pere.storage import keeping, scripts
 from pere.storage.copy import Copy
-from pere.storage.sharedlog import Lost, SharedLog
+from pere.storage.sharedlog import Cut, SharedLog
 
 PATIENCE = 30  # seconds for which what is kept stands still while somebody reads it, at most
 
@@ -46,7 +46,7 @@ async def load(log: SharedLog, copy: Copy, born: int) -> Kept:
         base = await look(log)
         kept, rows = await read(client, keys)
         if base != await look(log):
-            raise Lost("it was kept anew while it was read")
+            raise Cut("it was kept anew while it was read")
         copy.begin_at(base.n, born, base.newest, base.number, kept, rows)
         log.begin(base.n)
         await log.catch_up()

@@ -28,6 +28,7 @@ class Presence(Replica):
         self._asking: set[str] = set()  # devices that have asked here for what is yet to be born since that was last told: they may be gone again by then
         self._stay = min(STAY, config.device_ttl / 2)
         self._stayed = 0.0  # when was last said who stays
+        self._visits = 0  # in a row, at which there was nothing to be told of a channel
         self._is_used: Callable[[str], bool] = lambda channel: False
 
     # Said to the others
@@ -47,6 +48,7 @@ class Presence(Replica):
 
     def _visit(self, shelf: Shelf) -> None:
         """What is to be told to the others."""
+        self._visits += 1
         if shelf.name not in self._begun:
             return
         rows, now = [], self.clock()
@@ -65,6 +67,10 @@ class Presence(Replica):
         if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
             (self._used.add if is_used else self._used.discard)(shelf.name)
             self._say(("use", self.node, shelf.name, is_used))
+
+    def _has_to_tell(self) -> bool:
+        """Whether the others may not know yet what has changed on this node."""
+        return bool(self._used or self._present or self._asking) or self._visits < len(self._shelves)
 
     def _introduce(self) -> None:
         """Tell anew all that is true of this node."""

@@ -37,7 +37,8 @@ from pere.errors import ConfigError, Refusal, Unavailable
 from pere.event import Draft, Event
 from pere.ledger import unknown_receipt
 from pere.names import is_pattern
-from pere.storage import Accepted, Page
+from pere.storage import Accepted, Page, Stand
+from pere.storage.dozing import Doze
 from pere.storage.ear import ended
 from pere.storage.joining import Joining
 from pere.storage.keeper import Keeper
@@ -70,6 +71,9 @@ class RedisStore(Joining):
         self._log = SharedLog(url, self.node, self._take_entry, config.redis_wait)
         self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
+        self._log.on_call = self._called
+        self._doze = Doze(self._log, self._load_anew, self._not_woken)
+        self._told: Stand | None = None  # how everything stands, as the keeper told it
         self._keeper = Keeper(self._log, self, self._lives, self._loop.time)
         self._trouble: str | None = "it has not begun"
         self._saying = Saying()
@@ -146,11 +150,17 @@ class RedisStore(Joining):
 
     def append(self, draft: Draft, then: Callable[[Accepted | Refusal], None]) -> None:
         self._check_well()
+        if self._log.is_asleep:
+            self._doze.wake(lambda: self.append(draft, then), then)
+            return
         if draft.channel not in self._shelves:
             self._check_channels((draft.channel,))
         self._say(("push", *[getattr(draft, name) for name in DRAFT]), (then, then))
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        if self._log.is_asleep:
+            self._record_awake(receipts[:], then)
+            return
         # Most come by the hundred and are all news: those are looked up, queued and answered together.
         rows, missing = self.ledger.find_many(receipts, self.clock())
         if receipts and not missing and self._trouble is None and (self._replicas or all([
@@ -162,6 +172,15 @@ class RedisStore(Joining):
             self._record(receipt, partial(together.answer, [place]))
         if not receipts:
             then([])
+
+    def _record_awake(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
+        def refused(refusal: Refusal) -> None:
+            then([refusal] * len(receipts))
+
+        if (refusal := self._unwell()) is not None:
+            refused(refusal)
+        else:
+            self._doze.wake(lambda: self.record_many(receipts, then), refused)
 
     def _record(self, receipt: Receipt, then: Callable[[list[Any]], None]) -> None:
         device, id, state, _, _, channel = receipt
@@ -208,7 +227,8 @@ class RedisStore(Joining):
         task.add_done_callback(self._tasks.discard)
 
     def lags(self, id: int, *names: str) -> bool:
-        if id > self._ids.last:
+        self._doze.asked()
+        if self._log.is_asleep or id > self._ids.last:
             return True
         if self._is_alone or self._trouble is not None:
             return False
@@ -218,6 +238,9 @@ class RedisStore(Joining):
         return self._log.hears(*_topic(name))
 
     async def reach(self, id: int, *names: str) -> None:
+        if self._log.is_asleep:
+            self._check_well()
+            await self._doze.woken()
         if not self.lags(id, *names):
             return
         if id > self._ids.last:
@@ -247,6 +270,9 @@ class RedisStore(Joining):
             self.unfollow(channel)
 
         return is_decided, end
+
+    def stand(self) -> Stand:
+        return self._told if self._log.is_asleep and self._told is not None else super().stand()
 
     async def records(self, channel: str | None, after: int, limit: int) -> Page:
         await self.reach(0, *((channel,) if channel is not None else ()))
@@ -287,12 +313,15 @@ class RedisStore(Joining):
 
     def _soon(self) -> None:
         """At the end of this turn of the loop, or after the batch that is under way."""
-        if self._writing is None and not self._is_called and self._trouble is None:
+        if self._log.is_asleep:
+            self._called()
+        elif self._writing is None and not self._is_called and self._trouble is None:
             self._is_called = True
             self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
         self._is_called = False
+        self._doze.asked()
         if self._writing is None and self._trouble is None and self._saying:
             self._writing = asyncio.ensure_future(self._write())
 
@@ -369,6 +398,7 @@ class RedisStore(Joining):
 
     def _refuse_waiting(self, refusal: Refusal) -> None:
         refused = self._saying.refusals()
+        self._doze.refuse(refusal)
         assured, self._assured = self._assured, {}
         refused += [then for waiting in assured.values() for then in waiting]
         for refuse in refused:
@@ -386,27 +416,51 @@ class RedisStore(Joining):
             self._reading = asyncio.ensure_future(self._read_anew())
 
     async def _read_anew(self) -> None:
+        await self._doze.stop()
         self.forsake()
         self._saying.clear()
         self._coming.clear()
         while True:
-            self._clear()
-            self.changes.clear()
             try:
-                await self._read_all()
+                await self._load_anew()
                 break
             except (*Errors, Lost, ConfigError) as error:
                 self._failed(error)
                 await asyncio.sleep(BEAT)
-        self.on_anew()
         self._log.listen()
         self._trouble = None
+        self._doze.rise()
         self._say(("hello", self.node))
+
+    async def _load_anew(self) -> None:
+        self._clear()
+        self.changes.clear()
+        await self._read_all()
+        self.on_anew()
+
+    # Nobody asks
+
+    def _called(self) -> None:
+        """All nodes are to hear of something, or there is something to be said."""
+        if self._trouble is None:
+            self._doze.wake(self._soon, lambda refusal: None)
+
+    def _not_woken(self, error: Exception) -> Refusal:
+        if isinstance(error, Lost):
+            self._lost(str(error))
+        elif not isinstance(error, (*Errors, ConfigError)):
+            log.error("what there was could not be read", exc_info=error)
+        return self._unwell() or self._failed(error)
+
+    def _may_sleep(self) -> bool:
+        """Whether nobody here waits for anything, and the others know all that is to be known of this node."""
+        return not (self.leads or self._is_alone or self._told is None or self._log.is_followed or self._saying or self._flying is not None or self._coming
+                    or self._trouble is not None or not self._log.is_listening or self._has_to_tell())
 
     # Time
 
     def sweep(self, now: float, is_used: Callable[[str], bool]) -> None:
-        if self._trouble is not None:
+        if self._trouble is not None or self._log.is_asleep:
             return
         if self.leads:
             for event in self._schedule.due(now, MAX_DUE):
@@ -428,6 +482,8 @@ class RedisStore(Joining):
                 self._lost(str(lost))
             except Errors as error:
                 self._failed(error)
+            except Unavailable:
+                log.debug("who is to be the keeper could not be woken", extra={"facts": {"node": self.node}})  # which is known by now, and tried again
             except Exception:
                 log.exception("a beat was missed")
 
@@ -446,11 +502,14 @@ class RedisStore(Joining):
         self._hear_all(self.leads and bool(self._documents.get(WEBHOOK)))
 
     async def _beat_once(self) -> None:
-        beat = await self._log.beat(self._lives)
+        beat = await self._log.beat(self._lives, orjson.dumps([*self.stand()]) if self.leads else b"")
         if beat.replicas < self._replicas:
             self._failed(TooFew(beat.replicas, self._replicas))
         elif self._log.is_listening:
             self._well()
+        self._told = Stand(*orjson.loads(beat.stand)) if beat.stand is not None else None
+        if beat.is_keeper and self._log.is_asleep:
+            await self._doze.woken()
         if beat.is_keeper != self.leads:
             await self._keeper.look()
             self.leads = beat.is_keeper
@@ -462,6 +521,7 @@ class RedisStore(Joining):
         for node in beat.gone if beat.is_keeper else ():
             # Not forgotten before all have heard of it: should we die now, the next keeper finds it again.
             self._say(("gone", node), (lambda _, node=node: self._start(self._forget_node(node)), lambda _: None))
+        self._doze.beat(self._may_sleep())
 
     async def _forget_node(self, node: str) -> None:
         with suppress(*Errors):  # then it is found again
@@ -479,6 +539,9 @@ class RedisStore(Joining):
             return
         beating, self._beating = self._beating, None
         await ended(beating)
+        if self._log.is_asleep and self._trouble is None:
+            with suppress(Unavailable):
+                await self._doze.woken()
         await self.settle()
         try:
             if self._trouble is None:
@@ -497,6 +560,7 @@ class RedisStore(Joining):
         for task in (*self._tasks, self._reading):
             if task is not None:
                 task.cancel()
+        await self._doze.stop()
         await self._log.close()
 
 

@@ -5,7 +5,7 @@ so what nobody uses goes away. Redis Cluster, which would spread the keys, is no
 
 | key | what |
 |---|---|
-| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; and by node `b:NODE`, its newest batch, and `t:NODE`, how far it had taken the log when it was last heard |
+| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; `stand`, how everything stands, as the keeper has it (JSON); and by node `b:NODE`, its newest batch, and `t:NODE`, how far it had taken the log when it was last heard |
 | `log` | stream: entry `n-0` is the nth batch, `h` its header and `b` what it says (MessagePack); trimmed a minute behind what is kept |
 | `log:@`, `log:CHANNEL`, `log:` | channels of publish and subscribe: every entry as it is appended, on those for which it is of interest: that of all nodes, those of the channels it is about, or else the last, to which nobody listens who does not listen to all. If it is only one, with what the entry says |
 | `nodes` | sorted set: the nodes, by the second in which each was last heard (Redis' clock) |
@@ -53,8 +53,8 @@ return header
 """
 
 # keys: head, nodes, keeper, kept, and then all that exist. arguments: node, for how long the keeper is (ms), after how many seconds of silence a
-# node is gone, time to live (ms), how far this node has taken the log. Answers with the deployment, how far the log is, how far it was kept, whether this node is the keeper, who
-# is gone, and how many there are.
+# node is gone, time to live (ms), how far this node has taken the log, how everything stands ('' if it does not know). Answers with the deployment, how far the log is, how far it was kept,
+# whether this node is the keeper, who is gone, how many there are, and how everything stands, as the keeper told.
 BEAT = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
@@ -67,7 +67,9 @@ if not keeper or keeper == ARGV[1] then
 end
 local head = redis.call('HMGET', KEYS[1], 'deployment', 'n')
 if head[1] then redis.call('HSET', KEYS[1], 't:' .. ARGV[1], ARGV[5]) end
-return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3]), redis.call('ZCARD', KEYS[2])}
+if head[1] and is_keeper == 1 and ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'stand', ARGV[6]) end
+return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3]), redis.call('ZCARD', KEYS[2]),
+    redis.call('HGET', KEYS[1], 'stand')}
 """
 
 # keys: head, nodes, keeper. arguments: node, the node that is gone (maybe the same).

@@ -52,6 +52,10 @@ class Lost(Exception):
     """What was taken from the log is not what is in it, or what comes next has been cut off: all must be read anew."""
 
 
+class Cut(Lost):
+    """Only the last: what was taken is still so, but what came next is not there any more."""
+
+
 class Entry(NamedTuple):
     """The `n`th entry: `ids` ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
 
@@ -77,6 +81,7 @@ class Beat(NamedTuple):
     kept: int
     gone: list[str]
     nodes: int
+    stand: bytes | None  # how everything stood, as the keeper last told it
     replicas: int
 
 
@@ -110,12 +115,13 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
 class SharedLog:
     """`node` is who we are. `take` is handed every entry, in order; `on_trouble` is told when something went wrong;
     `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken.
-    `replicas` is how many of them are waited for."""
+    `replicas` is how many of them are waited for. While it `is_asleep`, nothing is taken; `on_call` is told when all nodes are to hear of something."""
 
     def __init__(self, url: str, node: str, take: Callable[[Entry], None], replicas: int = 0):
         self.node = node
         self.replicas = replicas
         self.taken = 0
+        self.is_asleep = False
         self.take = take
         self.deployment = b""
         self.client: Any  # redis-py types its answers as whatever any command may answer
@@ -129,11 +135,12 @@ class SharedLog:
         self._waking: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        self.ear = Ear(connect(url, None)[0], f"{self.keys['log']}:{ALL}", lambda message: self._heard(message), self.catch_up, self._hears_more)
+        self.ear = Ear(connect(url, None)[0], f"{self.keys['log']}:{ALL}", lambda message: self._heard(message), self._missed, self._hears_more)
         self.ear.on_trouble = lambda error: self.on_trouble(error)
         self.ear.on_lost = self._is_lost
         self.on_trouble: Callable[[BaseException], None] = lambda error: None
         self.on_lost: Callable[[str], None] = lambda why: None
+        self.on_call: Callable[[], None] = lambda: None
 
     async def open(self, now: float, deployment: str, version: int) -> tuple[int, int, bytes | None]:
         """Find the log, or begin it: the millisecond in which it was born, the version of what is in it, and its limits."""
@@ -179,17 +186,17 @@ class SharedLog:
                     raise each
             return answer, replicas
 
-    async def beat(self, lives: int) -> Beat:
-        """Say that we are there, and look how far the log is. Raises Lost."""
+    async def beat(self, lives: int, stand: bytes) -> Beat:
+        """Say that we are there, and how everything stands, which is told to all if this is the keeper; and look how far the log is. Raises Lost."""
         keys = [self.keys[name] for name in ("head", "nodes", "keeper", "kept", *scripts.KEYS) if name not in ("keeper", "loading")]
         keys[2:2] = [self.keys["keeper"]]
         taken = self.taken  # more may be taken while this is on its way
-        (deployment, n, kept, is_keeper, gone, nodes), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives, taken])
+        (deployment, n, kept, is_keeper, gone, nodes, told), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives, taken, stand])
         if deployment != self.deployment or int(n) < taken:
             raise Lost("the log is another one, or has lost its newest entries")
-        if int(n) > self.taken and self.is_listening:
+        if int(n) > self.taken and self.is_listening and not self.is_asleep:
             await self.refresh()
-        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], nodes, replicas)
+        return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], nodes, told, replicas)
 
     async def forget(self, node: str) -> None:
         """A node is gone."""
@@ -217,13 +224,21 @@ class SharedLog:
         """Whether what is appended for it is taken by now."""
         return self.ear.hears(self._topic(name, is_pattern)) or self.ear.hears(self._topic("*", True))
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether anything is to be taken at once, beside what all nodes are to hear of."""
+        return self.ear.wants_more
+
     def _topic(self, name: str, is_pattern: bool) -> Topic:
         return is_pattern, f"{self.keys['log']}:{name}"
 
     def _heard(self, message: bytes) -> None:
         header, mark, body = message.partition(b"\n")
         entry = Entry.of(header, body if mark else None)
-        if mark:
+        if self.is_asleep:
+            self._heard_of = max(self._heard_of, entry.n)
+            self.on_call()
+        elif mark:
             self._offer(entry)
         elif entry.n > self.taken and entry.node != self.node:
             self._hear_of(entry.n)
@@ -266,6 +281,18 @@ class SharedLog:
         except Errors as error:
             self.on_trouble(error)
 
+    def rise(self) -> None:
+        """Everything is taken from now on, that included of which was heard while the last of it was read."""
+        self.is_asleep = False
+        self._hear_of(0)
+
+    async def _missed(self) -> None:
+        """Nothing was heard for a while."""
+        if self.is_asleep:
+            self.on_call()
+        else:
+            await self.catch_up()
+
     def _hears_more(self) -> None:
         self._hear_of(self.taken + 1)
 
@@ -292,7 +319,7 @@ class SharedLog:
                 if entry.n == taken and header != last:
                     raise Lost("the log has other entries than it had")
                 if entry.n > self.taken + 1:
-                    raise Lost("the log does not reach back to where we are")
+                    raise Cut("the log does not reach back to where we are")
                 self._offer(entry)
             if len(entries) < PIECE:
                 return

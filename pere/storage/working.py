@@ -27,7 +27,7 @@ from pere.event import SEQUENCE_BITS, Draft, Event, IdClock, format_id
 from pere.ledger import Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NONE, PENDING, STATE
-from pere.storage import Accepted, Shelf, Store, within
+from pere.storage import Accepted, Shelf, Stand, Store, within
 
 log = logging.getLogger("pere.store")
 
@@ -254,6 +254,9 @@ class WorkingSet(Store):
     def oldest_outstanding(self) -> float | None:
         oldest = self.ledger.oldest_open()
         return oldest.event.time if oldest is not None else None
+
+    def stand(self) -> Stand:
+        return Stand(self.devices.online, len(self.devices.known), self.count_channels(), self.ledger.outstanding, self.oldest_outstanding())
 
     def _why(self, device: str, id: int, channel: str | None) -> Refusal:
         """Why a device cannot answer for an event. Where no channel is named, the event is taken to be gone if it may have been on one of
