@@ -395,9 +395,9 @@ async def test_a_manager_that_does_not_answer_leaves_devices_that_are_told_to_co
     with Notices(str(tmp_path / "n")) as manager, Managed([tcp], "serve", "--store", f"sqlite:{tmp_path / 'pere.db'}", NOTIFY_SOCKET=manager.path, FDSTORE="1") as first:
         first.until("listening")
         feed = await wire.listen(tcp.getsockname()[1], "c", device="d")
-        first._popen.send_signal(signal.SIGTERM)
-        manager.until("STOPPING")
+        # Before the end begins, else it may have taken the feed by then.
         manager._socket.close()
+        first._popen.send_signal(signal.SIGTERM)
         assert [message.event for message in await feed.end()] == ["pere.bye"]
         assert first.end() == 0
         feed.close()
