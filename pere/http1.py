@@ -2,10 +2,7 @@
 
 A Connection turns the bytes that arrive into requests, and its Conversation sees that they are answered. What is refused here is refused before
 a handler could see it: what cannot be read (see also `heads.py`), is too long or comes too slowly. A request that is like the last one
-needs no parser (see `alike.py`).
-
-It is longer than a file should be because what the parser says comes in pieces: what was heard last decides what the next piece means, how it
-is measured and how long it may take.
+needs no parser (see `recognising.py`).
 
 This file knows no channel, no device and no event.
 """
@@ -17,15 +14,14 @@ from typing import Any
 import httptools
 from tornado.web import Application
 
-from pere.alike import Alike, Lessons
 from pere.auth import ANYBODY
-from pere.conversation import Conversation
 from pere.crowd import AGAIN
 from pere.door import Ask, Door, Route
 from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import MUCH
 from pere.newcomers import Head
+from pere.recognising import LAST_AGAIN, Recognising
 
 log = logging.getLogger("pere.http")
 
@@ -34,13 +30,12 @@ LINGER = 2.0  # seconds in which a client that was refused may go on sending bef
 
 HASH = ord("#")  # as a number, for which bytes are searched ten times faster
 MAX_HOSTS = 64  # that are remembered as good
-LAST_AGAIN = object()  # as AGAIN, where it is the last on its connection, because the server ends
 
 
-class Connection(Conversation):
+class Connection(Recognising):
     """A conversation in HTTP/1.1."""
 
-    __slots__ = ("_alike", "_ask", "_body", "_fields", "_growing", "_in_body", "_in_head", "_lessons", "_model", "_parser", "_partial", "_received", "_url", "_wire", "fd")
+    __slots__ = ("_ask", "_body", "_fields", "_growing", "_in_body", "_in_head", "_parser", "_partial", "_received", "_url", "_wire")
 
     def __init__(self, door: Door, app: Application | None = None):
         super().__init__(door, app)
@@ -55,34 +50,8 @@ class Connection(Conversation):
         self._received = 0  # bytes of the newest piece
         self._wire = 0  # bytes of a body in chunks, with all that stands around them
         self._growing = 0  # bytes of a body that is not whole yet, which count in `Door.held`
-        self._alike: Alike | None = None  # what recognises the next request, if it is like the last one
-        self._model: Ask | None = None
-        self._lessons: Lessons | None = None
-
-    def forget(self) -> None:
-        """What recognises the next request was learned under other settings."""
-        self._alike = self._model = None
 
     # What arrives
-
-    def data_received(self, data: bytes) -> None:
-        # Between two requests, one that is like the last one needs no parser.
-        alike = self._alike
-        if alike is not None:
-            if self.busy is None:
-                match = alike.match(data)
-                if match is not None and not self._door.draining:
-                    values = match.group(*alike.order)
-                    if int(values[-2]) == len(values[-1]) <= alike.max_body:
-                        self.busy = AGAIN
-                        asked = alike.crowd.asked
-                        if not asked:
-                            self._door.crowds.gather(alike.crowd)
-                        asked.append((self, values, data))
-                        return
-            else:
-                self._settle()
-        self._read(data)
 
     def _read(self, data: bytes) -> None:
         if self._closing:
@@ -92,17 +61,6 @@ class Connection(Conversation):
             self._put_by(data)
         else:
             self._parse(data)
-
-    def _settle(self) -> None:
-        """The client goes on before what was recognised is answered; and perhaps that is to be read first."""
-        if self.busy is AGAIN or self.busy is LAST_AGAIN:
-            self._door.crowds.answer()
-
-    def read_again(self, data: bytes) -> None:
-        """What was recognised may not be what it seems, so it is read as if nothing had been."""
-        if self.busy is AGAIN or self.busy is LAST_AGAIN:
-            self.busy = None
-            self._read(data)
 
     def _put_by(self, data: bytes) -> None:
         """It is parsed when its turn comes, and nothing more is read until then."""
@@ -150,36 +108,6 @@ class Connection(Conversation):
             self._turn_away(refusal)
         else:
             self._admit(ask)
-
-    def _learn(self, data: bytes) -> None:
-        """Recognise the next request, if this one was alone and whole in what arrived: then the parser is between two requests."""
-        model, self._model = self._model, None
-        assert model is not None
-        if model.route.is_first:
-            self._door.newcomers.learn(Head(model.method, model.path, model.query, model.headers, model.route), data)
-            return
-        if self._closing or self._in_line:
-            return
-        if self._lessons is None:
-            self._lessons = Lessons()
-        self._alike = self._lessons.learn(self._door, model, data, self.account)
-        if self._alike is not None:
-            # What is written to a descriptor does not get encrypted: with none that is one, the door leaves it to the transport.
-            self.fd = self.transport.get_extra_info("socket").fileno() if not self.is_secured else -1
-
-    def pays(self) -> bool:
-        """Whether there is room for what was recognised in the account of whoever pays for it."""
-        return self._alike is None or self._alike.pays is None or self._alike.pays()
-
-    def answer_again(self, route: Route, answer: bytes | Refusal) -> None:
-        """A recognised request that cannot be answered as most are: it is answered as if it had been parsed."""
-        if self.busy is not AGAIN and self.busy is not LAST_AGAIN:
-            return  # the client went away before its answer was ready
-        self.busy = ask = Ask(self, b"", b"", b"", "1.1", self.busy is AGAIN, {}, [], route)
-        if isinstance(answer, Refusal):
-            ask.refuse(answer)
-        else:
-            ask.answer(200, answer)
 
     def _measure(self, data: bytes) -> None:
         """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""
@@ -238,10 +166,6 @@ class Connection(Conversation):
         # Where it was raised, this request was at hand, and would hold it in return: of thousands that are cut, that is much to collect.
         ask.refusal = refusal.with_traceback(None)
         self._enqueue(ask)
-
-    def eof_received(self) -> bool:
-        self._settle()
-        return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.transport is None:
