@@ -23,9 +23,9 @@ help: ## list the verbs
 serve: $(READY) ## run the server; ARGS="--port 8080" hands it flags
 	@$(BIN)/pere serve $(ARGS)
 
-# Many tests wait for a process, a disk or a deadline, so three at once take hardly more than half the time on two cores.
+# Many tests wait for a process, a disk or a deadline, so two cores are kept busy by four at once.
 test: $(READY)-test ## run the tests; ARGS="-k receipt" hands pytest flags
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 crash: $(READY)-test ## kill a server under load, fifty times, and look for losses; ARGS="--kills 500 --seed 7" hands flags
 	@$(BIN)/python -m tests.crash $(ARGS)

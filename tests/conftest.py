@@ -39,6 +39,16 @@ settings.load_profile("patient")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Where a test takes longest, or what all of a file stand on. These begin first: at the end nobody has one of them alone before him while the
+# others have nothing more to do, and what a file stands on is made once and not by each who takes over some of its tests.
+LONGEST = ("test_deploy_docker", "test_packaging", "test_openapi", "test_crash", "test_chaos", "test_model", "test_bench", "test_http1_differences", "test_nodes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 # Who is started by a shell in the background has Ctrl-C ignored, and so would all programs that are started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,6 @@ business of fsync, and cannot be seen from here.
 import asyncio
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fleet import CHANNELS, PATIENCE, RANK, REFUSED, Book, Device, Line, Promise, Publisher, chance, token_of
 from hooks import Receiver
-from processes import Process
+from processes import Process, free_port
 
 from pere.event import parse_id
 from pere.signing import verify
@@ -460,16 +459,6 @@ def _keeps(promise: Promise, line: dict[str, Any]) -> bool:
     if line["state"] == promise.state:
         return line["status"] == promise.word
     return RANK[line["state"]] > RANK[promise.state]
-
-
-def free_port() -> int:
-    """A free port below those that the system gives to clients: while the server is dead, a client that is given the very port that it
-    asks for would be connected to itself, and would keep the server from coming back."""
-    while True:
-        port = random.randrange(11_000, 32_000)
-        with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

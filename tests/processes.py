@@ -1,12 +1,15 @@
 """`pere` commands as processes of their own, for tests that must see what a person at a terminal sees."""
 
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import Self
 
 from forks import Fork, can
@@ -34,6 +37,16 @@ def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.Compl
             return subprocess.CompletedProcess(arguments, fork.wait(), out.read(), err.read())
     return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True,
                           timeout=SECONDS, check=False)
+
+
+def free_port() -> int:
+    """A free port below those that the system gives to whoever asks for any. Nobody is given it before it is listened on, nor while who listens is
+    dead: a client that were given the very port that it asks for would be connected to itself."""
+    while True:
+        port = random.SystemRandom().randrange(11_000, 32_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Process:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from programs import needed
-from redises import free_port
+from processes import free_port
 
 
 def promtool(*arguments: str | Path) -> str:

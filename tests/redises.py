@@ -13,6 +13,7 @@ from typing import Self
 
 import programs
 import pytest
+from processes import free_port
 
 # What a test says that is to hold on every store; its servers are on it, whoever starts them.
 EACH_STORE = pytest.mark.parametrize("kept_in", ["memory", "sqlite", "redis"], indirect=True)
@@ -21,12 +22,6 @@ MEMORY_AND_REDIS = pytest.mark.parametrize("kept_in", ["memory", "redis"], indir
 
 def needed() -> str:
     return programs.needed("redis-server", "redis-server", "valkey-server")
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @cache

@@ -1,6 +1,9 @@
 """The short form of tests/crash.py, which `make crash` runs long; and the proof that it would see what is lost."""
 
+from collections.abc import Callable, Iterable
+
 import crash
+import pytest
 from crash import Plan
 
 
@@ -19,14 +22,25 @@ async def test_nothing_is_lost_while_nobody_is_killed():
     assert report.kept == report.pushes
 
 
+async def are_found(lost: Callable[[set[str]], bool], plans: Iterable[Plan]) -> bool:
+    """Whether such losses are seen in one of these runs: on a slow machine all kills of one may come before anybody was answered."""
+    seen: set[str] = set()
+    for plan in plans:
+        seen |= set((await crash.run(plan)).losses)
+        if lost(seen):
+            return True
+    return False
+
+
+@pytest.mark.timeout(seconds=600)
 async def test_a_store_that_forgets_with_its_process_is_found_out():
-    report = await crash.run(Plan(store="memory:", kills=2))
-    assert {"push", "receipt", "phantom"} <= set(report.losses), report.text
+    assert await are_found(lambda seen: {"push", "receipt", "phantom"} <= seen, (Plan(store="memory:", kills=2, seed=seed) for seed in range(1, 9)))
 
 
+@pytest.mark.timeout(seconds=600)
 async def test_what_is_answered_before_it_is_written_is_found_lost(tmp_path):
-    report = await crash.run(Plan(store=f"sqlite:{tmp_path / 'pere.db'}", sync="off", kills=3, seed=2))
-    assert report.losses["push"] + report.losses["receipt"] > 0, report.text
+    plans = (Plan(store=f"sqlite:{tmp_path / f'{seed}.db'}", sync="off", kills=3, seed=seed) for seed in range(2, 10))
+    assert await are_found(lambda seen: "push" in seen or "receipt" in seen, plans)
 
 
 async def test_what_was_answered_survives_five_kills(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nginxes import is_open
 from programs import needed
-from redises import free_port
+from processes import free_port
 from test_deploy_nginx import answer_in_a_browser, browser
 
 TEXT = (Path(__file__).parent.parent / "deploy" / "Caddyfile").read_text()

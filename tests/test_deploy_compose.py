@@ -10,8 +10,8 @@ import wire
 import yaml
 from minting import SECRET, bearer
 from nginxes import Nginx
-from processes import Served
-from redises import RedisServer, free_port
+from processes import Served, free_port
+from redises import RedisServer
 from test_deploy_nginx import CONFIG, adapted
 
 from pere.config import Config, from_environment, networks

@@ -11,8 +11,8 @@ import pytest
 import wire
 from containers import Image, needed
 from minting import SECRET, bearer
-from processes import Process, pere
-from redises import common, free_port
+from processes import Process, free_port, pere
+from redises import common
 
 DOCKERFILE = Path(__file__).parent.parent / "deploy" / "Dockerfile"
 

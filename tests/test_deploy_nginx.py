@@ -12,7 +12,7 @@ import wire
 from certificates import Authority
 from minting import SECRET, token
 from nginxes import Nginx
-from redises import free_port
+from processes import free_port
 
 from pere.sse import Decoder
 

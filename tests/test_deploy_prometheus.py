@@ -15,10 +15,9 @@ import wire
 import yaml
 from hooks import Receiver
 from minting import SECRET, bearer, token
-from processes import Served
+from processes import Served, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from prometheuses import Prometheus, promtool
-from redises import free_port
 from test_house import readme
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -70,7 +69,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             (folder / path.name).write_text(path.read_text())
         (folder / "token").write_text(token(admin=True))
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         away = free_port()
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{admin_port}", f"127.0.0.1:{away}"]}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import wire
 from minting import SECRET, bearer
-from processes import ENVIRONMENT, Process
+from processes import ENVIRONMENT, Process, free_port
 from programs import needed
-from redises import free_port
 
 from pere.config import Config
 

@@ -19,8 +19,8 @@ import trustme
 from certificates import Authority
 from minting import PRIVATE, SECRET, jwk, private_pem, token
 from nginxes import Nginx
-from processes import ENVIRONMENT, PERE, Served, Started, pere
-from redises import RedisServer, common, free_port
+from processes import ENVIRONMENT, PERE, Served, Started, free_port, pere
+from redises import RedisServer, common
 
 from pere.config import Config
 from pere.doctor import ADVICE, OK, WRONG, keys, machine, stores, way

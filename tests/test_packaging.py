@@ -173,7 +173,7 @@ def test_the_installed_server_has_its_console_its_module_and_its_work(machine, p
 
 
 NEEDY = [("redis", "serve", "--store", "redis://127.0.0.1:1/0"), ("redis", "store", "stats", "redis://127.0.0.1:1/0"), ("redis", "store", "copy", "redis://127.0.0.1:1/0", "p.db"),
-         ("otel", "serve", "--store", "memory:", "--insecure", "--host", "192.0.2.1", "--otlp", "http://127.0.0.1:1/v1/traces"), ("bench", "bench", "fanout", "--plot", "out.png")]
+         ("otel", "serve", "--store", "memory:", "--insecure", "--host", "192.0.2.1", "--otlp", "http://127.0.0.1:1/v1/traces"), ("bench", "bench", "fanout", "--plot", "out.png", "--url", "http://127.0.0.1:1")]
 
 
 @pytest.mark.parametrize("extra, arguments", [(extra, arguments) for extra, *arguments in NEEDY])

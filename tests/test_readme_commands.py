@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from processes import ENVIRONMENT, Served
+from processes import ENVIRONMENT, Served, free_port
 from programs import needed
 from readme import README, SERVER, Block, blocks, commands, section, snippet
-from redises import RedisServer, free_port
+from redises import RedisServer
 from terminals import Terminal
 
 # Blocks that need what no test has, by how they begin.

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from processes import Process, Served, pere
-from redises import RedisServer, common, free_port
+from processes import Process, Served, free_port, pere
+from redises import RedisServer, common
 
 from pere.cli.moving import copied
 from pere.config import Config

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 from minting import SECRET, token
-from processes import Process, Served, pere
-from redises import free_port
+from processes import Process, Served, free_port, pere
 from rich.console import Console
 from terminals import Terminal
 
@@ -33,12 +32,12 @@ def test_what_happens_while_it_looks_is_told_for_programs(url):
         device.until("pere.hello")
         with Process("push", "orders", "--every", "0.02", "--url", url) as publisher:
             publisher.until("pushed to orders, for 1 device")
-            total = looked("--url", url)["total"]
-    assert total["pushes"] > 0 and total["deliveries"] > 0 and total["receipts"] > 0
+            looks = (looked("--url", url)["total"] for _ in range(60))
+            total = next(total for total in looks if all(total[name] > 0 for name in ("pushes", "deliveries", "receipts", "busy")))
     assert (total["feeds"], total["online"], total["registered"], total["channels"], total["behind"]) == (1, 1, 1, 1, 0)
     assert total["most_feeds"] == {"orders": 1} and total["furthest_behind"] == []
     assert 0 < total["round_trip"]["p50"] <= total["round_trip"]["p99"]
-    assert total["memory"] > 1e6 and total["busy"] > 0
+    assert total["memory"] > 1e6
 
 
 def test_a_person_sees_it_in_80_columns_and_q_ends_it(url):

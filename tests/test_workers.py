@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 import wire
-from processes import Process, pere
-from redises import free_port, named
+from processes import Process, free_port, pere
+from redises import named
 
 from pere.config import Config
 from pere.errors import ConfigError

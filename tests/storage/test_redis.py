@@ -12,7 +12,8 @@ import made as a
 import pytest
 from made import NOW
 from redis.exceptions import RedisError
-from redises import RedisServer, free_port
+from processes import free_port
+from redises import RedisServer
 
 from pere.config import DAY, Config
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import made as a
-from redises import RedisServer, free_port, needed
+from processes import free_port
+from redises import RedisServer, needed
 
 from pere.config import Config
 from pere.errors import Refusal
