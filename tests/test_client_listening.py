@@ -117,11 +117,11 @@ async def test_an_event_that_is_asked_for_again_comes_again(url, push, counts):
 
 
 async def test_who_is_still_at_work_says_so_and_is_left_alone(url, push):
-    async with Device(await url(), answer=None, ack_wait=0.2) as device:
+    async with Device(await url(), answer=None, ack_wait=0.6) as device:
         await device.opened()
         await push("c", "a")
         await device.until(lambda: device.events)
-        for _ in range(10):
+        for _ in range(15):
             device.events[0].working()
             await asyncio.sleep(0.05)
         device.events[0].processed()

@@ -213,6 +213,23 @@ async def test_a_receipt_measures_the_time_since_the_push_and_since_the_sending(
     assert metrics["pere_receipt_roundtrip_seconds_count", "processed"] == 1
 
 
+@MEMORY_AND_REDIS
+async def test_a_round_trip_that_was_over_before_the_device_was_back_began_with_the_push(start, listen, push, ask, measured):
+    server = await start()
+    now = server.store.clock()
+    server.store.clock = lambda: now
+    (await listen("c", device="d")).close()
+    ids = [await push("c") for _ in range(3)]
+    server.store.clock = lambda: now + 100
+    feed = await listen("c", device="d")
+    assert [(await feed.event()).id for _ in ids] == ids
+    said = {"at": _rfc3339(now + 50)}
+    assert (await ask("POST", "/feedback/c", said, Device="d", Last_Event_ID=ids[0])).status == 200
+    assert (await ask("POST", "/feedback", {"receipts": [{"event_id": id} | said for id in ids[1:]]}, Device="d")).status == 200
+    metrics = await measured()
+    assert metrics["pere_receipt_roundtrip_seconds_sum", "processed"] == pytest.approx(3 * 50, rel=0.06)
+
+
 # How it goes, which is no receipt and changes no state
 
 

@@ -194,6 +194,16 @@ def test_an_idle_account_lingers_if_it_is_to():
     assert "a" not in all.known
 
 
+def test_where_idle_accounts_linger_none_makes_way_before_half_of_all_that_may_be_kept_are():
+    all = accounts(linger=60, most=10)
+    for n in range(5):
+        all.of(str(n), 0.0)
+    all.of("4", 1000.0)
+    assert len(all.known) == 5
+    all.of("5", 1000.0)
+    assert len(all.known) < 5
+
+
 def test_an_account_that_used_nothing_is_idle():
     assert Account().is_idle(0.0)
 
@@ -286,6 +296,14 @@ def test_to_note_more_looks_at_what_was_noted_before():
     for number in range(1_000):
         brought.note("shop", [f"c{number}"])
         assert brought.counts["shop"] == 1
+
+
+def test_to_note_many_at_once_looks_at_as_many_as_to_note_them_one_by_one():
+    brought = Brought()
+    brought.is_there = lambda channel: channel.startswith("new")
+    for age in ("old", "new"):
+        brought.note("shop", [f"{age}{number}" for number in range(100)])
+    assert brought.counts["shop"] == 100
 
 
 def test_who_takes_all_he_can_in_several_lives_or_by_several_nodes_leaves_room_for_others():

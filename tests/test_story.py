@@ -40,12 +40,13 @@ async def test_an_event_goes_to_every_device_and_its_publisher_learns_what_becam
             pass
 
         # DEVICES. The kitchen was here, so it is known on the channel, and is switched off; the bar and the archive listen, and so does a
-        # screen that has no name. The archive wants whatever there is, each in an envelope.
+        # screen that has no name. The archive wants whatever there is, each in an envelope. The manager listens to the receipts alone.
         (await listen("orders", device="kitchen")).close()
         while (await ask("GET", "/admin/connections")).json["total number"]:
             pass
         with closing(await listen("orders", device="bar")) as bar, \
-                closing(await listen("**", device="archive")) as archive, closing(await listen("orders")) as screen:
+                closing(await listen("**", device="archive")) as archive, closing(await listen("orders")) as screen, \
+                closing(await wire.opened(server.port, "/receipts/orders", {})) as manager:
 
             # PUSH (handlers/push.py). The waiter publishes; three devices owe a receipt for it, the screen owes nothing.
             pushed = (await ask("POST", "/push/orders?type=order&need=all", ORDER, Device="waiter")).json
@@ -98,9 +99,21 @@ async def test_an_event_goes_to_every_device_and_its_publisher_learns_what_becam
             for told in (known, notice["data"]):
                 assert (told["id"], counted(told)) == (order, {"processed": 2, "failed": 1})
 
+            # FOLLOWERS (followers.py). The manager has been told of each receipt that changed anything, in the order in which they came.
+            receipts = [orjson.loads(data) for data in await manager.events(4)]
+            assert [(told["event_id"], told["device"], told["state"], told["status"]) for told in receipts] == [
+                (order, "bar", "processed", "on the counter"), (order, "archive", "delivered", None),
+                (order, "kitchen", "failed", "no more basil"), (order, "archive", "processed", None)]
+
+            # METRICS (metrics.py). All of it has been counted, what changed nothing too.
+            samples = (await ask("GET", "/metrics")).body.decode().splitlines()
+            assert {"pere_events_total 1.0", "pere_outstanding 0.0", 'pere_receipts_total{outcome="accepted",state="processed"} 2.0',
+                    'pere_receipts_total{outcome="accepted",state="delivered"} 1.0', 'pere_receipts_total{outcome="accepted",state="failed"} 1.0',
+                    'pere_receipts_total{outcome="duplicate",state="processed"} 1.0'} <= {*samples}
+
             # The server dies, and nobody had told it to. Its feeds break off, and whoever was answered has been told the truth.
             server.kill()
-            assert [await feed.end() for feed in (bar, archive, screen)] == [[], [], []]
+            assert [await feed.end() for feed in (bar, archive, screen, manager)] == [[], [], [], []]
 
     # What the next one knows is what its store is for.
     with Served(*flags) as server:
