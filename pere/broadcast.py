@@ -59,11 +59,15 @@ class Broadcast:
             by_name = {channel.name: channel for channel in shared}
             for name, run in groupby(events, _channel):
                 self._broadcast(by_name[name], list(run))
+        careful: dict[Feed, None] = {}
         for channel in dirty:
             pending, channel.pending = channel.pending, []
             self._broadcast(channel, pending)
-            for feed in tuple(channel.careful):
-                self._catch_up(feed)
+            if channel.careful:
+                careful |= channel.careful
+        # Each once, for it reads from all its channels, on however many of them there is news.
+        for feed in careful:
+            self._catch_up(feed)
         if dirty:
             self.on_fanout(perf_counter() - self._fresh_since)
 

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from pere.audience import Member
 from pere.event import SECURE, Event
 from pere.feed import PASSED, Feed, Place
-from pere.names import pattern as compiled
 from pere.storage import Shelf, Store
 from pere.throng import Throng
 from pere.wheel import Wheel
+from pere.wishes import Wishes
 
 
 class Channel:
@@ -45,12 +45,12 @@ class Channels(dict[str, Channel]):
         self.behind = 0
         self._store = store
         self._wheel = wheel
-        self._wildcards: dict[str, set[Feed]] = {}  # feeds by the patterns they listen to
+        self._wildcards: Wishes[set[Feed]] = Wishes()  # feeds by the patterns they listen to
 
     def of(self, event: Event) -> Channel | None:
         """The channel of an event that has just come, if somebody listens to it: by a pattern it is listened to before it is there."""
         channel = self.get(event.channel)
-        if channel is None and any(compiled(wanted)(event.channel) for wanted in self._wildcards):
+        if channel is None and any(self._wildcards.meaning(event.channel)):
             channel = self._born(event.channel, event.ordinal - 1)
         return channel
 
@@ -58,7 +58,7 @@ class Channels(dict[str, Channel]):
         """A channel that nobody listened to yet: those feeds join whose pattern means it, to read on after the ordinal `newest`."""
         channel = self[name] = Channel(name, self._store.open(name), newest, self._wheel.now)
         self._store.follow(name)
-        for feed in {feed for wanted, feeds in self._wildcards.items() if compiled(wanted)(name) for feed in feeds}:
+        for feed in {feed for feeds in self._wildcards.meaning(name) for feed in feeds}:
             member = self._store.register(name, feed.device.name) if feed.device is not None else None
             place = self.place(feed, name, member)
             feed.places += (place,)

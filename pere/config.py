@@ -107,7 +107,7 @@ class Config:
 
     # receipts
     device_ttl: int = setting(30 * DAY, "a device that was not seen for so long leaves the audience of its channels", low=1)
-    max_devices: int = setting(1_000_000, "registered devices in all, counted once for each channel and each pattern", low=1)
+    max_devices: int = setting(1_000_000, "registered devices in all, counted once for each channel and each pattern; a channel that devices want by their patterns comes into being only where there is room for all of them", low=1)
     max_channels_per_device: int = setting(10_000, "channels and patterns that one device may register on; those that are born later and meant by its patterns come in addition", low=1)
     max_channels: int = setting(1_000_000, "channels of which anything is kept, some 2 KB each in memory", low=1)
     max_channels_per_subject: int = setting(0, "channels that one subject of tokens has brought into being and that are kept; with 0 none may have more than are left for all others, which is half of them for one that takes all it can", low=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from pere.audience import NOWHERE
+from pere.wishes import Wishes
 
 BEFORE = "before"  # where a device has feeds that are on their way from another process, as if that were another node
 FEW = 8  # channels that stand in a tuple, which is small; among more, each is found at once
@@ -38,7 +39,7 @@ class Devices:
 
     def __init__(self) -> None:
         self.known: dict[str, Device] = {}
-        self.patterns: dict[str, set[str]] = {}
+        self.patterns: Wishes[set[str]] = Wishes()
         self.registrations = 0
         self.online = 0
         # Told of a device that opens its first feed, or closes its last one: its name, its channels, and which of both; None if nobody wants to know.

@@ -176,3 +176,21 @@ async def test_a_page_of_events_goes_on_where_it_was_cut(start, push, get):
         if not page["more"]:
             break
     assert (read, pages) == (ids, 3)
+
+
+async def test_who_is_on_very_many_channels_makes_no_request_dear(start, push, listen, ask):
+    """Counted, not timed: what a batch of receipts for what nobody knows, and a batch of pushes to many channels, look at."""
+    server = await start(limits_exempt="127.0.0.0/8")
+    names = [f"a.{n}" for n in range(300)]
+    for name in names:
+        await push(name)
+    await listen("a.*", device="d", ack_wait=10, window=5, format="envelope")
+    store, hub = server.store, server.hub
+    looks, reads = [], []
+    look, read = store._gone_id, hub._read
+    store._gone_id = lambda channel: looks.append(channel) or look(channel)
+    hub._read = lambda feed: reads.append(feed) or read(feed)
+    answer = await ask("POST", "/feedback", {"receipts": [{"event_id": "1-1"}] * 1000}, Device="d")
+    assert {each["error"] for each in answer.json["results"]} <= {"unknown_event", "gone_event", "unknown_receipt", "gone"} and len(looks) == 300
+    answer = await ask("POST", "/push", [{"channel": name, "data": 1} for name in names])
+    assert [each["audience"] for each in answer.json["results"]] == [1] * 300 and len(reads) <= 20

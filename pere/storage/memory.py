@@ -97,34 +97,35 @@ class MemoryStore(WorkingSet):
 
     def record_many(self, receipts: Sequence[Receipt], then: Callable[[list[tuple[int, int] | Refusal]], None]) -> None:
         now = self.clock()
-        answers, channels = self._enter_bulk(receipts, now) if receipts.__class__ is Bulk else self._enter(receipts, now)
+        answers, channels = self._enter_bulk(receipts, now) if receipts.__class__ is Bulk else self._enter(receipts, now, {})
         self._make_room()  # for what they say
         if self.on_receipts is not None:
             for channel in channels:
                 self.on_receipts(channel)
         then(answers)
 
-    def _enter(self, receipts: Sequence[Receipt], now: float) -> tuple[list[Any], set[str]]:
+    def _enter(self, receipts: Sequence[Receipt], now: float, newest: dict[str, int]) -> tuple[list[Any], set[str]]:
         """What is answered to each, and on which channels there are changes."""
         rows, missing = self.ledger.find_many(receipts, now)
         answers: list[Any] = self.ledger.enter_many(rows, now)
         channels = self._recent.add_many(rows, answers)
         for place in missing:
             device, id, *_, named = receipts[place]
-            answers.insert(place, self._why(device, id, named))
+            answers.insert(place, self._why(device, id, named, newest))
         return answers, channels
 
     def _enter_bulk(self, bulk: Bulk, now: float) -> tuple[list[Any], set[str]]:
         """The same for those of one device: the short way as far as that goes, and past what stops it the way of all others."""
         answers: list[Any] = []
         channels: set[str] = set()
+        newest: dict[str, int] = {}
         while bulk:
             events = self.ledger.enter_run(bulk, now)
             channels |= self._recent.add_run(bulk, events, now)
             answers += map(FIRSTS.__getitem__, bulk.states[: len(events)])
             bulk = bulk[len(events) :]
             if bulk:
-                found, more = self._enter(bulk[:LONG_WAY], now)
+                found, more = self._enter(bulk[:LONG_WAY], now, newest)
                 answers += found
                 channels |= more
                 bulk = bulk[LONG_WAY:]

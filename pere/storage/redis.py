@@ -168,8 +168,9 @@ class RedisStore(Joining):
             self._tell(receipts, then)
             return
         together = Together(len(receipts), then)
+        newest: dict[str, int] = {}
         for place, receipt in enumerate(receipts):
-            self._record(receipt, partial(together.answer, [place]))
+            self._record(receipt, partial(together.answer, [place]), newest)
         if not receipts:
             then([])
 
@@ -182,15 +183,15 @@ class RedisStore(Joining):
         else:
             self._doze.wake(lambda: self.record_many(receipts, then), refused)
 
-    def _record(self, receipt: Receipt, then: Callable[[list[Any]], None]) -> None:
+    def _record(self, receipt: Receipt, then: Callable[[list[Any]], None], newest: dict[str, int]) -> None:
         device, id, state, _, _, channel = receipt
         if id > self._ids.last:
             # Another node may have sent it a moment ago.
-            self._later(id, lambda: self._record(receipt, then), lambda refusal: then([refusal]))
+            self._later(id, lambda: self._record(receipt, then, {}), lambda refusal: then([refusal]))
             return
         rows, missing = self.ledger.find_many((receipt,), self.clock())
         if missing:
-            then([self._why(device, id, channel)])
+            then([self._why(device, id, channel, newest)])
             return
         entry, _, slot, *_ = rows[0]
         old = entry.states[slot]

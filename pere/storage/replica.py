@@ -25,6 +25,7 @@ from pere.storage.keeping import EVENT, Changes
 from pere.storage.memory import MemoryStore
 from pere.storage.sharedlog import Entry as Written
 from pere.storage.working import WorkingSet
+from pere.wishes import Wishes
 
 log = logging.getLogger("pere.store")
 
@@ -63,7 +64,7 @@ class Replica(MemoryStore):
         self._n = 0  # and its number
         self._next_id = 0
         self._begun: set[str] = set()  # channels that all nodes know of; others are only open here
-        self._wishes: dict[str, dict[str, float]] = {}  # by pattern, who wants it, and when that was last said, or that it is there
+        self._wishes: Wishes[dict[str, float]] = Wishes()  # by pattern, who wants it, and when that was last said, or that it is there
         self._leaving: dict[tuple[str, str], Member] = {}  # members that are no more here, and still are in the log
         self._aside: dict[tuple[str, str], Member | None] = {}  # while an entry is applied, those who are here in their place
         self.clock = self._time
@@ -164,8 +165,7 @@ class Replica(MemoryStore):
     def _wishing(self, channel: str) -> list[str]:
         """Who has asked for all channels of such a name, and not too long ago; in an order that is the same everywhere."""
         since = self.clock() - self._config.device_ttl
-        return sorted({device for pattern, devices in self._wishes.items() if compiled(pattern)(channel)
-                       for device, said in devices.items() if said >= since})
+        return sorted({device for devices in self._wishes.meaning(channel) for device, said in devices.items() if said >= since})
 
     def _weight(self) -> int:
         # Only a push makes others make way, which every node does alike; one that starts takes in events and words in another order. What devices

@@ -174,6 +174,7 @@ class SqliteStore(Committing):
     def _queue(self, receipts: Sequence[Receipt], together: Together) -> bool:
         """Whether any of these change something, and so are on their way to the disk."""
         unread: dict[int, Refusal] = {}
+        newest: dict[str, int] = {}
         flying, dirty, now, number = self._flying, self._dirty, self.clock(), self._number + 1
 
         def fetch(id: int) -> Entry | None:
@@ -186,7 +187,7 @@ class SqliteStore(Committing):
         rows, missing = self.ledger.find_many(receipts, now, fetch)
         for place in missing:
             device, id, *_, named = receipts[place]
-            together.refused(place, unread.get(id) or self._why(device, id, named))
+            together.refused(place, unread.get(id) or self._why(device, id, named, newest))
         places: Iterable[int] = range(len(rows)) if not missing else sorted(set(range(len(receipts))).difference(missing))
         parts: dict[str, tuple[Part, list[Change]]] = {}
         current, id, channel, part = None, 0, "", None

@@ -176,13 +176,13 @@ class WorkingSet(Store):
     def _begin(self, shelf: Shelf) -> None:
         """A channel is born, and with it those devices join who wanted all such channels."""
         for device in self._wanting(shelf.name):
-            # Beyond `max_devices` too: the audience of an event is not to depend on who came last.
+            # All of them, or there was no room for the channel (`_check_channels`): the audience of an event is not to depend on who came last.
             self._join(shelf, device.name).seen = self.clock() if device.feeds else device.seen
 
     def _wanting(self, channel: str) -> list[Device]:
         """Who has asked for all channels of such a name, and has not been away for too long."""
         known, since = self.devices.known, self.clock() - self._config.device_ttl
-        meant = dict.fromkeys(known[name] for wanted, names in self.devices.patterns.items() if compiled(wanted)(channel) for name in names)
+        meant = dict.fromkeys(known[name] for names in self.devices.patterns.meaning(channel) for name in names)
         return [device for device in meant if device.feeds or device.seen >= since]
 
     def _check(self, draft: Draft) -> None:
@@ -258,9 +258,9 @@ class WorkingSet(Store):
     def stand(self) -> Stand:
         return Stand(self.devices.online, len(self.devices.known), self.count_channels(), self.ledger.outstanding, self.oldest_outstanding())
 
-    def _why(self, device: str, id: int, channel: str | None) -> Refusal:
+    def _why(self, device: str, id: int, channel: str | None, newest: dict[str, int]) -> Refusal:
         """Why a device cannot answer for an event. Where no channel is named, the event is taken to be gone if it may have been on one of
-        the device's."""
+        the device's. `newest` remembers for those who ask of many, of which that is the newest for a device: it may be on ten thousand channels."""
         entry = self.ledger.entries.get(id)
         if channel is not None:
             shelf = self.shelf(channel)
@@ -268,7 +268,9 @@ class WorkingSet(Store):
         else:
             known = self.devices.get(device)
             channels = known.channels if known is not None else ()
-            is_gone = (entry is None or entry.event.channel not in channels) and id <= max(map(self._gone_id, channels), default=0)
+            if device not in newest:
+                newest[device] = max(map(self._gone_id, channels), default=0)
+            is_gone = (entry is None or entry.event.channel not in channels) and id <= newest[device]
         return gone_event(id) if is_gone else unknown_receipt()
 
     def _gone_id(self, channel: str) -> int:
@@ -345,7 +347,7 @@ class WorkingSet(Store):
             _, slot = self.ledger.find(entry, channel, device)
         except NotFound:
             if channel is None:
-                raise self._why(device, id, None) from None
+                raise self._why(device, id, None, {}) from None
             if entry is None and id <= self._gone_id(channel):
                 raise gone_event(id) from None
             raise
@@ -390,11 +392,15 @@ class WorkingSet(Store):
         return fresh, born
 
     def _check_channels(self, channels: Iterable[str]) -> int:
-        """How many of these are not there yet. Raises Full where there is no room for them."""
-        fresh = len([name for name in channels if not self.has(name)])
-        if fresh and self.count_channels() + fresh > self._config.max_channels:
+        """How many of these are not there yet. Raises Full where there is no room for them, or for those who are to join them by their patterns."""
+        fresh = [name for name in channels if not self.has(name)]
+        if fresh and self.count_channels() + len(fresh) > self._config.max_channels:
             raise Full("too_many_channels", f"no more than {self._config.max_channels} channels are kept", retry_after=60)
-        return fresh
+        # At most: who has two patterns for one channel counts twice.
+        joining = sum(len(names) for name in fresh for names in self.devices.patterns.meaning(name))
+        if joining and self.devices.registrations + joining > self._config.max_devices:
+            raise Full("too_many_devices", f"no more than {self._config.max_devices} registrations are kept, and {joining} devices want all channels of such a name", retry_after=60)
+        return len(fresh)
 
     def register(self, channel: str, device: str) -> Member:
         shelf = self.open(channel)

@@ -826,13 +826,22 @@ async def test_who_wants_a_pattern_is_registered_on_what_there_is_and_on_what_is
     assert set(desk.store.devices.get("d1").channels) == {"orders.eu", "orders.us"}
 
 
-async def test_a_channel_that_is_born_takes_in_all_who_wanted_it_even_where_no_more_are_registered(open_desk):
-    desk = await open_desk(max_devices=3)
+async def test_a_channel_that_is_born_takes_in_all_who_wanted_it_or_is_not_born_where_there_is_no_room_for_them(open_desk):
+    desk = await open_desk(max_devices=8)
     for device in ("d1", "d2", "d3"):
         desk.store.want(device, "orders.*")
-    assert [(await desk.accept(channel)).audience for channel in ("orders.eu", "orders.us")] == [3, 3]
+    assert (await desk.accept("orders.eu")).audience == 3
     with pytest.raises(Unavailable):
-        desk.store.register("orders.eu", "d4")
+        await desk.push("orders.us")
+    for device in ("", "d4"):
+        with pytest.raises(Unavailable):
+            desk.store.check_room(device, ["orders.us"], [])
+    assert list(desk.store.channels()) == ["orders.eu"] and desk.store.devices.registrations == 6
+    assert (await desk.accept("orders.eu")).audience == 3  # which there is
+    assert (await desk.accept("news")).audience == 0  # which nobody wants
+    desk.store.unregister("orders.eu", "d3")  # and with its last channel it goes altogether
+    await desk.store.settle()
+    assert (await desk.accept("orders.us")).audience == 2
 
 
 async def test_what_a_device_owed_is_cancelled_when_it_goes(open_desk):
