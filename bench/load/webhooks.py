@@ -9,7 +9,6 @@ ones beside it: one never answers, one drips a byte a second, one answers 500, o
 import asyncio
 import multiprocessing
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import click
 import orjson
 
+from bench.rounds import free_port
 from pere.client import Client
 
 CONNECTIONS, PIPELINED = 16, 16
@@ -177,12 +177,6 @@ async def run(store: str, count: int, rounds: int) -> list[tuple[str, dict[str, 
         receivers.kill()
     click.echo(err=True)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def ready(port: int) -> None:

@@ -85,10 +85,6 @@ class MemoryStore(WorkingSet):
         self._schedule.add(event, event.expires)
         super()._keep(shelf, event)
 
-    def _weight(self) -> int:
-        """With what devices have said, which is kept as long as the event."""
-        return self.bytes + self.ledger.bytes
-
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)
         self._schedule.remove(event, event.expires + self._config.keep_expired if event.expired else event.expires)

@@ -371,10 +371,6 @@ class Reading(WorkingSet):
 
         return is_decided, end
 
-    def _weight(self) -> int:
-        """With what devices have said of the events at hand."""
-        return self.bytes + self.ledger.bytes
-
     def _make_room(self) -> None:
         """All of it is in the file, so whatever leaves can come back, and it need not leave at once: what was fetched goes first."""
         for _ in range(MAX_LEAVING):

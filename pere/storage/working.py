@@ -137,8 +137,8 @@ class WorkingSet(Store):
         self._make_room()
 
     def _weight(self) -> int:
-        """What counts in `backlog_total_bytes`."""
-        return self.bytes
+        """What counts in `backlog_total_bytes`: events, and what devices have said of them."""
+        return self.bytes + self.ledger.bytes
 
     def _make_room(self) -> None:
         """The oldest events of the quietest channels make way, but for the very last."""
