@@ -15,7 +15,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test crash chaos soak fuzz lint audit bench dist clean
+.PHONY: help serve test crash chaos attack soak fuzz lint audit bench dist clean
 
 help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ crash: $(READY)-test ## kill a server under load, fifty times, and look for loss
 
 chaos: $(READY)-test ## kill nodes and Redis under load, stop it, fill it, cut its links, and look for losses; ARGS="--minutes 10 --seed 7" hands flags
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+attack: $(READY)-test ## let strangers do what they like to a server, and see what the honest notice; ARGS="--minutes 20 --keys" hands flags
+	@$(BIN)/python -m tests.attack $(ARGS)
 
 soak: $(READY)-test ## do everything at random to a server and to a model of it, and compare; ARGS="--minutes 60 --seed 7" hands flags
 	@$(BIN)/python -m tests.soak $(ARGS)
