@@ -174,7 +174,7 @@ class Outside:
         else:
             raise BadRequest("bad_webhook_url", f"a host is labels of a-z 0-9 - _ with single dots between them, not {shown(text)}")
         if reason := self.why_not(address):
-            raise BadRequest("inside_address", f"a webhook goes to a public address, and {address} is not: {reason}")
+            raise BadRequest("inside_address", f"a webhook goes to a public address, and {address} is not: {reason}; --webhook-allow-networks makes exceptions")
         return str(address)
 
 

@@ -8,7 +8,7 @@ import pytest
 from readme import FENCED, README, section
 
 HOUSE = README.parent
-PAGES = sorted(path.relative_to(HOUSE).as_posix() for path in (README, *HOUSE.glob("bench/*.md"), *HOUSE.glob("deploy/*.md")))
+PAGES = sorted(path.relative_to(HOUSE).as_posix() for path in (README, *HOUSE.glob("bench/*.md"), *HOUSE.glob("deploy/**/*.md")))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -51,3 +51,10 @@ def test_every_cell_of_the_comparison_that_tells_of_somebody_else_has_its_source
     # What everybody knows of a protocol needs none.
     bare = {"up to your backend", "every client of MQTT"}
     assert [cell for row in rows for cell in row[2:] if "](https://" not in cell and cell not in bare] == []
+
+
+def test_the_exceptions_that_lint_makes_are_those_that_are_told():
+    rows = re.findall(r"^ *\| (B\d+), [^|]+\| (`[^|]+`) \|", section("Security"), re.M)
+    told = {(code, file.rpartition("/")[2]) for code, files in rows for file in re.findall(r"`([^`]+)`", files)}
+    marked = {(code, path.name) for path in HOUSE.glob("pere/**/*.py") for code in re.findall(r"# nosec (B\d+)", path.read_text("utf-8"))}
+    assert told == marked
