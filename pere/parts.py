@@ -12,6 +12,7 @@ from pere.config import Config, networks, without_password
 from pere.errors import ConfigError
 from pere.outside import Outside
 from pere.storage import Store
+from pere.storage.beginning import Beginning
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 
@@ -75,13 +76,20 @@ def keys_of(config: Config) -> list["Key"]:
     return keys
 
 
-def open_store(config: Config) -> Store:
+def ahead_of(config: Config) -> Beginning | None:
+    """What can be read of the store while another process has it; None where that is nothing."""
+    kind, _, path = config.store.partition(":")
+    now = time.time()
+    return Beginning.ahead(path, now, now - config.idempotency_window) if kind == "sqlite" and path else None
+
+
+def open_store(config: Config, ahead: Beginning | None = None) -> Store:
     """The store that `--store` names. Raises ConfigError for one that there is not."""
     if config.store == "memory:":
         return MemoryStore(config)
     kind, _, path = config.store.partition(":")
     if kind == "sqlite" and path:
-        return SqliteStore(config, time.time, path)
+        return SqliteStore(config, time.time, path, ahead)
     if config.is_shared:
         try:
             from pere.storage.redis import RedisStore

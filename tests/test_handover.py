@@ -289,6 +289,46 @@ def test_whoever_is_killed_on_the_way_one_serves_and_nothing_that_was_answered_i
     assert found["receipts"] >= found["pushes"] and {name: found[name] for name in ("lost events", "lost receipts")} == {"lost events": 0, "lost receipts": 0}
 
 
+class Meanwhile(deaths.Between):
+    """Nobody is killed when the word has been said, but something is done before the other hears it."""
+
+    def __init__(self, here: str, there: str, word: str, does):
+        self._kill = does
+        super().__init__(here, there, word, -1.0)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_ahead_is_known_to_the_next(tmp_path, dies):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        stays, leaves = [await wire.listen(first.port, "c", device=name) for name in ("stays", "leaves")]
+        before = json.loads((await wire.request(first.port, "POST", "/push/c", b"1", Idempotency_Key="k1")).body)["id"]
+        said: dict[str, str] = {}
+        here, loop = str(tmp_path / "between"), asyncio.get_running_loop()
+
+        async def live() -> wire.Feed:
+            assert (await wire.request(first.port, "DELETE", "/admin/devices/leaves")).status == 204
+            comes = await wire.listen(first.port, "young", device="comes")
+            said["young"] = json.loads((await wire.request(first.port, "POST", "/push/young", b"2", Idempotency_Key="k2")).body)["id"]
+            if dies:
+                first._popen.kill()
+            return comes
+
+        meanwhile = Meanwhile(here, str(tmp_path / "h"), "seen", lambda: said.update(feed=asyncio.run_coroutine_threadsafe(live(), loop).result(60)))
+        second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here)))
+        await loop.run_in_executor(None, meanwhile.end)
+        for key, channel, id in (("k1", "c", before), ("k2", "young", said["young"])):
+            again = await wire.request(second.port, "POST", f"/push/{channel}", b"0", Idempotency_Key=key)
+            assert json.loads(again.body)["id"] == id
+        known = json.loads((await wire.request(second.port, "GET", "/admin/devices")).body)
+        assert [each["device"] for each in known["devices"]] == ["comes", "stays"]
+        if not dies:
+            await wire.push(second.port, "c", 3)
+            await wire.push(second.port, "young", 4)
+            assert [(await stays.event()).data for _ in range(2)] == ["1", "3"] and [(await said["feed"].event()).data for _ in range(2)] == ["2", "4"]
+        for each in (stays, leaves, said["feed"]):
+            each.close()
+
+
 async def fake(tmp_path, says) -> asyncio.Task:
     """Somebody serves, who says this to whoever comes to take over, and dies."""
     path = str(tmp_path / "h")

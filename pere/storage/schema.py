@@ -141,8 +141,10 @@ class Lock:
             os.close(self._file)
             raise StoreInUse(f"{path} is in use by another process{f' (pid {owner})' if owner else ''}; one file serves one PERE") from None
         try:
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+            told = f"{os.getpid()}\n".encode()
+            os.pwrite(self._file, told, 0)
+            if os.fstat(self._file).st_size != len(told):
+                os.ftruncate(self._file, len(told))  # which takes a millisecond, and others may wait
         except OSError as error:
             os.close(self._file)
             raise ConfigError(f"{path} cannot be used: {error.strerror}: {self._path}") from None

@@ -28,6 +28,7 @@ from pere.event import SEQUENCE_BITS, Draft, Event
 from pere.ledger import ALL
 from pere.receipt import CANCELLED, EXPIRED
 from pere.storage import Accepted, Shelf, schema
+from pere.storage.beginning import Beginning
 from pere.storage.commit import Asker, Assured, Change, Refused
 from pere.storage.committing import Committing, mark, row_of
 from pere.storage.journal import Journal
@@ -45,10 +46,10 @@ QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for
 
 
 class SqliteStore(Committing):
-    """`path` is the file, which is made if it is not there. Must be made on a running loop. Raises ConfigError where the file
-    cannot be used."""
+    """`path` is the file, which is made if it is not there; `ahead` is what was read of it while another process had it. Must be made on a running
+    loop. Raises ConfigError where the file cannot be used."""
 
-    def __init__(self, config: Config, clock: Callable[[], float], path: str):
+    def __init__(self, config: Config, clock: Callable[[], float], path: str, ahead: Beginning | None = None):
         if not os.path.exists(path + schema.LOCKED):
             schema.check(path)  # beside what is not ours we leave no lock either
         self._lock = schema.Lock(path)
@@ -60,7 +61,7 @@ class SqliteStore(Committing):
             raise
         self._searched: dict[DiskShelf, int] = {}  # for what those who left still owe: up to which id
         try:
-            self._start()
+            self._start(ahead or Beginning())
         except (sqlite3.Error, Refusal) as error:
             self._lock.release()
             raise ConfigError(f"{path} cannot be read: {error}") from None
@@ -79,7 +80,7 @@ class SqliteStore(Committing):
 
     # Start
 
-    def _start(self) -> None:
+    def _start(self, beginning: Beginning) -> None:
         one = self._one
         values = dict(self._reader.execute("select name, value from meta"))
         self.born = values.get("born", self.born)
@@ -94,20 +95,12 @@ class SqliteStore(Committing):
         if tail is not None:
             self._number = max(self._number, one("select max(number) from receipts") + len(tail[0]) // RECORD.size - 1)
         self.ledger.outstanding = one("select sum(owed) from entries indexed by entries_due where owed > 0") or 0
-        names = self._numbers
-        for number, name, first, gone, sent in self._reader.execute("select id, name, first, gone, sent from channels"):
-            self._names[name] = number
-            names[number] = name
-            self._kept_channels[name] = (first, gone, sent)
+        now = self.clock()
+        beginning.read(self._reader, now, now - self._config.idempotency_window)
+        self._names, self._numbers, self._kept_channels = beginning.names, beginning.numbers, beginning.kept
+        self.devices, self._keys = beginning.devices, beginning.keys
         # A number is not given anew while anything in the file may still bear it.
-        self._newest_channel = max(max(names, default=0), values.get("channel", 0))
-        self.devices.restore((device, names[number]) for device, number in self._reader.execute("select device, channel from members where gone is null"))
-        for device, pattern in self._reader.execute("select device, pattern from wishes"):
-            self.devices.want(device, pattern).seen = self.clock()
-        since = self.clock() - self._config.idempotency_window
-        for channel, key, event, audience, at in self._reader.execute(
-                "select channel, key, event, audience, at from keys where at > ? order by at", (since,)):
-            self._keys[channel, key] = at, Accepted(event, audience)
+        self._newest_channel = max(max(self._numbers, default=0), values.get("channel", 0))
         self._newest_record = self._number
         self._floor = values.get("floor", 1)
         self._is_new = "born" not in values
