@@ -202,8 +202,8 @@ class Verifier:
     def _candidates(self, algorithm: Any, id: Any) -> list["Key"]:
         """The keys that may have signed it. Only a fetched key is known by its id; who names none may have meant any. Raises Unauthorized
         for an algorithm that no key here is for."""
-        taken = {*self._standing, *(FETCHED if self._fetched is not None else ())}
-        if not isinstance(algorithm, str) or algorithm not in taken:
+        if not isinstance(algorithm, str) or algorithm not in self._standing and (self._fetched is None or algorithm not in FETCHED):
+            taken = {*self._standing, *(FETCHED if self._fetched is not None else ())}
             raise bad_token(f"the token is signed by {shown(str(algorithm))}; taken is {' or '.join(sorted(taken))}")
         standing = self._standing.get(algorithm, [])
         if not self._fetched:

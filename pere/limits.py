@@ -56,6 +56,8 @@ class Rate:
     def take(self, full: float, now: float, count: int) -> tuple[float, float]:
         """Take so many out of a bucket that is full again at `full`. Returns when it is full then, and 0; or, where it has not as many,
         `full` as it stands, and in how many seconds it has. What is more than a whole bucket takes a whole one: it can be had."""
+        if full <= now and count == 1:
+            return now + self.interval, 0.0  # one out of a full one, as it mostly is
         count = min(count, self.burst)
         # It was at most empty when it was last looked at: where it seems to be more than that, the clock has stepped back.
         full = min(max(full, now), now + self.window)

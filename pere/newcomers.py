@@ -10,10 +10,13 @@ it, and whoever has a say in it is asked. No sockets here, and no meaning of any
 import re
 from typing import Any, NamedTuple
 
-from pere.shape import HEAD_END, MAX_HEAD, VALUE
+from pere.shape import HEAD_END, MAX_HEAD
 
-# Headers whose values may differ, and of what there may be in them: visible letters, so nothing can end a line or begin another header.
-VARYING = {b"device": VALUE, b"last-event-id": VALUE, b"last_event_id": VALUE, b"x-forwarded-for": VALUE, b"authorization": rb"([!-~]{1,32} [!-~]{1,4096})"}
+# Headers whose values may differ, and how each is found. In what was found there may be visible letters only, and in an Authorization the one space, so nothing
+# can end a line or begin another header; to look at that behind the expression is faster than in it, by 1 us for a token.
+ANY = rb"([^\r]{1,200})"
+VARYING = {b"device": ANY, b"last-event-id": ANY, b"last_event_id": ANY, b"x-forwarded-for": ANY, b"authorization": rb"([^ ]{1,32} [^\r]{1,4096})"}
+VISIBLE = bytes(range(33, 127))
 LESSONS = 8  # heads that are looked at between two times that `rest` is called: to compile an expression takes a microsecond a byte
 MOST = 256  # first lines of which the newest head is known
 
@@ -31,20 +34,21 @@ class Head(NamedTuple):
 class Known:
     """A head that is known: `match` one that is like it, and put what differs into its headers, whose names are `varying`, in that order."""
 
-    __slots__ = ("head", "match", "varying")
+    __slots__ = ("head", "match", "spaces", "varying")
 
     def __init__(self, pattern: bytes, varying: tuple[bytes, ...], head: Head):
         self.match = re.compile(pattern).fullmatch
         self.varying = varying
+        self.spaces = b" " * (b"authorization" in varying)
         self.head = head
 
     def read(self, data: bytes) -> Head | None:
         match = self.match(data)
-        if match is None:
+        if match is None or b"".join(values := match.groups()).translate(None, VISIBLE) != self.spaces:
             return None
         method, path, query, headers, route = self.head
         headers = headers.copy()
-        headers.update(zip(self.varying, match.groups(), strict=True))
+        headers.update(zip(self.varying, values, strict=True))
         return Head(method, path, query, headers, route)
 
 
@@ -98,7 +102,7 @@ def _pattern(head: Head, data: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]] 
         if key.lower() != name or said.strip(b" \t") != value:
             return None
         differs = VARYING.get(name)
-        if differs is not None and re.fullmatch(differs, value):
+        if differs is not None and re.fullmatch(differs, value) and value.translate(None, VISIBLE) == b" " * (name == b"authorization"):
             space = said[: len(said) - len(said.lstrip(b" \t"))]
             parts.append(re.escape(key + colon + space) + differs)
             varying.append(name)

@@ -84,8 +84,9 @@ class Replay:
             return  # as it is with most that open
         for place in behind if care is None or not care.is_full() else ():
             self._reach(feed, place)
-        # Ids order events across channels.
-        queue = [(_next_id(place), number) for number, place in enumerate(behind)]
+        # Ids order events across channels; on one channel they are in order as they stand.
+        rank = _next_id if len(behind) > 1 else _alone
+        queue = [(rank(place), number) for number, place in enumerate(behind)]
         heapify(queue)
         while queue and not feed.is_waiting and (care is None or not care.is_full()):
             place = behind[queue[0][1]]
@@ -94,7 +95,7 @@ class Replay:
                 heappop(queue)
                 continue
             self._reach(feed, place)
-            heapreplace(queue, (_next_id(place), queue[0][1]))
+            heapreplace(queue, (rank(place), queue[0][1]))
 
     def _reach(self, feed: Feed, place: Place) -> None:
         """The next event of this place is to be at hand."""
@@ -128,10 +129,9 @@ class Replay:
         if event.ordinal <= place.known:
             if event.level == NONE:
                 attempt = int(event.ordinal > place.read)
-            elif self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
-                attempt = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
             else:
-                attempt = int(event.ordinal > place.wanted)
+                owed = self._store.attempt(event, feed.device.name, event.ordinal <= place.sent)  # type: ignore[union-attr]
+                attempt = owed if owed is not None else int(event.ordinal > place.wanted)
             if not attempt:
                 return b""
         if feed.care is not None and event.level != NONE and self._store.owes(event, feed.device.name):  # type: ignore[union-attr]
@@ -161,6 +161,10 @@ def _next_id(place: Place) -> int:
     """The id of its next event. What was evicted counts as older than everything."""
     event: Event | None = place.channel.shelf.at(place.ordinal + 1)
     return event.id if event is not None else 0
+
+
+def _alone(place: Place) -> int:
+    return 0
 
 
 def is_for(event: Event, feed: Feed) -> bool:

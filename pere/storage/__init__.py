@@ -342,9 +342,9 @@ class Store(ABC):
         the slot to go on from, or None at the end. The order never changes, so paging misses none while receipts come in."""
 
     @abstractmethod
-    def attempt(self, event: Event, device: str, again: bool) -> int:
-        """Before an event that is not new is written to a device, for the first time or `again`: which attempt that is. 0 if it is
-        not to be sent: the device has answered, was not in the audience, or has had its attempts, which ends in `expired`."""
+    def attempt(self, event: Event, device: str, again: bool) -> int | None:
+        """Before an event that is not new is written to a device, for the first time or `again`: which attempt that is. 0 if it has had
+        all its attempts, which ends in `expired`; None if it owes no receipt."""
 
     @abstractmethod
     def owes(self, event: Event, device: str) -> bool:

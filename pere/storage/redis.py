@@ -293,14 +293,14 @@ class RedisStore(Joining):
     def _end(self, entry: Entry, slot: int, end: int) -> None:
         self._say(("end", entry.event.id, entry.names[slot], end))
 
-    def attempt(self, event: Event, device: str, again: bool) -> int:
+    def attempt(self, event: Event, device: str, again: bool) -> int | None:
         attempt = super().attempt(event, device, again)
-        if attempt > 1:
+        if attempt is not None and attempt > 1:
             self._say(("resent", event.id, device, attempt - 1))
         return attempt
 
-    def owes(self, event: Event, device: str) -> bool:
-        return super().owes(event, device) and (event.id, device) not in self._saying.under_way
+    def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
+        return super()._open_slot(event, device) if (event.id, device) not in self._saying.under_way else None
 
     def _introduce(self) -> None:
         if self._beating is not None:  # else it is about to go

@@ -238,17 +238,13 @@ class SqliteStore(Committing):
         self._change(entry, None, slot, end)
         self._soon()
 
-    def owes(self, event: Event, device: str) -> bool:
-        if not super().owes(event, device):
-            return False
-        if not self._flying:
-            return True
-        entry = self.ledger.entries[event.id]
-        return (event.id, entry.slot(device)) not in self._flying
+    def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
+        owed = super()._open_slot(event, device)
+        return owed if owed is None or not self._flying or (event.id, owed[1]) not in self._flying else None
 
-    def attempt(self, event: Event, device: str, again: bool) -> int:
+    def attempt(self, event: Event, device: str, again: bool) -> int | None:
         attempt = super().attempt(event, device, again)
-        if attempt > 1 and (entry := self.ledger.entries.get(event.id)) is not None:
+        if attempt is not None and attempt > 1 and (entry := self.ledger.entries.get(event.id)) is not None:
             self._dirty.setdefault(entry, self._number + 1)
         return attempt
 

@@ -322,22 +322,28 @@ class WorkingSet(Store):
         watchers = entry.watch(watcher := lambda: then(entry.is_decided()))
         return entry.is_decided(), lambda: watchers.discard(watcher)
 
-    def attempt(self, event: Event, device: str, again: bool) -> int:
-        entry = self._entry(event)
-        slot = entry.slot(device) if entry is not None else -1
-        if entry is None or slot < 0 or not self.ledger.is_open(entry, slot):
-            return 0
+    def attempt(self, event: Event, device: str, again: bool) -> int | None:
+        owed = self._open_slot(event, device)
+        if owed is None:
+            return None
         if not again:
             return 1
+        entry, slot = owed
         attempt = self.ledger.resend(entry, slot, self._config.max_attempts)
         if not attempt:
             self._end(entry, slot, EXPIRED)
         return attempt
 
     def owes(self, event: Event, device: str) -> bool:
+        return self._open_slot(event, device) is not None
+
+    def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
+        """Where the receipt would be entered that a device owes; None if it owes none."""
         entry = self._entry(event)
-        slot = entry.slot(device) if entry is not None else -1
-        return entry is not None and slot >= 0 and self.ledger.is_open(entry, slot)
+        if entry is None:
+            return None
+        slot = entry.slot(device)
+        return (entry, slot) if slot >= 0 and self.ledger.is_open(entry, slot) else None
 
     def standing(self, channel: str | None, device: str, id: int) -> tuple[Event, int]:
         entry = self._find_entry(id)
@@ -384,7 +390,7 @@ class WorkingSet(Store):
         if not device:
             return 0, born
         has = (known.channels, known.patterns) if known is not None else ((), ())
-        fresh = len(set(channels).difference(has[0])) + len(set(patterns).difference(has[1]))
+        fresh = sum([name not in has[0] for name in channels]) + sum([name not in has[1] for name in patterns])
         if fresh and fresh + len(has[0]) + len(has[1]) > config.max_channels_per_device:
             raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
         if fresh and devices.registrations + fresh > config.max_devices:
