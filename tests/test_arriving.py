@@ -42,6 +42,7 @@ async def test_who_may_have_an_event_is_there_before_it_is_recalled():
     await found.take_all()
     push(store, "a")
     assert told[-1] == ("a", 3) and len(taken) == 3
+    assert not found._first, "when all are there, nobody listens any more"
 
 
 async def test_what_has_been_written_is_known_when_they_are_taken_up():

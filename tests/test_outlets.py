@@ -85,7 +85,7 @@ async def test_what_is_written_arrives_and_the_transport_is_gone(outlets):
     there.close()
 
 
-async def test_what_the_socket_does_not_take_waits_and_comes_in_order(pair, until):
+async def test_what_the_socket_does_not_take_waits_and_comes_in_order(outlets, pair, until):
     made = await pair(buffer=4096)
     pieces = [bytes([65 + place]) * 300_000 for place in range(5)]
     made.outlet.write(pieces[0])
@@ -96,6 +96,7 @@ async def test_what_the_socket_does_not_take_waits_and_comes_in_order(pair, unti
     assert await made.read(1_500_000) == b"".join(pieces)
     await until(lambda: made.told.words == ["full", "room"])
     assert made.outlet.get_write_buffer_size() == 0
+    assert outlets._poll.poll(0) == [], "nobody is woken because there is room"
     made.outlet.write(b"more")
     assert await made.read(4) == b"more"
 
@@ -137,15 +138,22 @@ async def test_who_closes_is_told_nothing_and_the_other_end_reads_all_that_was_t
     assert (await made.end(), made.told.words, made.outlet.is_closing()) == (b"last", [], True)
 
 
-async def test_a_socket_that_another_process_has_too_says_nothing_here_once_it_is_closed(pair, until):
+async def test_a_socket_that_another_process_has_too_says_nothing_here_once_it_is_closed(outlets, pair, until):
     made, other = await pair(), await pair()
     copy = os.dup(made.outlet.fileno())  # as one that is handed over
     made.outlet.close()
     made.there.send(b"to the other process")
     other.there.close()
     await until(lambda: other.told.words == ["gone"])
+    assert outlets._poll.poll(0) == []
     assert os.read(copy, 100) == b"to the other process"
     os.close(copy)
+
+
+async def test_who_is_still_there_when_all_end_is_let_go(outlets, pair):
+    made = await pair()
+    outlets.close()
+    assert (await made.end(), made.outlet.is_closing()) == (b"", True)
 
 
 async def test_a_transport_with_something_under_way_stays(outlets):

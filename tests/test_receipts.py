@@ -288,6 +288,19 @@ async def test_a_channel_that_is_not_there_yet_can_be_followed(serve, listen, pu
 # Gaps
 
 
+async def test_a_channel_of_which_all_has_made_way_for_others_is_a_gap_too(start, listen, push, answer, follow):
+    await start(receipts_kept=4)
+    for channel in ("c", "other"):
+        await listen(channel, device="d")
+    every = await follow(from_="all")
+    for _ in range(2):
+        await answer(await push("c"), "d")
+    first, _ = (await every.event()).id, await every.event()
+    for _ in range(12):
+        await answer(await push("other"), "d", channel="other")
+    assert (await (await follow(last=first)).control("pere.gap"))["from"] == first
+
+
 @MEMORY_AND_REDIS
 async def test_what_made_way_is_told_as_a_gap(start, listen, push, answer, follow):
     await start(receipts_kept=3)

@@ -971,3 +971,11 @@ async def test_nothing_is_held_on_to_of_a_feed_that_is_gone(serve, listen, push,
     members = server.store.shelf("c").audience.members
     assert (members["d"].careful, len(server.hub.redelivery._line)) == (0, 0)
     assert not any(isinstance(item, Care) for slot in server.wheel._slots for item in slot)
+
+
+async def test_receipts_that_come_together_make_room_in_a_window_as_each_alone_would(listen, push, ask):
+    feed = await listen("c", device="d", window=2)
+    ids = [await push("c", n) for n in range(4)]
+    assert [(await feed.event()).id for _ in range(2)] == ids[:2]
+    assert (await ask("POST", "/feedback", {"receipts": [{"event_id": id} for id in ids[:2]]}, Device="d")).status == 200
+    assert [(await feed.event()).id for _ in range(2)] == ids[2:]

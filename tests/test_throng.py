@@ -180,6 +180,19 @@ async def test_what_is_recalled_before_its_turn_is_not_sent_and_not_called_off(c
     assert (await feeds[2].event()).data == "right" and b"wrong" not in feeds[2].text and b"pere.cancel" not in feeds[2].text
 
 
+async def test_what_was_made_for_the_others_is_not_sent_once_it_is_recalled(crowded, listen, push, ask):
+    _, line = await crowded()
+    feeds = [await listen("c") for _ in range(3)]
+    line.is_held = True
+    id = await push("c", "wrong")
+    line.step()
+    assert (await feeds[1].event()).data == "wrong"
+    assert (await ask("DELETE", f"/events/c/{id}")).status == 200
+    line.go_on()
+    await push("c", "right")
+    assert (await feeds[2].next()).data == "right" and b"wrong" not in feeds[2].text
+
+
 async def test_one_that_does_not_read_is_behind_and_catches_up_and_the_others_go_on(crowded, listen, push, until):
     server, _ = await crowded(backlog_bytes=64 << 20)
     feeds = [await listen("c", device=f"d{n}", buffer=4096 if n == 2 else 0) for n in range(4)]
