@@ -43,7 +43,7 @@ async def test_the_log_names_it(start, ask, caplog, target):
 
 async def test_a_mistake_of_the_server_names_it(start, ask, caplog):
     server = await start()
-    for part, target, method in (("append", "/push/c", "POST"), ("channels", "/metrics", "GET")):
+    for part, target, method in (("append", "/push/c", "POST"), ("stand", "/metrics", "GET")):
         setattr(server.store, part, None)
         answer = await ask(method, target, b"1", X_Request_Id="mine")
         assert (answer.status, answer.headers["x-request-id"], caplog.records[-1].facts["request"]) == (500, "mine", "mine")
