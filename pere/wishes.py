@@ -2,7 +2,8 @@
 
 Whoever may listen can leave ten thousand patterns here, and every push to a channel that nobody knows asks which of them mean it. So each pattern lies
 under one piece of it that is no star, the one under which the fewest lie: only a name with this piece in it can be meant. (Measured with 50,000 patterns of 5,000 devices: 11 s of the
-loop where each was tried, as a regular expression that had to be compiled again; now 20 us. Where somebody chose them so that all lie under pieces of the name, a microsecond each.)
+loop where each was tried, as a regular expression that had to be compiled again; now 3 us, and
+1.3 ms for a name of 128 letters. Where somebody chose them so that all lie under pieces of the name, two microseconds each: 0.1 s.)
 """
 
 from collections.abc import Iterator
