@@ -101,6 +101,21 @@ def test_everything_has_an_example_that_has_no_field_which_is_not_described():
     assert {*SCHEMAS} == {*described["components"]["schemas"]} and {*MESSAGES} == {*told["components"]["messages"]}
 
 
+def test_every_answer_with_a_body_has_an_example():
+    document = openapi(Config(), operations(Config()).keys())
+    answers = [(operation["operationId"], status, document["components"]["responses"][answer["$ref"].rpartition("/")[2]] if "$ref" in answer else answer)
+               for path in document["paths"].values() for operation in path.values() for status, answer in operation["responses"].items()]
+    told = [(id, status, kind, "example" in body or document["components"]["schemas"].get(body["schema"].get("$ref", "").rpartition("/")[2], {}).get("examples"))
+            for id, status, answer in answers for kind, body in answer.get("content", {}).items()]
+    assert len(told) > 500 and [where for *where, example in told if not example] == []
+
+
+@pytest.mark.parametrize("name, messages", [("Feed", {"pere.hello": "hello", "created": "event"}), ("ReceiptFeed", {"pere.hello": "following", "receipt": "receipt"})])
+def test_the_example_of_a_stream_is_made_of_those_of_its_messages(name, messages):
+    frames = [*Decoder().feed(SCHEMAS[name].encode())]
+    assert [(frame.event, orjson.loads(frame.data)) for frame in frames] == [(event, MESSAGES[message]) for event, message in messages.items()]
+
+
 def test_what_is_on_feeds_is_described_as_asyncapi_has_it():
     schema = orjson.loads((packages() / "node_modules/@asyncapi/specs/schemas/3.0.0.json").read_bytes())
     assert [f"{error.json_path}: {error.message}" for error in Draft7Validator(schema).iter_errors(asyncapi(Config()))] == []

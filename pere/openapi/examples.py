@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import orjson
+
+from pere.sse import frame, retry
+
 ID, LATER = "1764100000123-0", "1764100003456-0"
 TIME, SOON, NEXT_DAY = "2025-11-25T19:46:40.123Z", "2025-11-25T19:46:40.198Z", "2025-11-26T19:46:40.123Z"
 HOOK, URL, SECRET = "wh_2b7e151628aed2a6", "https://example.com/receipts", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -18,6 +22,15 @@ RECEIPT = {"id": "17", "event_id": ID, "channel": "orders", "device": "kitchen",
 SUMMARY = {"id": ID, "channel": "orders", "type": "created", "time": TIME, "publisher": "shop", "audience": 3, "need": 2, "satisfied": True, "complete": False, "outstanding": 1,
            "counts": COUNTS, "latency": LATENCY}
 FINISHED = SUMMARY | {"complete": True, "outstanding": 0, "counts": COUNTS | {"pending": 0, "processed": 3}}
+ACCEPTED = {"id": ID, "channel": "orders", "audience": 3}
+HELLO = {"device": "kitchen", "position": "1764100000000-0", "feedback": "/feedback/orders", "ack_wait": None, "window": None, "receipt_jitter": 0.0, "heartbeat": 20.0}
+FOLLOWING = {"channel": "orders", "position": "16"}
+
+
+def _stream(*frames: tuple[str, str, Any]) -> str:
+    """What is on a feed when it has opened: the id, the name and the data of each frame."""
+    return (retry(3.0) + b"".join(frame(orjson.dumps(data), id=id.encode(), event=event.encode()) for id, event, data in frames)).decode()
+
 
 SCHEMAS: dict[str, Any] = {
     "Channel": "orders",
@@ -30,11 +43,13 @@ SCHEMAS: dict[str, Any] = {
     "Error": REFUSED,
     "State": "processed",
     "Need": "90%",
-    "Accepted": {"id": ID, "channel": "orders", "audience": 3},
+    "Accepted": ACCEPTED,
+    "Pushed": ACCEPTED,
     "Push": {"channel": "orders", "data": {"order": 1}, "to": ["kitchen"]},
-    "PushResults": {"results": [{"id": ID, "channel": "orders", "audience": 3}, REFUSED | {"status": 400}]},
+    "PushResults": {"results": [ACCEPTED, REFUSED | {"status": 400}]},
     "ItemError": REFUSED | {"status": 400},
     "Event": EVENT,
+    "Payloads": [EVENT["data"]],
     "Events": {"events": [EVENT], "after": ID, "more": False},
     "Recalled": {"id": ID, "channel": "orders", "cancelled": 1},
     "Receipt": {"event_id": ID, "state": "processed", "status": "printed"},
@@ -66,6 +81,11 @@ SCHEMAS: dict[str, Any] = {
         "webhooks": {"endpoints": 1, "failing": 0, "queued": 0, "dead": 0}, "limited": 0, "channels": {"known": 1, "busiest": [{"channel": "orders", "feeds": 3, "devices": 3}]}, "recent": []},
     "Alive": {"status": "alive"},
     "Home": {"message": "PERE server up and running", "version": "1.0.0"},
+    "Feed": _stream(("", "pere.hello", HELLO), (ID, "created", EVENT["data"])),
+    "ReceiptFeed": _stream(("", "pere.hello", FOLLOWING), ("17", "receipt", RECEIPT)),
+    "Metrics": "# HELP pere_feeds Open feeds.\n# TYPE pere_feeds gauge\npere_feeds 3.0\n",
+    "OpenAPI": {"openapi": "3.1.0", "info": {"title": "PERE", "version": "1.0.0"}, "paths": {}},
+    "AsyncAPI": {"asyncapi": "3.0.0", "info": {"title": "PERE", "version": "1.0.0"}, "channels": {}},
 }
 
 
@@ -76,12 +96,12 @@ def _notice(type: str, id: str, source: str, data: dict[str, Any]) -> dict[str, 
 MESSAGES: dict[str, Any] = {
     "event": {"order": 1, "dish": "minestrone"},
     "envelope": EVENT | {"attempt": 1},
-    "hello": {"device": "kitchen", "position": ID, "feedback": "/feedback/orders", "ack_wait": None, "window": None, "receipt_jitter": 0.0, "heartbeat": 20.0},
+    "hello": HELLO,
     "gap": {"channel": "orders", "from": ID, "to": LATER, "lost": 12},
     "cancel": {"id": ID, "channel": "orders"},
     "bye": {"reason": "drain", "retry": 3.0},
     "receipt": RECEIPT,
-    "following": {"channel": "orders", "position": "16"},
+    "following": FOLLOWING,
     "receipt_batch": _notice("receipt.batch", "msg_0a1b2c3d4e5f60718293a4b5", "/receipts", {"receipts": [RECEIPT]}),
     "event_satisfied": _notice("event.satisfied", f"event_{ID}_satisfied", f"/events/orders/{ID}", SUMMARY),
     "event_completed": _notice("event.completed", f"event_{ID}_completed", f"/events/orders/{ID}", FINISHED),

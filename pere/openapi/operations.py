@@ -60,8 +60,9 @@ class Operation:
         return own.union(NEEDS_TOKEN if self.needs != ANYBODY else ())
 
 
-def says(description: str, schema: str | Schema | None = None) -> tuple[str, dict[str, Schema]]:
-    return description, {} if schema is None else {JSON: ref(schema) if isinstance(schema, str) else schema}
+def says(description: str, schema: str = "", kind: str = JSON) -> tuple[str, dict[str, Schema]]:
+    """A description, and what has a name in `schemas.py`; without one there is no body."""
+    return description, {kind: ref(schema)} if schema else {}
 
 
 def path(name: str, schema: str, *codes: str) -> Parameter:
@@ -100,7 +101,7 @@ def _publishing(config: Config) -> dict[tuple[str, str], Operation]:
     return {
         ("POST", "/push/{channel}"): Operation(
             "push", "Publish one event", PUSH,
-            {201: says("It is as safe as the store makes it. With `Prefer: wait`, the delivery status once `need` is decided or the time is over.", {"anyOf": [ref("Status"), ref("Accepted")]})},
+            {201: says("It is as safe as the store makes it. With `Prefer: wait`, the delivery status once `need` is decided or the time is over.", "Pushed")},
             (*wrong, "bad_json", "deep_json", "bad_text", "large_event", "wrong_type"),
             (CHANNEL, DEVICE_HEADER, query("type", "the event's name on the feed; empty is none", {"anyOf": [ref("EventType"), {"const": ""}]}), query("to", "only for these devices", array(ref("Device"), maxItems=config.max_to), is_list=True),
              query("ttl", "seconds for which it is sent", whole(0, config.max_ttl, default=config.ttl)),
@@ -118,8 +119,8 @@ def _publishing(config: Config) -> dict[tuple[str, str], Operation]:
 
 
 def _feeds(config: Config) -> dict[tuple[str, str], Operation]:
-    stream = {200: ("The feed, for as long as both sides keep it open; `/asyncapi.json` tells what is on it.", {STREAM: text()}),
-              204: says("The device was deleted a moment ago: do not come back.")}
+    open_ended = "The feed, for as long as both sides keep it open; `/asyncapi.json` tells what is on it."
+    stream = {200: says(open_ended, "Feed", STREAM), 204: says("The device was deleted a moment ago: do not come back.")}
     shared = (DEVICE_HEADER, DEVICE_QUERY, CURSOR, query("last_event_id", "the same, for who cannot set headers", ref("EventId")),
               query("from", "where to begin, without a `Last-Event-ID`: `new`, `all`, or after an id", text(pattern="^(new|all|[0-9]+-[0-9]+)$", default="new")),
               query("format", "`raw`: the payload as it was pushed; `envelope`: with its id, channel, type and time", text(enum=["raw", "envelope"]), "bad_format"),
@@ -132,7 +133,7 @@ def _feeds(config: Config) -> dict[tuple[str, str], Operation]:
         ("GET", "/feed/{channel}"): Operation("feed", "Listen to a channel", FEED, stream, full, (CHANNEL, *shared)),
         ("GET", "/feed"): Operation("feedMany", "Listen to many channels", FEED, stream, (*full, "no_channel", "bad_channel"), (
             query("channel", "a channel or a pattern; again for more", array(ref("Pattern"), minItems=1, maxItems=config.max_feed_channels), is_list=True), *shared)),
-        ("GET", "/receipts/{channel}"): Operation("followReceipts", "Follow the receipts of a channel", PUSH, {200: stream[200]}, ("too_many_connects", "too_many_feeds", "store_failed", "not_ready"), receipts),
+        ("GET", "/receipts/{channel}"): Operation("followReceipts", "Follow the receipts of a channel", PUSH, {200: says(open_ended, "ReceiptFeed", STREAM)}, ("too_many_connects", "too_many_feeds", "store_failed", "not_ready"), receipts),
     }
 
 
@@ -195,14 +196,14 @@ def _administration(config: Config) -> dict[tuple[str, str], Operation]:
         ("GET", "/admin/overview"): Operation("overview", "How it stands, at a glance", ADMIN, {200: says("What the console shows.", "Overview")}),
         ("GET", "/admin/connections"): Operation("connections", "Open feeds by channel", ADMIN, {200: says("As in 2014.", "Connections")}),
         ("GET", "/admin/behind"): Operation("behind", "Which feeds are not up to date", ADMIN, {200: says("Those first that are furthest behind.", "Behind")}, (), (page(1000, 100),)),
-        ("GET", "/admin/events/{channel}"): Operation("payloads", "The payloads that are kept", ADMIN, {200: says("As in 2014.", array({}))}, (), (CHANNEL,)),
+        ("GET", "/admin/events/{channel}"): Operation("payloads", "The payloads that are kept", ADMIN, {200: says("As in 2014.", "Payloads")}, (), (CHANNEL,)),
         ("GET", "/admin/devices"): Operation("allDevices", "Every device by name", ADMIN, {200: says("A page.", "Devices")}, (), (
             query("after", "only those after this name", text()), page(1000, 100))),
         ("GET", "/admin/devices/{name}"): Operation("channelDevices", "The devices of a channel, which is the name here", ADMIN, {200: says("As in 2014.", "ChannelDevices")}, (), (
             path("name", "Channel", "bad_channel"),)),
         ("DELETE", "/admin/devices/{name}"): Operation("removeDevice", "Send a device away and forget it", ADMIN, {204: says("Its feeds are closed, and it is in no audience.")},
                                                        ("unknown_device", "store_failed"), (name, query("revoke", "refuse its tokens too" if config.has_keys else "there are no tokens here", text(enum=["false", "true"] if config.has_keys else ["false"], default="false"), "bad_revoke"))),
-        ("GET", "/metrics"): Operation("metrics", "For Prometheus", ADMIN, {200: ("Its text format.", {"text/plain": text()})}),
+        ("GET", "/metrics"): Operation("metrics", "For Prometheus", ADMIN, {200: says("Its text format.", "Metrics", "text/plain")}),
     }
 
 
@@ -211,8 +212,8 @@ def _server() -> dict[tuple[str, str], Operation]:
         ("GET", "/healthz"): Operation("alive", "Whether it is alive", ANYBODY, {200: says("It is.", "Alive")}, ("stuck",)),
         ("GET", "/readyz"): Operation("ready", "Whether requests should be sent here", ANYBODY, {200: says("They should.", "Alive")}, ("not_ready",)),
         ("GET", "/"): Operation("home", "That it is running", ANYBODY, {200: says("In the words of 2014.", "Home")}),
-        ("GET", "/openapi.json"): Operation("openapi", "This description", ANYBODY, {200: says("OpenAPI 3.1.", {"type": "object"})}),
-        ("GET", "/asyncapi.json"): Operation("asyncapi", "What is on feeds and in webhooks", ANYBODY, {200: says("AsyncAPI 3.0.", {"type": "object"})}),
+        ("GET", "/openapi.json"): Operation("openapi", "This description", ANYBODY, {200: says("OpenAPI 3.1.", "OpenAPI")}),
+        ("GET", "/asyncapi.json"): Operation("asyncapi", "What is on feeds and in webhooks", ANYBODY, {200: says("AsyncAPI 3.0.", "AsyncAPI")}),
     }
 
 

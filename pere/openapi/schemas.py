@@ -58,7 +58,7 @@ COUNT = whole()
 
 def schemas(config: Config) -> dict[str, Schema]:
     """All that have a name, by it, each with an example."""
-    named = _names() | _pushes(config) | _receipts(config) | _statuses() | _webhooks(config) | _devices()
+    named = _names() | _pushes(config) | _receipts(config) | _statuses() | _webhooks(config) | _devices() | _texts()
     return {name: schema | {"examples": [SCHEMAS[name]]} for name, schema in named.items()}
 
 
@@ -85,10 +85,12 @@ def _pushes(config: Config) -> dict[str, Schema]:
     return {
         "Need": {"description": "how many receipts satisfy: a number, a share, or `all`", "anyOf": [whole(), text(pattern="^(all|[0-9]{1,9}|(100|[1-9]?[0-9])%)$")]},
         "Accepted": record(accepted),
+        "Pushed": {"description": "`Accepted`; with `Prefer: wait`, `Status`", "anyOf": [ref("Status"), ref("Accepted")]},
         "Push": record({"channel": ref("Channel"), "data": {"description": f"any JSON, up to {config.max_event_bytes} bytes"}}, item, additionalProperties=False),
         "PushResults": record({"results": array({"anyOf": [ref("Accepted"), ref("ItemError")]})}),
         "ItemError": record({"error": text(), "message": text(), "status": whole(400, 599)}),
         "Event": record(event, {"recalled": YES, "traceparent": text()}),
+        "Payloads": array({"description": "what was pushed"}),
         "Events": record({"events": array(ref("Event")), "after": null_or(text("to hand in for the next page")), "more": YES}),
         "Recalled": record({"id": ref("EventId"), "channel": ref("Channel"), "cancelled": whole(description="how many devices still owed a receipt")}),
     }
@@ -159,4 +161,15 @@ def _devices() -> dict[str, Schema]:
                            | {"roundtrip": array(array({"type": "number"})), "limited": COUNT, "recent": array({"type": "object"})}),
         "Alive": record({"status": text()}),
         "Home": record({"message": text(), "version": text()}),
+    }
+
+
+def _texts() -> dict[str, Schema]:
+    """What others have described: streams, the format of Prometheus, and the two descriptions."""
+    return {
+        "Feed": text("frames of a `text/event-stream`: `feed` in /asyncapi.json"),
+        "ReceiptFeed": text("frames of a `text/event-stream`: `receipts` in /asyncapi.json"),
+        "Metrics": text("Prometheus' text format"),
+        "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
+        "AsyncAPI": {"type": "object", "required": ["asyncapi", "info", "channels"]},
     }
