@@ -143,9 +143,9 @@ def test_what_cannot_be_is_said(url, arguments, code, sentence):
 def test_a_server_that_is_not_there_is_said():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        done = pere("bench", "fanout", "--url", f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert done.returncode == 1
-    assert "cannot be reached" in done.stderr
+        port = taken.getsockname()[1]
+        done = pere("bench", "fanout", "--url", f"http://127.0.0.1:{port}")
+    assert (done.returncode, done.stderr) == (1, f"pere: 127.0.0.1:{port} cannot be reached: Connection refused\n")
 
 
 def test_a_server_that_refuses_is_quoted(url):

@@ -13,6 +13,8 @@ import aiohttp
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from pere.client.http import reason
+
 PATIENCE = 5.0  # seconds for an answer
 MOST = 8  # channels, and feeds behind, that are shown
 UNIX = "unix:"
@@ -77,8 +79,8 @@ class Node:
         except TimeoutError:
             raise Away(f"it does not answer within {PATIENCE:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-            raise Away(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from None
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            raise Away((reason(cause) if isinstance(cause, OSError) else str(cause)) or type(error).__name__) from None
         if answer.status == 200:
             return body
         if answer.status in (401, 403):

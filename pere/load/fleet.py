@@ -294,7 +294,9 @@ class Fleet:
             return (await self._loop.create_connection(made, sock=sock))[1]
         except OSError as error:
             sock.close()
-            raise Trouble(f"{self._target.host}:{self._target.port} cannot be reached: {error.strerror or error}") from None
+            from pere.client.http import reason  # only who has failed waits for it
+
+            raise Trouble(f"{self._target.host}:{self._target.port} cannot be reached: {reason(error)}") from None
 
 
 def device(number: int) -> str:
