@@ -29,14 +29,16 @@ Then = Callable[[Ask], None]
 
 class Guard:
     """The guard of a door. `verifier` is None where there are no keys. `channel_of` reads the channel out of a path. `fetch` has the keys
-    fetched that come and go, and then calls back; it says no where that was done just now. Raises Refusal for what may not come in."""
+    fetched that come and go, and then calls back; it says no where that was done just now. `waking` tells what calls back when the
+    store has read what other nodes have said, tokens that they took back included; None where that is at hand. Raises Refusal for what may not come in."""
 
     def __init__(self, config: Config, verifier: Verifier | None, clock: Callable[[], float], channel_of: Callable[[bytes], str],
-                 fetch: Callable[[Callable[[], None]], bool]):
+                 fetch: Callable[[Callable[[], None]], bool], waking: Callable[[], Callable[[Callable[[], None]], None] | None]):
         self._verifier = verifier
         self._clock = clock
         self._channel_of = channel_of
         self._fetch = fetch
+        self._waking = waking
         self._origins = frozenset(origin.encode() for origin in config.origins)
         self._names = words(config.host_names)
         self._is_ours = lru_cache(maxsize=1024)(self._names_us) if config.is_open_to_this_machine else lambda host: True
@@ -50,7 +52,11 @@ class Guard:
 
     def __call__(self, ask: Ask, then: Then) -> None:
         if self._verifier is not None:
-            self._ask_for_token(ask, then, self._verifier)
+            wait = self._waking()
+            if wait is None or not tokens(ask):
+                self._ask_for_token(ask, then, self._verifier)
+            else:
+                wait(partial(self._ask_again, ask, then, self._verifier, False))
             return
         # No page comes by a Unix socket.
         if not self._is_ours(ask.headers.get(b"host", b"")) and ask.connection.address != UNIX:
@@ -70,7 +76,7 @@ class Guard:
         try:
             ask.grant = self._grant(ask, verifier)
         except UnknownKey as unknown:
-            if not is_second_time and self._fetch(partial(self._ask_again, ask, then, verifier)):
+            if not is_second_time and self._fetch(partial(self._ask_again, ask, then, verifier, True)):
                 return
             ask.refusal = unknown
         except Refusal as refusal:
@@ -82,9 +88,9 @@ class Guard:
             ask.grant.check(route.needs, self._channel_of(ask.path) if route.has_channel else None)
         then(ask)
 
-    def _ask_again(self, ask: Ask, then: Then, verifier: Verifier) -> None:
+    def _ask_again(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool) -> None:
         try:
-            self._ask_for_token(ask, then, verifier, True)
+            self._ask_for_token(ask, then, verifier, is_second_time)
         except Refusal as refusal:
             ask.refuse(refusal)
 

@@ -109,7 +109,8 @@ class Server:
         self.verifier = verifier_of(config)
         self.revocations = Revocations(self.store, self.verifier, self.followers.kick) if self.verifier is not None else None
         self.jwks = jwks_of(config, self.verifier)
-        guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False)
+        guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False,
+                      self.store.waking)
 
         cors = Cors(config.origins)
         self.waits = Waits(self.store)

@@ -120,6 +120,16 @@ def test_a_token_from_the_future_does_not_hold_yet(claim):
     assert granted(text, by, NOW + 55)
 
 
+@pytest.mark.parametrize("earlier, later", [("nbf", "iat"), ("iat", "nbf")])
+def test_of_the_times_from_which_it_holds_the_later_one_counts_to_the_very_second(earlier, later):
+    now = 1_417_444_110
+    text = token(issued=None, exp=now + 300, **{earlier: now + 60, later: now + 120})
+    assert [refused(text, by, now + 120 - by._leeway - 0.25) for by in (verifier(), verifier(leeway=5))] == ["early_token"] * 2
+    assert [granted(text, by, now + 120 - by._leeway).expires for by in (verifier(), verifier(leeway=5))] == [now + 300, now + 305]
+    assert granted(text, verifier(leeway=5), now + 304.75)
+    assert [refused(text, by, now + 300 + by._leeway) for by in (verifier(), verifier(leeway=5))] == ["expired_token"] * 2
+
+
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize("value", ["soon", str(NOW), True, None, [], float("nan"), float("inf"), -1, 1e300])
 def test_what_is_no_time_is_no_token(claim, value):
@@ -133,6 +143,8 @@ def test_a_token_without_an_end_does_not_hold():
 def test_a_token_may_not_hold_longer_than_is_allowed_and_must_say_how_long():
     by = verifier(max_age=3600)
     assert granted(token(expires=3600, issued=1), by, NOW + 1)
+    assert granted(token(iat=1_417_444_000, exp=1_417_447_600), by), "as long as it may hold, and no longer"
+    assert refused(token(iat=1_417_444_000, exp=1_417_447_600.25), by) == "long_token"
     assert refused(token(expires=3700), by) == "long_token"
     assert refused(token(expires=10, issued=None), by) == "long_token"
 
@@ -299,6 +311,15 @@ def test_a_key_of_a_jwks_document_is_found_by_its_id(algorithm):
     assert refused(token("d", key=PRIVATE[algorithm], algorithm=algorithm, kid=other), by) == "bad_token"
 
 
+def test_keys_of_one_name_may_all_have_signed_and_each_by_its_own_algorithm_only():
+    other = ec.generate_private_key(ec.SECP256R1())
+    by = Verifier((), fetched=of_jwks({"keys": [jwk("ES256", "k"), jwk("ES256", "k", other), jwk("RS256", "k"), {"kty": "oct", "kid": "k", "k": "QUFB" * 16}]}))
+    for key, algorithm in ((PRIVATE["ES256"], "ES256"), (other, "ES256"), (PRIVATE["RS256"], "RS256")):
+        assert granted(token("d", key=key, algorithm=algorithm, kid="k"), by).subject == "d"
+    for key, algorithm in ((PRIVATE["EdDSA"], "EdDSA"), (PRIVATE["RS256"], "PS256"), (PRIVATE["RS256"], "RS512"), ("AAA" * 16, "HS256"), (ec.generate_private_key(ec.SECP256R1()), "ES256")):
+        assert refused(token("d", key=key, algorithm=algorithm, kid="k"), by) == "bad_token"
+
+
 def test_keys_that_are_for_others_are_passed_over():
     secret = {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode(), "kid": "s"}
     others = [secret, jwk("RS256", "enc", use="enc"), jwk("ES256", "alg", alg="ES384"), jwk("RS256", "ps", alg="PS256"), jwk("EdDSA", "sign", key_ops=["sign"]),
@@ -356,6 +377,7 @@ def test_a_revoked_subject_needs_a_token_that_was_issued_later():
     assert granted(other, by)
     # The clock of who issues may be ahead by the leeway.
     assert refused(token("till-1", issued=4), by, NOW + 4) == "revoked_token"
+    assert refused(token("till-1", iat=NOW + 5), by, NOW + 5) == "revoked_token"
     assert granted(token("till-1", issued=7), by, NOW + 7)
 
 

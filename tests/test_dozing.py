@@ -247,6 +247,32 @@ async def test_a_token_that_was_taken_back_meanwhile_is_refused_there(node):
     assert (await wire.request(there.port, "POST", "/push/c", b"1", **bearer("d", push=["c"], issued=-10))).error == (401, "revoked_token")
 
 
+async def test_who_asks_while_it_wakes_is_let_in_by_what_it_reads_then(node):
+    """What woke it may be that this very token was taken back."""
+    here, there = await node(jwt_secret=SECRET, jwt_leeway=0.0), await node(jwt_secret=SECRET, jwt_leeway=0.0)
+    await fall_asleep(there)
+    gate, refresh, doze = asyncio.Event(), there.store._log.refresh, there.store._doze
+
+    async def slowly() -> None:
+        await gate.wait()
+        await refresh()
+
+    there.store._log.refresh = slowly
+    answer = await wire.request(here.port, "DELETE", "/admin/devices/d?revoke=true", **bearer("root", admin=True, expires=30))
+    assert answer.status == 204
+    while not doze.is_waking:
+        await asyncio.sleep(0.005)
+    assert (await wire.request(there.port, "GET", "/healthz")).status == 200, "who shows no token need not wait"
+    asking = [asyncio.ensure_future(wire.request(there.port, method, target, b"1" * (method == "POST"), **bearer(name, push=["c"], feed=["c"], issued=-10)))
+              for name in ("d", "e") for method, target in (("POST", "/push/c"), ("GET", "/events/c"), ("POST", "/push/e"))]
+    while len(doze._waiting) < 1 + len(asking) and not any(each.done() for each in asking):
+        await asyncio.sleep(0.005)
+    gate.set()
+    told = await asyncio.gather(*asking)
+    assert [answer.status for answer in told] == [401, 401, 401, 201, 200, 403]
+    assert {answer.error[1] for answer in told[:3]} == {"revoked_token"}
+
+
 async def test_an_endpoint_that_is_added_there_is_told_of_what_comes_then(story):
     _, there, _ = await story(**LOCAL)
     newest = there.store.newest_record

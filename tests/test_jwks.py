@@ -1,6 +1,7 @@
 """Keys on somebody's server: a real one, that turns its keys, goes away, lies and is slow."""
 
 import asyncio
+import gzip
 import time
 from typing import Any
 
@@ -54,6 +55,16 @@ class Keys:
 
 @pytest.fixture
 def keys(io_loop):
+    yield from _standing(io_loop)
+
+
+@pytest.fixture
+def strangers(io_loop):
+    """Those of somebody else."""
+    yield from _standing(io_loop)
+
+
+def _standing(io_loop):
     async def make() -> Keys:
         return Keys()
 
@@ -144,20 +155,23 @@ async def test_a_recognised_receipt_whose_key_is_turned_waits_for_it_too(served,
         assert (await line.answer()).status == 200
 
 
-@pytest.mark.parametrize("trouble", ["away", "refuses", "redirects", "lies", "empty", "endless", "secret"])
-async def test_while_their_server_is_in_trouble_the_old_keys_are_good(served, keys, trouble, caplog):
+@pytest.mark.parametrize("trouble", ["away", "refuses", "redirects", "lies", "empty", "endless", "secret", "deep", "compressed"])
+async def test_while_their_server_is_in_trouble_the_old_keys_are_good(served, keys, strangers, trouble, caplog):
     keys.has(jwk("ES256", "e"))
+    strangers.has(jwk("ES256", "new"))
     server = await served()
     assert (await pushed(server, signed())).status == 201
     if trouble == "away":
         await keys.close()
     keys.status = {"refuses": 503, "redirects": 302}.get(trouble, 200)
-    keys.headers = {"Location": "/elsewhere"} if trouble == "redirects" else {}
+    keys.headers = {"redirects": {"Location": strangers.url}, "compressed": {"Content-Encoding": "gzip"}}.get(trouble, {})
     keys.body = {"lies": b"<html>", "empty": b'{"keys":[]}', "endless": b'"' + b"x" * MAX_BYTES + b'"',
-                 "secret": orjson.dumps({"keys": [{"kty": "oct", "k": "AAAA", "kid": "new"}]})}.get(trouble, b"")
+                 "secret": orjson.dumps({"keys": [{"kty": "oct", "k": "AAAA", "kid": "new"}]}), "deep": b'{"keys":' + b"[" * 100_000,
+                 "compressed": gzip.compress(strangers.body)}.get(trouble, b"")
     for _ in range(2):
         assert (await pushed(server, signed("new"))).error == (401, "unknown_key")
     assert (await pushed(server, signed())).status == 201
+    assert strangers.asked == 0
     assert [record.getMessage() for record in caplog.records if record.name == "pere.keys"] == ["the keys of --jwt-jwks cannot be fetched"]
     caplog.clear()
 

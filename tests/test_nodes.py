@@ -503,13 +503,17 @@ async def test_nodes_on_one_machine_share_a_port(node):
 @pytest.mark.parametrize("target", ["/receipts/c", "/feed/c"])
 async def test_a_token_that_is_taken_back_at_one_node_ends_its_feeds_at_all(node, target):
     here, there = await node(jwt_secret=SECRET, jwt_leeway=0.0), await node(jwt_secret=SECRET, jwt_leeway=0.0)
-    feed = wire.Feed((await wire.Wire.open(there.port)).sock)
-    await feed.start(target, bearer("d", feed=["c"], push=["c"], issued=-10))
-    await feed.control("pere.hello")
+    text, feeds = bearer("d", feed=["c"], push=["c"], issued=-10), []
+    for port in (here.port, there.port):
+        feeds.append(wire.Feed((await wire.Wire.open(port)).sock))
+        await feeds[-1].start(target, text)
+        await feeds[-1].control("pere.hello")
     answer = await wire.request(here.port, "DELETE", "/admin/devices/d?revoke=true", **bearer("root", admin=True, expires=30))
     assert answer.status == 204
-    assert (await feed.control("pere.bye"))["reason"] == "kicked"
-    feed.close()
+    for feed, port in zip(feeds, (here.port, there.port), strict=True):
+        assert (await feed.control("pere.bye"))["reason"] == "kicked"
+        assert (await wire.begun(port, "GET", target, **text)).error == (401, "revoked_token")
+        feed.close()
 
 
 async def test_a_node_that_has_to_read_everything_anew_knows_which_tokens_were_taken_back_meanwhile(asleep, node, caplog):

@@ -185,6 +185,10 @@ class Store(ABC):
         """Whether other nodes serve the same, so that a device may go there."""
         return False
 
+    def waking(self) -> Callable[[Callable[[], None]], None] | None:
+        """What calls back when all is at hand that was taken on other nodes while this one slept; None where it is, or nothing was heard of them."""
+        return None
+
     @abstractmethod
     def lags(self, id: int, *names: str) -> bool:
         """Whether another node may have taken what is not at hand here: of what is up to this id, or of these channels and patterns; with no

@@ -46,6 +46,15 @@ class Doze:
         if self._waking is None or self._waking.done():
             self._waking = asyncio.ensure_future(self._wake())
 
+    @property
+    def is_waking(self) -> bool:
+        """Whether it was called, and what there is to be read has not been read yet."""
+        return self._log.is_asleep and self._waking is not None and not self._waking.done()
+
+    def wait(self, then: Callable[[], None]) -> None:
+        """Call `then` when it is awake, or cannot be woken: whoever wants more than to be let in finds that out."""
+        self.wake(then, lambda refusal: then())
+
     async def woken(self) -> None:
         """The same for who awaits it. Raises Unavailable."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -227,6 +227,9 @@ class RedisStore(Joining):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def waking(self) -> Callable[[Callable[[], None]], None] | None:
+        return self._doze.wait if self._doze.is_waking else None
+
     def lags(self, id: int, *names: str) -> bool:
         self._doze.asked()
         if self._log.is_asleep or id > self._ids.last:
