@@ -181,7 +181,10 @@ def place_of(config: Config) -> str:
 
 
 def visit(path: str) -> Line | None:
-    """Who serves there; None if nobody does. Raises OSError, with the path in `filename`, where that cannot be found out, or it is somebody else's."""
+    """Who serves there; None if nobody does. Raises OSError, with the path in `filename`, where that cannot be found out, or it is somebody else's; and
+    where the path is not the socket's own, such as a link to it: who took over could not wait there for the next one."""
+    if not _is_socket(path):
+        return None
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(path)
@@ -264,12 +267,8 @@ class Offer:
 
 def make_room(path: str) -> None:
     """Remove a socket that a process left behind. Raises OSError where what is there is no socket, or somebody listens on it."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
+    if not _is_socket(path):
         return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, "a file is there that is no socket")
     with socket.socket(socket.AF_UNIX) as visitor:
         visitor.setblocking(False)
         try:
@@ -280,3 +279,14 @@ def make_room(path: str) -> None:
         except BlockingIOError:
             pass  # its queue is full, so somebody has one
     raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def _is_socket(path: str) -> bool:
+    """False where nothing is. Raises OSError, with the path in `filename`, where what is there is something else."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "a file is there that is no socket", path)
+    return True
