@@ -378,3 +378,81 @@ async def test_a_keyboard_is_enough(start, chromium):
             await page.get_by_role("button", name=f"Theme: {name}").wait_for()
 
     await chromium(story)
+
+
+FIRES = "<img src=x onerror=fire()></script><script>fire()</script>\"'><svg onload=fire()>"
+NAMES = ["javascript:fire", "__proto__", "constructor"]  # what else a name may be made of does no more
+
+# Whatever runs, or is made of markup, on a page that has none of it by itself.
+WATCH = """
+window.ran = [];
+window.fire = window.alert = () => ran.push("a script of somebody else");
+addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) => ran.push(`${violatedDirective} ${blockedURI}`));
+"""
+MADE = "[...document.querySelectorAll('img, iframe, object, embed, base, body script, main style, form[action], svg[onload], [onerror], a[href]:not([href^=\"#\"])')].map((each) => each.outerHTML)"
+
+
+@patiently
+async def test_what_others_made_up_is_text_on_every_page_and_nobody_frames_it(start, chromium):
+    server = await start(**LOCAL)
+    port, troubles = server.port, []
+    home = f"http://127.0.0.1:{port}"
+    for name in NAMES:
+        server.store.register(name, name + "@~:.")
+        id = (await wire.request(port, "POST", f"/push/{name}?type={name}", FIRES, Content_Type="text/plain", Device=name, X_Request_Id=FIRES)).json["id"]
+        answer = await wire.request(port, "POST", f"/feedback/{name}", {"event_id": id, "state": "failed", "status": FIRES}, Device=name + "@~:.")
+        assert answer.status == 200
+    assert (await wire.request(port, "POST", "/webhooks", {"url": "http://127.0.0.1:9/javascript:fire()'"})).status == 201
+
+    async def story(context):
+        await context.add_init_script(WATCH)
+        await context.set_extra_http_headers({"X-Request-Id": FIRES})
+        page = await context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: troubles.append(dialog.message))
+
+        async def is_only_text():
+            assert (await page.evaluate("ran"), await page.evaluate(MADE), troubles) == ([], [], [])
+
+        await page.goto(home)
+        for name in NAMES:
+            await page.get_by_role("button", name=f"{name} {name}").click()
+            await page.get_by_label("Devices in this state").first.select_option("failed")
+            await page.get_by_role("cell", name=FIRES).wait_for()
+            await page.get_by_role("cell", name=f"{name}@~:.").wait_for()
+        await is_only_text()
+        await goes_to(page, "Try it")
+        await page.get_by_label("Name", exact=True).fill("constructor")
+        await page.get_by_label("Channels, with commas").fill(",".join(NAMES))
+        await page.get_by_role("button", name="Be this device").click()
+        await page.get_by_text("listening to javascript:fire").wait_for()
+        await page.get_by_label("What, as JSON or as text").fill(FIRES)
+        for name in NAMES:
+            await page.get_by_label("Channel", exact=True).fill(name)
+            await page.get_by_label("Type (optional)").fill(name)
+            await page.get_by_role("button", name="Push").click()
+            await page.get_by_role("list", name="What the device was told").get_by_role("listitem").filter(has_text=f"{name}{name} ·").get_by_text(FIRES).wait_for()
+        await page.get_by_label("Channel", exact=True).fill(FIRES[:50])
+        await page.get_by_role("button", name="Push").click()
+        await page.get_by_text(f"a channel is 1 to 128 of A-Z a-z 0-9 _ . : ~ -, not '{FIRES[:50]}'").wait_for()
+        await is_only_text()
+        await goes_to(page, "Devices")
+        await page.get_by_role("row", name="javascript:fire@~:.").wait_for()
+        await is_only_text()
+        await goes_to(page, "Webhooks")
+        await page.get_by_role("heading", name="javascript:fire()").wait_for()
+        await page.get_by_label("Address").fill(f"http://127.0.0.1/{FIRES}")
+        await page.get_by_role("button", name="Add").click()
+        await page.get_by_text("'<' cannot stand in a URL").wait_for()
+        await is_only_text()
+        # What was made up is no page either where a browser goes to it by itself.
+        for target in (f"/events/{NAMES[0]}", "/events/" + FIRES[:26]):
+            await page.goto(home + target)
+            assert FIRES[:26] in await page.locator("pre").inner_text() and await page.evaluate(MADE) == []
+        # Nobody frames it, and be it a page of its own origin.
+        await page.route("**/frame", lambda route: route.fulfill(content_type="text/html", body="<iframe src='/'></iframe><iframe src='/healthz'></iframe>"))
+        await page.goto(f"{home}/frame")
+        assert [frame.url for frame in page.frames] == [f"{home}/frame", "chrome-error://chromewebdata/", "chrome-error://chromewebdata/"]
+        assert troubles == []
+
+    await chromium(story)

@@ -503,7 +503,7 @@ async def test_who_comes_by_a_link_takes_nothing_over_for_it_could_not_wait_ther
     with serving(tmp_path) as (first, _):
         (tmp_path / "link").symlink_to(tmp_path / "h")
         feed = await wire.listen(first.port, "c", device="d")
-        ended = await asyncio.to_thread(pere, "serve", "--port", str(first.port), "--store", named("sqlite", tmp_path), "--handover", str(tmp_path / "link"))
+        ended = await asyncio.to_thread(pere, "serve", "--port", "0", "--store", named("sqlite", tmp_path), "--handover", str(tmp_path / "link"))
         assert ended.returncode == 1 and f"{tmp_path / 'link'}: a file is there that is no socket" in ended.stderr
         id = (await wire.push(first.port, "c")).json["id"]
         assert (await feed.event()).id == id
