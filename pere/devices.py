@@ -37,6 +37,8 @@ class Devices:
     """All devices, by name; and by pattern those who want every channel that is yet to be born. `registrations` counts the channels and
     patterns of each."""
 
+    lasting = ("on_presence",)  # as in `storage/working.py`
+
     def __init__(self) -> None:
         self.known: dict[str, Device] = {}
         self.patterns: Wishes[set[str]] = Wishes()

@@ -78,6 +78,8 @@ Row = tuple[Entry, Member | None, int, int, bytes | None, float]
 class Ledger:
     """All entries, by event id. The tallies are plain integers that metrics read."""
 
+    lasting = ("receipts", "roundtrips", "expired", "cancelled", "on_answer", "on_decision", "statuses_dropped")  # as in `storage/working.py`
+
     def __init__(self, max_status_bytes: int = 1024 * 1024):
         self.entries: dict[int, Entry] = {}
         self.outstanding = 0

@@ -9,6 +9,9 @@ that was answered, and what came twice must be the same.
 The audit reads HTTP only: it knows nothing of files, tables or memory. SIGKILL leaves alone what the system already has
 in its buffers, so this shows that nothing is answered before it is written; that it also survives a loss of power is the
 business of fsync, and cannot be seen from here.
+
+It is longer than a file should be because who kills, and who asks then for what was promised, tell one story; the fleet that is promised it has a
+file of its own (`fleet.py`).
 """
 
 import asyncio

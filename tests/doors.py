@@ -1,5 +1,8 @@
 """A front door on a real socket; behind it, handlers and hot functions that show what came through; before it, a client that
-says exactly what it is told and reads only when it is asked to."""
+says exactly what it is told and reads only when it is asked to.
+
+It is long because it is a whole stage: each handler and hot function is a few lines, and all tests of `test_http1*.py` ask for what they show.
+"""
 
 import asyncio
 import logging

@@ -2,6 +2,8 @@
 
 Each promise is entered at the moment at which its answer was read, never before: so the book holds what a publisher or a
 device may rely on, and no more. They all carry on when the server dies under them, and come back until it answers again.
+
+It is a little longer than a file should be: devices and publishers enter in the one book, and what an entry means is only plain beside who makes it.
 """
 
 import asyncio

@@ -2,6 +2,8 @@
 
 Nothing here is clever, shared or kept for speed: who wants to know something goes through everything there is. The id of an event
 is taken from the server and all else follows. `soak.py` does the same things to this and to a real server, and compares.
+
+It is one file, though a long one: whoever doubts what is right reads it from end to end, beside the README, and each promise stands in it once.
 """
 
 import math

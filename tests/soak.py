@@ -4,6 +4,8 @@
 
 The server is whole: its front door, hub, ledger and store, on its loop; only the network is pairs of sockets, and the time is handed in.
 A restart is an orderly end, or what a crash leaves of the file, or of a node in Redis that is killed. Commands that differ are shrunk to a few and printed.
+
+It is long because each deed is done twice, to the server and to the model, and what both say of it is compared in the same place: parted, one would be changed without the other.
 """
 
 import asyncio

@@ -22,6 +22,8 @@ as `nice -20`), where the rights for that are there. Beside each flood stands wh
 server, idle but for it, which shares the processor. So much is lost with the processor alone, whatever the server does: it is the floor. `--unlimited` runs each flood against a server that has no limits too. Everything is on loopback, so the kernel's part of the
 flood, whichever processor it falls on, is in the figures. "Waits" is the part of the time in which the server, or the probes, could have gone on and
 had no processor: a latency is the server's doing only where that is little.
+
+It is a little longer than a file should be because each flood stands beside those whom it is to disturb and the floor it is measured against.
 """
 
 import asyncio

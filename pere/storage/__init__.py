@@ -2,6 +2,8 @@
 
 The hub broadcasts only what a store delivers, and a publisher or a device is answered only when the store says so, hence
 the callbacks: `then` is called once, when the matter is as safe as this store makes it, which may be at once.
+
+It is a little longer than a file should be: the contract stands here whole, with a sentence for each question, and what is only handed over with it.
 """
 
 import builtins

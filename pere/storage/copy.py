@@ -122,12 +122,13 @@ class Copy(Presence):
             self._schedule.add(event, event.expires + self._config.keep_expired)
 
     def _clear(self) -> None:
-        """Back to nothing; what was counted, and who is told of what, stays."""
-        stays = {name: getattr(self, name) for name in ("deliver", "withdraw", "dismiss", "forsake", "on_anew", "heed", "leads", "on_lead", "on_document", "on_commit", "on_receipts", "events", "event_bytes")}
-        ledger, on_presence = self.ledger, self.devices.on_presence
+        """Back to nothing; what was counted, and who is told of what, stays (`lasting`)."""
+        stays = [(name, getattr(self, name)) for name in self.lasting]
+        ledger, devices = self.ledger, self.devices
         Presence.__init__(self, self._config, self._system, self.node)
-        for name, value in stays.items():
+        for name, value in stays:
             setattr(self, name, value)
-        for name in ("receipts", "roundtrips", "expired", "cancelled", "statuses_dropped", "on_answer", "on_decision"):
+        for name in ledger.lasting:
             setattr(self.ledger, name, getattr(ledger, name))
-        self.devices.on_presence = on_presence
+        for name in devices.lasting:
+            setattr(self.devices, name, getattr(devices, name))

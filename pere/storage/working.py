@@ -41,6 +41,8 @@ class WorkingSet(Store):
     """`clock` is the system's, in seconds since 1970; tests hand in their own."""
 
     shelf_type = Shelf
+    # What a store that has lost what it knew, and begins anew, goes on with: who is told of what, and what was counted.
+    lasting = ("deliver", "withdraw", "dismiss", "forsake", "leads", "on_lead", "on_anew", "on_document", "heed", "on_commit", "on_receipts", "events", "event_bytes")
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.time):
         self.ledger = Ledger(config.max_event_status_bytes)

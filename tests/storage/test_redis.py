@@ -16,10 +16,13 @@ from processes import free_port
 from redises import RedisServer
 
 from pere.config import DAY, Config
+from pere.devices import Devices
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
+from pere.ledger import Ledger
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
 from pere.storage import Accepted, keeper, keeping, sharedlog
 from pere.storage import redis as module
+from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
 
 
@@ -554,6 +557,12 @@ async def test_who_waits_for_replicas_is_answered_when_they_have_it_and_refused_
         await store.close()
         assert replica.ask("XLEN", "pere:log") == server.ask("XLEN", "pere:log")
     caplog.clear()
+
+
+def test_whoever_is_told_of_something_is_named_among_what_lasts_where_a_node_begins_anew():
+    for made in (MemoryStore(Config()), Ledger(), Devices()):
+        told = {name for name, value in vars(made).items() if not name.startswith("_") and (callable(value) or name.startswith("on_"))} - {"clock"}
+        assert told <= {*made.lasting} <= vars(made).keys()
 
 
 async def test_a_log_that_has_lost_its_end_is_read_anew(node, server, caplog):
