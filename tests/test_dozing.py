@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -335,11 +336,23 @@ async def test_it_becomes_the_keeper_with_all_at_hand(node):
     assert await status(there, id) == {"sent": 1}
 
 
-async def test_without_redis_it_answers_nothing_that_may_be_old(start, tmp_path, caplog):
+@asynccontextmanager
+async def sleeping(start, tmp_path):
+    """A Redis that may be done harm, a node that sleeps there beside another one, and an event: at the end, when Redis is well again, it is found."""
     with RedisServer(tmp_path) as redis:
         here, there = [await start(open_store(Config(store=redis.url))) for _ in range(2)]
         id = await push(here)
         await fall_asleep(there)
+        yield redis, there, id
+        while there.store.trouble() is not None or here.store.trouble() is not None:
+            await asyncio.sleep(0.01)
+        assert (await get(there, f"/events/c/{id}"))["audience"] == 0
+        while start.servers:
+            await start.servers.pop().stop()
+
+
+async def test_without_redis_it_answers_nothing_that_may_be_old(start, tmp_path, caplog):
+    async with sleeping(start, tmp_path) as (redis, there, id):
         redis.kill()
         for method, target, body in (("GET", f"/events/c/{id}", b""), ("POST", "/push/c", b"1"), ("GET", "/feed/c", b""), ("GET", "/receipts/c", b""), ("GET", "/webhooks", b"")):
             answer = await wire.request(there.port, method, target, body)
@@ -348,31 +361,18 @@ async def test_without_redis_it_answers_nothing_that_may_be_old(start, tmp_path,
         assert (await say(there, "d", id)).error == (503, "store_failed")
         assert (await wire.request(there.port, "GET", "/readyz")).status == 503
         redis.start()
-        while there.store.trouble() is not None or here.store.trouble() is not None:
-            await asyncio.sleep(0.01)
-        assert (await get(there, f"/events/c/{id}"))["audience"] == 0
-        while start.servers:
-            await start.servers.pop().stop()
     caplog.clear()
 
 
 async def test_a_redis_that_stands_still_while_it_wakes_keeps_nobody_for_ever(start, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(sharedlog, "TIMEOUT", 0.3)
-    with RedisServer(tmp_path) as redis:
-        here, there = [await start(open_store(Config(store=redis.url))) for _ in range(2)]
-        id = await push(here)
-        await fall_asleep(there)
+    async with sleeping(start, tmp_path) as (redis, there, id):
         redis.signal(signal.SIGSTOP)
         try:
             answers = await asyncio.gather(*(wire.request(there.port, "GET", f"/events/c/{id}") for _ in range(5)))
             assert {answer.error for answer in answers} == {(503, "store_failed")}
         finally:
             redis.signal(signal.SIGCONT)
-        while there.store.trouble() is not None or here.store.trouble() is not None:
-            await asyncio.sleep(0.01)
-        assert (await get(there, f"/events/c/{id}"))["audience"] == 0
-        while start.servers:
-            await start.servers.pop().stop()
     caplog.clear()
 
 

@@ -165,11 +165,7 @@ async def test_a_batch_with_many_names_is_done_piece_by_piece_and_the_others_are
     batch = [{"channel": "c", "data": number, "to": [f"device-{n}" for n in range(900)]} for number in range(200)]
     big, small = await connect(), await connect()
     await big.send(wire.said("POST", "/push", orjson.dumps(batch)))
-    seen = []
-    while not seen or seen[-1] < 200:
-        await small.send(wire.said("POST", "/push/other", b"1"))
-        assert (await small.answer()).status == 201
-        seen.append(server.store.events - len(seen))
+    seen = await wire.pushed_beside(small, lambda: server.store.events, 200)
     assert [result["audience"] for result in (await big.answer()).json["results"]] == [900] * 200
     assert len(set(seen)) > 10, "it was done in one piece"
     assert [event["data"] for event in (await get("/events/c?limit=1000"))["events"]] == list(range(200))

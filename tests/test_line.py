@@ -222,11 +222,7 @@ async def test_a_batch_of_many_events_is_pushed_piece_by_piece_and_answered_in_o
     big, small = await connect(), await connect()
     batch = [{"channel": "c", "data": number} for number in range(10_000)]
     await big.send(wire.said("POST", "/push", orjson.dumps(batch)))
-    seen = []
-    while not seen or seen[-1] < 10_000:
-        await small.send(wire.said("POST", "/push/other", b"1"))
-        assert (await small.answer()).status == 201
-        seen.append(server.store.events - len(seen))
+    seen = await wire.pushed_beside(small, lambda: server.store.events, 10_000)
     assert len({count for count in seen if count < 10_000}) >= 2, "others were served in between"
     answers = (await big.answer()).json["results"]
     assert len(answers) == 10_000 and answers == sorted(answers, key=lambda each: [int(part) for part in each["id"].split("-")])

@@ -112,22 +112,8 @@ async def test_what_has_made_way_cannot_be_recalled(start, push, ask):
     assert (await ask("DELETE", f"/events/c/{id}")).error == (410, "event_gone")
 
 
-@EACH_STORE
-async def test_who_has_answered_all_before_and_was_away_is_told_too(listen, push, ask, feedback):
-    feed = await listen("c", device="d")
-    first, id = await push("c", 1), await push("c", 2)
-    await feed.events(2)
-    await feedback("c", "d", first)
-    feed.close()
-    await recall(ask, "c", id)
-    last = await push("c", 3)
-    feed = await listen("c", device="d")
-    assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}
-    assert (await feed.event()).id == last
-
-
-@pytest.mark.parametrize("kept_in", ["sqlite", "redis"], indirect=True)
-async def test_who_has_answered_all_before_is_told_though_the_server_was_started_again_meanwhile(start, listen, push, ask, feedback):
+@pytest.mark.parametrize("kept_in, is_started_again", [("memory", False), ("sqlite", False), ("redis", False), ("sqlite", True), ("redis", True)], indirect=["kept_in"])
+async def test_who_has_answered_all_before_and_was_away_is_told_too_whether_the_server_was_started_again_or_not(start, listen, push, ask, feedback, is_started_again):
     server = await start()
     feed = await listen("c", device="d")
     first, id = await push("c", 1), await push("c", 2)
@@ -135,8 +121,9 @@ async def test_who_has_answered_all_before_is_told_though_the_server_was_started
     await feedback("c", "d", first)
     feed.close()
     await recall(ask, "c", id)
-    await server.stop()
-    await start()
+    if is_started_again:
+        await server.stop()
+        await start()
     last = await push("c", 3)
     feed = await listen("c", device="d")
     assert await feed.control("pere.cancel") == {"id": id, "channel": "c"}

@@ -356,6 +356,16 @@ async def push(port: Way, channel: str, data: object = 1, *, device: str = "", k
     return answer
 
 
+async def pushed_beside(line: Wire, kept: Callable[[], int], count: int) -> list[int]:
+    """Push one event after another until so many others are kept; how many these were, each time. `kept` counts all, those pushed here too."""
+    seen: list[int] = []
+    while not seen or seen[-1] < count:
+        await line.send(said("POST", "/push/other", b"1"))
+        assert (await line.answer()).status == 201
+        seen.append(kept() - len(seen))
+    return seen
+
+
 async def back_in_step(slow: Feed, others: list[Feed], ids: list[str], push: Callable[[], Awaitable[str]], caught_up: Callable[[], Awaitable[object]]) -> None:
     """A feed that was slow is sent all these events, each once and in their order, and no gap; and then it is live like the others."""
     assert [(await slow.event()).id for _ in ids] == ids
