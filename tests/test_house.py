@@ -1,9 +1,9 @@
 """The house itself: its plan is in the README, what may know of what is kept, and nothing is found that nobody was told of.
 
 No six lines stand twice, but where they are meant to: the schema in old files (`storage/version_*.sql`) is as it was written then; tables of cases, settings, classes
-of errors and of news are alike as rows are; so is a constructor that keeps what it is given, and a dict of what is told; receipts are entered in several ways in one
-file (`ledger.py`), since a call for each would cost more than it says; programs in `foreign/` are each as somebody writes one for that library alone; what runs another
-program (nginx, Redis) ends it in its own way; and a test tells its story from the beginning, for whoever reads that one alone.
+of errors and of news are alike as rows are; so is a constructor that keeps what it is given, and a dict of what is told; receipts are entered in three ways that stand
+beside each other (`ledger.py` says why); programs in `foreign/` are each as somebody writes one for that library alone; what runs another program (nginx, Redis) ends
+it in its own way, and a fixture closes what it opened; and a test tells its story from the beginning, for whoever reads that one alone.
 """
 
 import ast
