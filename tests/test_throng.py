@@ -164,12 +164,23 @@ async def test_the_same_device_again_begins_behind_what_is_on_its_way_to_it(crow
     assert await again.events(1) == ["2"] and await feeds[2].events(1) == ["2"] and await feeds[1].events(2) == ["1", "2"]
 
 
-async def test_what_is_recalled_before_its_turn_is_not_sent_and_not_called_off(crowded, listen, push, ask):
-    _, line = await crowded()
-    feeds = [await listen("c") for _ in range(3)]
-    line.is_held = True
-    id = await push("c", "wrong")
-    line.step()
+@pytest.fixture
+def halfway(crowded, listen, push):
+    """`line, feeds, id = await halfway()`: three feeds, and an event that has been written to all but the last, whose turn has not come."""
+
+    async def halfway():
+        _, line = await crowded()
+        feeds = [await listen("c") for _ in range(3)]
+        line.is_held = True
+        id = await push("c", "wrong")
+        line.step()
+        return line, feeds, id
+
+    return halfway
+
+
+async def test_what_is_recalled_before_its_turn_is_not_sent_and_not_called_off(halfway, push, ask):
+    line, feeds, id = await halfway()
     assert (await ask("DELETE", f"/events/c/{id}")).status == 200
     await push("c", "right")
     line.go_on()
@@ -180,12 +191,8 @@ async def test_what_is_recalled_before_its_turn_is_not_sent_and_not_called_off(c
     assert (await feeds[2].event()).data == "right" and b"wrong" not in feeds[2].text and b"pere.cancel" not in feeds[2].text
 
 
-async def test_what_was_made_for_the_others_is_not_sent_once_it_is_recalled(crowded, listen, push, ask):
-    _, line = await crowded()
-    feeds = [await listen("c") for _ in range(3)]
-    line.is_held = True
-    id = await push("c", "wrong")
-    line.step()
+async def test_what_was_made_for_the_others_is_not_sent_once_it_is_recalled(halfway, push, ask):
+    line, feeds, id = await halfway()
     assert (await feeds[1].event()).data == "wrong"
     assert (await ask("DELETE", f"/events/c/{id}")).status == 200
     line.go_on()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from pere.errors import Refusal
 from pere.storage.ear import ended
+from pere.storage.settling import telling
 from pere.storage.sharedlog import Cut, SharedLog
 
 QUIET = 10  # beats without a question after which it sleeps
@@ -57,18 +58,11 @@ class Doze:
 
     async def woken(self) -> None:
         """The same for who awaits it. Raises Unavailable."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def told(refusal: Refusal | None = None) -> None:
-            if done.done():
-                return  # whoever asked has gone
-            if refusal is None:
-                done.set_result(None)
-            else:
-                done.set_exception(refusal)
-
-        self.wake(told, told)
-        await done
+        done: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        tell = telling(done)
+        self.wake(lambda: tell(None), tell)
+        if (refusal := await done) is not None:
+            raise refusal
 
     async def _wake(self) -> None:
         try:
