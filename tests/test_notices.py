@@ -450,7 +450,7 @@ async def test_a_notice_that_fails_alone_does_not_hold_up_the_others(hooked, rec
 
 
 @STORES
-async def test_what_has_no_room_is_counted_and_told(hooked, active, answered, until, monkeypatch, kind, ask, get, measured):
+async def test_what_has_no_room_is_counted_and_told(hooked, active, answered, feedback, until, monkeypatch, kind, ask, get, measured):
     monkeypatch.setattr(outbox, "MAX_QUEUED", 5)
     monkeypatch.setattr(notices, "BATCH", 5)
     monkeypatch.setattr(reporter, "BATCH", 5)
@@ -458,8 +458,13 @@ async def test_what_has_no_room_is_counted_and_told(hooked, active, answered, un
     register(server, "c", *(f"d{n}" for n in range(12)))
     there, endpoint = await active(types=[RECEIPTS])
     await ask("PATCH", f"/webhooks/{endpoint['id']}", {"state": "paused"})
-    id = await answered("c", *(f"d{n}" for n in range(12)))
+    monkeypatch.setattr(reporter, "OLDEST", 3600)  # however slowly the receipts come, only full batches go
+    id = await answered("c", *(f"d{n}" for n in range(10)))
     box = server.webhooks.courier.outboxes[endpoint["id"]]
+    await until(lambda: box.waiting == 5 and box.lost == 5)
+    monkeypatch.setattr(reporter, "OLDEST", 0)
+    for device in ("d10", "d11"):
+        assert (await feedback("c", device, id)).status == 200
     await until(lambda: box.waiting == 5 and box.lost == 7)
     assert (await get(f"/webhooks/{endpoint['id']}"))["dropped"] == 7
     assert (await measured())["pere_webhook_dropped_total"] == 7
