@@ -23,8 +23,8 @@ from pere.crowd import Crowds
 from pere.errors import Refusal
 from pere.gate import Gate
 from pere.limits import REQUESTS, Account
-from pere.line import AT_ONCE, Line
-from pere.newcomers import Newcomers
+from pere.line import AT_ONCE, MUCH, Line
+from pere.newcomers import LESSONS, Known, Newcomers
 from pere.outlets import Outlets
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
@@ -89,7 +89,7 @@ class Door:
         self.is_passing = False  # what nobody has read yet is for another process
         self.shapes = Shapes()
         self.crowds = Crowds(self)
-        self.newcomers = Newcomers()
+        self.newcomers = Newcomers(LESSONS if self.small >= MUCH else 0)  # what comes at once is measured by nobody else
         self.loop = asyncio.get_running_loop()
         self.outlets = Outlets(self.loop)
         self.line = Line(self.loop.time, self.loop.call_soon)
@@ -117,6 +117,7 @@ class Door:
             self.other.max_body = config.max_event_bytes
             self.cors.allow(config.origins)
             self.crowds.forget()
+            self.newcomers.forget()
             for connection in self.connections:
                 connection.forget()
             self._heads.clear()
@@ -162,13 +163,13 @@ class Door:
 
 
 class Ask:
-    """A request as a hot function sees it: all in bytes, header names in lower case, `fields` the headers as they came; `grant` is who
-    asks, and what they may do. Exactly one of `answer`, `refuse`, `detach` and `outlet` is called, at once or later."""
+    """A request as a hot function sees it: all in bytes, header names in lower case; `grant` is who
+    asks, and what they may do. `known` is what it was recognised by, if it was (see `newcomers.py`). Exactly one of `answer`, `refuse`, `detach` and `outlet` is called, at once or later."""
 
-    __slots__ = ("_id", "account", "body", "connection", "gone", "fields", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("_fields", "_id", "account", "body", "connection", "gone", "grant", "headers", "keep_alive", "known", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
-                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], route: Route):
+                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]] | None, route: Route, known: Known | None = None):
         self.connection = connection
         self.method = method
         self.path = path
@@ -176,13 +177,25 @@ class Ask:
         self.version = version
         self.keep_alive = keep_alive
         self.headers = headers
-        self.fields = fields
+        self._fields = fields
         self.route = route
+        self.known = known
         self.body = b""
         self.account: Account | None = None  # what limits count it in, if they do
         self.grant: Grant = NOTHING
         self.gone: Callable[[], None] | None = None  # who is told when the client goes away before it is answered
         self.refusal: Refusal | None = None  # why it is refused before anybody looks at it
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """The headers as they came."""
+        if self._fields is None:
+            self._fields = list(self.headers.items())
+        return self._fields
+
+    @fields.setter
+    def fields(self, fields: list[tuple[bytes, bytes]]) -> None:
+        self._fields = fields
 
     def answer(self, status: int, body: bytes, more: bytes = b"") -> None:
         """`body` is JSON, `more` is further header lines, each with its line end."""

@@ -20,7 +20,7 @@ from pere.door import Ask, Door, Route
 from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import MUCH
-from pere.newcomers import Head
+from pere.newcomers import Known
 from pere.recognising import LAST_AGAIN, Recognising
 
 log = logging.getLogger("pere.http")
@@ -59,8 +59,10 @@ class Connection(Recognising):
         self._alike = None
         if self._in_line or len(data) > MUCH:
             self._put_by(data)
-        else:
+        elif self._parser is not None or (found := self._door.newcomers.read(data)) is None:
             self._parse(data)
+        else:
+            self._take(*found)
 
     def _put_by(self, data: bytes) -> None:
         """It is parsed when its turn comes, and nothing more is read until then."""
@@ -77,10 +79,6 @@ class Connection(Recognising):
         self._received = len(data)
         parser = self._parser
         if parser is None:
-            head = self._door.newcomers.read(data) if self._received <= self._door.small else None
-            if head is not None:
-                self._take(head)
-                return
             parser = self._parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(data)
@@ -96,10 +94,9 @@ class Connection(Recognising):
         elif self._in_body:
             self._measure_body()
 
-    def _take(self, head: Head) -> None:
+    def _take(self, known: Known, query: bytes, headers: dict[bytes, bytes]) -> None:
         """A request that needed no parser."""
-        method, path, query, headers, route = head
-        ask = Ask(self, method, path, query, "1.1", True, headers, list(headers.items()), route)
+        ask = Ask(self, known.method, known.path, query, "1.1", True, headers, None, known.route, known)
         self.since = self._door.wheel.now
         try:
             self._charge(ask)

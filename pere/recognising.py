@@ -12,7 +12,6 @@ from pere.conversation import Conversation
 from pere.crowd import AGAIN
 from pere.door import Ask, Door, Route
 from pere.errors import Refusal
-from pere.newcomers import Head
 
 LAST_AGAIN = object()  # as AGAIN, where it is the last on its connection, because the server ends
 
@@ -88,7 +87,7 @@ class Recognising(Conversation):
         model, self._model = self._model, None
         assert model is not None
         if model.route.is_first:
-            self._door.newcomers.learn(Head(model.method, model.path, model.query, model.headers, model.route), data)
+            self._door.newcomers.learn(model, data)
             return
         if self._closing or self._in_line:
             return

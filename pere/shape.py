@@ -29,8 +29,12 @@ def value_of(name: bytes, value: bytes) -> bytes:
     # The last word of an Authorization. Whoever finds it must know it to the byte, and so knows that there is nothing in it which the parser
     # would read otherwise. So one need not look at each of its characters: the tokens of a fleet are about as long as each other, and where
     # the end cannot be yet, anything goes (measured, with 250 characters: 0.3 us to look at each, 0.2 to look for the end, 0.1 from there).
-    word = value.rpartition(b" ")[2]
-    return rb"(.{%d}[^\r]{1,4096})" % (max(0, len(word) - STEP) // STEP * STEP)
+    return rb"(.{%d}[^\r]{1,4096})" % skipped(value.rpartition(b" ")[2])
+
+
+def skipped(token: bytes) -> int:
+    """In how many characters of a token like this one there is no end."""
+    return max(0, len(token) - STEP) // STEP * STEP
 
 
 class Shape:

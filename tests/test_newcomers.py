@@ -1,5 +1,6 @@
 """A head like one that another connection began with is read as the parser reads it, and nobody is let in who would not be otherwise."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from test_http1_alike import for_all, plainly
 
 from pere.config import Config
 from pere.gate import Gate
-from pere.newcomers import LESSONS, MOST, Head, Newcomers
+from pere.newcomers import KINDS, LESSONS, MOST, Newcomers
 
 
 def feed(device: str = "d", *fields: str, path: str = "/hot/a", word: str = "a.b.c") -> bytes:
@@ -35,6 +36,39 @@ async def test_the_third_head_of_a_kind_needs_no_parser_and_is_read_alike():
             assert is_parsed == (number < 2)
 
 
+@pytest.mark.parametrize("heads", [
+    [feed(path=f"/hot/a?x=y&access_token={word}&device={word}") for word in ("a.b", "c", "d" * 500, "e%20f")],
+    [feed("d", f"Cookie: {words}") for words in ("pere_token=a", "a=b; pere_token=cd; e=f", "a=b;c", "d" * 1000)]], ids=["query", "cookie"])
+async def test_a_token_may_also_stand_where_a_browser_has_it(heads):
+    async with opened() as house:
+        for number, head in enumerate(heads):
+            answer, is_parsed = await said(house, head)
+            assert answer.json == plainly(head) and is_parsed == (number < 2)
+
+
+async def test_the_heads_of_several_programs_that_ask_for_the_same_are_known():
+    async with opened() as house:
+        programs = [lambda device, number=number: feed(device, f"User-Agent: {number}") for number in range(KINDS)]
+        for device in ("a", "b", "c"):
+            house.door.newcomers.rest()
+            for program in programs:
+                answer, is_parsed = await said(house, program(device))
+                assert answer.json == plainly(program(device)) and is_parsed == (device != "c")
+        for device in ("a", "b"):
+            house.door.newcomers.rest()
+            await said(house, feed(device, "User-Agent: another"))
+        assert [(await said(house, program("d")))[1] for program in programs[::-1]] == [False] * (KINDS - 1) + [True]
+        assert len(house.door.newcomers._known[b"GET /hot/a HTTP/1.1"]) == house.door.newcomers._count == KINDS
+
+
+async def test_what_is_known_of_a_head_is_forgotten_when_settings_change():
+    async with opened() as house:
+        for _ in range(3):
+            await said(house, feed())
+        house.door.renew(Config())()
+        assert [(await said(house, feed()))[1] for _ in range(2)] == [True, False]
+
+
 async def test_a_connection_that_goes_on_is_read_by_the_parser_from_there():
     async with opened() as house:
         for _ in range(3):
@@ -50,7 +84,9 @@ OTHER = [
     feed().replace(b"Bearer ", b"Bearer"), feed().replace(b"Bearer", b"Basic"), feed(word="a b"), feed(word="a\r\nX: y"), feed(word="a\nX: y"), feed(word=""), feed(word="a" * 5000),
     feed(path="/hot/a?b"), feed().replace(b"Host: pere.test\r\n", b""), feed() + feed("e"), feed() + b"GET ", b"\r\n" + feed(), feed("d \t"), feed().replace(b"\r\n", b"\n"),
     feed("d", "Transfer-Encoding: chunked") + b"0\r\n\r\n", feed("d", "X-Forwarded-For: 1.2.3.4"), feed("d\r\n folded"), feed("d\0"), feed().replace(b": Bearer", b":Bearer"),
-    request("GET /hot/a"), request("POST /hot/a", b"body"), feed(path="/detaches/a")]
+    request("GET /hot/a"), request("POST /hot/a", b"body"), feed(path="/detaches/a"),
+    *(feed("d", f"Cookie: {words}") for words in ("a", "a=b; pere_token=c", "a=b;  c ", "a\tb", " a", "a\xe9", "a=b\r\nCookie: c", "")), *(feed(word=word) for word in ("a b", " a", "a ", "a\tb", "b" * 40 + " c")),
+    *(feed(path=f"/hot/a?{query}") for query in ("access_token=a.b", "access_token=a b", "access_token=a#b", "access_token=a&x=y", "access_token=a&device=b", "access_token=&device=b", "xaccess_token=a", "access_token=%41", "access_token=a\"b", "access_token=a\xe9", "device=a\tb"))]
 
 
 @pytest.mark.parametrize("other", OTHER, ids=range(len(OTHER)))
@@ -74,12 +110,13 @@ async def test_whatever_is_like_it_or_not_is_answered_as_if_no_other_had_been_th
 
 
 LINES = st.lists(st.sampled_from(["Device: d", "Device: e", "device: f", "Device:g", "Device: \t h ", "Device: two words", "Authorization: Bearer a", "Authorization: bearer  b", "Authorization: c",
-                                  "Last-Event-ID: 1-1", "Last-Event-ID: 1-2", "last_event_id: 7", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2", "X: a", "Cookie: a=b", "Connection: keep-alive"]), max_size=5)
+                                  "Last-Event-ID: 1-1", "Last-Event-ID: 1-2", "last_event_id: 7", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2", "X: a", "Cookie: a=b", "Cookie: c=d; e=f", "Connection: keep-alive"]), max_size=5)
+PARAMETERS = st.lists(st.sampled_from(["access_token=a.b-c", "access_token=d", "access_token=", "access_token", "device=e", "device=f%20g", "last_event_id=1-1", "x=y", "x=?", "\"", "", "a%", "device=#"]), max_size=4)
 
 
-@for_all(60, heads=st.lists(LINES, min_size=2, max_size=8), proxies=st.sampled_from(["", "127.0.0.1"]))
+@for_all(60, heads=st.lists(st.tuples(PARAMETERS, LINES), min_size=2, max_size=8), proxies=st.sampled_from(["", "127.0.0.1"]))
 async def test_any_heads_one_after_the_other_are_answered_as_each_alone(heads, proxies):
-    requests = [request("GET /hot/a", b"", *lines) for lines in heads for _ in range(3)]
+    requests = [request("GET /hot/a" + "?" * bool(query) + "&".join(query), b"", *lines) for query, lines in heads for _ in range(3)]
     answers = []
     for recognise in (True, False):
         async with opened(recognise=recognise, trusted_proxies=proxies) as house:
@@ -103,6 +140,16 @@ async def test_who_needs_no_parser_is_charged_as_everybody_is():
         assert house.door.routes[b"GET /hot/"].tally == {200: 4, 429: 1}
 
 
+async def test_where_heads_must_be_shorter_than_what_is_read_at_once_the_parser_reads_and_measures_them_all():
+    async with opened(max_line_bytes=1024) as house:
+        for _ in range(3):
+            answer, is_parsed = await said(house, feed())
+            assert answer.status == 200 and is_parsed
+        caller = await house.caller()
+        await caller.say(feed(path=f"/hot/a?access_token={'a' * 1024}"))
+        assert (await caller.answer()).status == 414
+
+
 async def test_who_needs_no_parser_waits_his_turn():
     async with opened() as house:
         for _ in range(3):
@@ -116,7 +163,8 @@ async def test_who_needs_no_parser_waits_his_turn():
 
 def learned(newcomers: Newcomers, path: str, device: str = "d") -> None:
     headers = {b"host": b"a", b"device": device.encode()}
-    newcomers.learn(Head(b"GET", path.encode(), b"", headers, None), f"GET {path} HTTP/1.1\r\nHost: a\r\nDevice: {device}\r\n\r\n".encode())
+    ask = SimpleNamespace(method=b"GET", path=path.encode(), query=b"", headers=headers, route=None)
+    newcomers.learn(ask, f"GET {path} HTTP/1.1\r\nHost: a\r\nDevice: {device}\r\n\r\n".encode())
 
 
 def test_who_never_says_the_same_twice_teaches_nothing_and_costs_little():
@@ -139,7 +187,7 @@ def test_only_a_whole_head_that_differs_in_visible_letters_is_recognised(data):
     newcomers = Newcomers()
     learned(newcomers, "/feed/a")
     learned(newcomers, "/feed/a", "e")
-    head, device = newcomers.read(data), data[39:-4]
+    found, device = newcomers.read(data), data[39:-4]
     is_one = data == b"GET /feed/a HTTP/1.1\r\nHost: a\r\nDevice: " + device + b"\r\n\r\n" and 1 <= len(device) <= 200 and all(33 <= letter <= 126 for letter in device)
-    assert (head is not None) == is_one
-    assert head is None or head == (b"GET", b"/feed/a", b"", {b"host": b"a", b"device": device}, None)
+    assert (found is not None) == is_one
+    assert found is None or found[1:] == (b"", {b"host": b"a", b"device": device})
