@@ -7,6 +7,7 @@ way, is not among them: what such a feed misses before it is there is in no stor
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -27,25 +28,51 @@ class Arriving:
         self._store = store
         self._take_up = take_up
         self._flushed: Mapping[str, int] = {}
-        self._waiting: dict[int, tuple[Told, Any]] = {}  # what each is, or was before it was written to up to `flushed`; and its transport
-        self._live: set[int] = set()  # those
-        self._by_channel: dict[str, list[int]] | None = None
+        # What each is, and its transport. Those that were expected, and have been written to up to `flushed` since, are there by their numbers.
+        self._waiting: dict[int, tuple[Told, Any]] = {}
+        self._others = count(-1, -1)  # the numbers of all others
+        self._by_channel: dict[str, list[int]] = {}
         self._first: dict[str, None] = {}  # channels on which something was published meanwhile
         self._delivered, self._withdrawn = store.deliver, store.withdraw  # who is told of events, whom we only listen to
+        self._known: Mapping[str, Device] = store.devices.known
         self._devices: list[Device] = []
 
-    def add(self, feeds: Iterable[tuple[Told, Any]], flushed: Mapping[str, int] | None = None) -> None:
-        """These are still to be taken up, as they are or as they are when they have been written to up to there; the server does not serve yet, so there is no more to
-        do than must be."""
-        known, start = self._store.devices.known, len(self._waiting)
-        self._waiting.update(enumerate(feeds, start))
-        if flushed is not None:
-            self._flushed = flushed
-            self._live.update(range(start, len(self._waiting)))
-        for number in range(start, len(self._waiting)):
-            if (device := known.get(self._waiting[number][0].device)) is not None:
-                device.elsewhere = THERE  # so nobody is told that it has gone, and has come
-                self._devices.append(device)
+    def expect(self, feeds: Mapping[int, tuple[Told, Any]]) -> None:
+        """These will come by their numbers, most of them, and be as they are told but for how far they have been written to: so what there is to do is done before anybody waits."""
+        self._waiting.update(feeds)
+        for number in feeds:
+            self._enter(number)
+
+    def come(self, but: Iterable[int], flushed: Mapping[str, int]) -> None:
+        """Those that were expected have come, but for these; they have been written to up to these ordinals of their channels."""
+        for number in but:
+            self._waiting.pop(number, None)
+        self._flushed = flushed
+        self._begin()
+
+    def add(self, feeds: Iterable[tuple[Told, Any]]) -> None:
+        """These have come too, and are as they are told."""
+        for feed, number in zip(feeds, self._others, strict=False):
+            self._waiting[number] = feed
+            self._enter(number)
+        self._begin()
+
+    def _enter(self, number: int) -> None:
+        told, _ = self._waiting[number]
+        for name, *_ in told.places:
+            self._by_channel.setdefault(name, []).append(number)
+        if (device := self._known.get(told.device)) is not None:
+            device.elsewhere = THERE  # so nobody is told that it has gone, and has come
+            self._devices.append(device)
+
+    def _begin(self) -> None:
+        if self._known is not self._store.devices.known:
+            # They were read again since.
+            self._known, numbers = self._store.devices.known, tuple(self._waiting)
+            self._by_channel.clear()
+            self._devices.clear()
+            for number in numbers:
+                self._enter(number)
         if self._waiting:
             self._store.deliver, self._store.withdraw = self._publish, self._recall
 
@@ -54,27 +81,18 @@ class Arriving:
         self._first[event.channel] = None
 
     def _recall(self, event: Event) -> None:
-        for number in self._on(event.channel):
+        for number in self._by_channel.get(event.channel, ()):
             self._take(number)
         self._withdrawn(event)
-
-    def _on(self, channel: str) -> list[int]:
-        if self._by_channel is None:
-            self._by_channel = {}
-            for number, (told, _) in self._waiting.items():
-                for name, *_ in told.places:
-                    self._by_channel.setdefault(name, []).append(number)
-        return self._by_channel.get(channel, [])
 
     def _take(self, number: int) -> None:
         if (feed := self._waiting.pop(number, None)) is not None:
             told, transport = feed
-            self._take_up(written(told, self._flushed) if number in self._live else told, transport)
+            self._take_up(written(told, self._flushed) if number >= 0 else told, transport)
 
     def _take_next(self) -> None:
         for channel in tuple(self._first):
-            numbers = self._on(channel)
-            if numbers:
+            if numbers := self._by_channel.get(channel):
                 self._take(numbers.pop())
                 return
             del self._first[channel]

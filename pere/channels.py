@@ -43,6 +43,7 @@ class Channels(dict[str, Channel]):
         super().__init__()
         self.feeds: dict[int, Feed] = {}
         self.behind = 0
+        self.moved: list[tuple[Shelf, Member]] | None = None  # whose feeds ceased to be live, where somebody wants to know
         self._store = store
         self._wheel = wheel
         self._wildcards: Wishes[set[Feed]] = Wishes()  # feeds by the patterns they listen to
@@ -141,6 +142,8 @@ class Channels(dict[str, Channel]):
         if place.member is not None:
             place.member.live -= 1
             place.mark()
+            if self.moved is not None:
+                self.moved.append((channel.shelf, place.member))
 
     # It goes
 
@@ -180,7 +183,11 @@ class Channels(dict[str, Channel]):
         which ordinal of each channel they have been. All wait meanwhile, so none of them is taken out of where it stands, which would take 10 us each."""
         for feed in feeds:
             feed.reason = PASSED
-            del self.feeds[feed.fd]
+        if len(feeds) == len(self.feeds):
+            self.feeds.clear()
+        else:
+            for feed in feeds:
+                del self.feeds[feed.fd]
         for channel in self.values():
             channel.live = {form: places for form, places in channel.live.items() if form & SECURE}
         return {name: channel.flushed for name, channel in self.items()}

@@ -7,13 +7,15 @@ Who serves (the *predecessor*) waits on the Unix socket `--handover`. Who starts
                    {"ahead": [[number, what it is, or null], ...]}                          with the sockets of feeds, which are served where they are
                    {"shown": [true]}
     successor      {"seen": true}                                                           what can be made of them before is made
+    predecessor    {"saved": [news]}                                                        what can be is in the file, after so much news of who is registered
+    successor      {"looked": true}                                                         it has read that
     predecessor    {"connections": [is_admin, ...]}                                         with theirs
                    {"feeds": [[number, ...], ...]}, {"followers": ...}, {"retries": ...}    where those are, with the sockets of those that have no number (-1)
-                   {"live": [number, ...], "flushed": {channel: ordinal, ...}}              these are as they were shown, and were written all up to there
-                   {"over": [true]}                                                         the store is free
+                   {"live": [true], "but": [number, ...], "flushed": {channel: ordinal}}    all but these are as they were shown, and were written all up to there
+                   {"over": [true], "left": {"news": news, ...}}                            the store is free, and nobody need look for this
     successor      {"serving": true}                                                        they are its own now, and the other may end
 
-With a store that is shared the successor says {"seen": true} of each word with feeds, when it serves them: then the next ones come.
+With a store that is shared nothing is saved, and the successor says {"seen": true} of each word with feeds, when it serves them: then the next ones come.
 
 Where a manager exchanges processes (systemd), the one ends before the other begins, and nobody is there to answer: then it keeps what was said, descriptors and all, until somebody
 hears it (`Deposit`).
@@ -41,7 +43,7 @@ from pere.config import Config, without_password
 
 log = logging.getLogger("pere.handover")
 
-VERSION = 2
+VERSION = 3
 MOST = 200  # descriptors beside one word; Linux takes 253
 MAX_WORD = 64 * 1024 * 1024  # bytes
 APART = 1 << 31  # in a word's size: it stands in a file, whose descriptor comes first

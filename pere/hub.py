@@ -256,7 +256,7 @@ class Hub:
 
     def hasten(self) -> None:
         """All live feeds have what has come, also those that wait for their turn."""
-        for feed in tuple(self.feeds.values()):
+        for feed in tuple(self.feeds.values()) if self._throngs else ():
             hasten(feed)
 
     def abandon(self, feeds: Collection[Feed]) -> dict[str, int]:

@@ -4,6 +4,7 @@ What only some servers need is loaded where it is asked for, so that the others 
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from pere.config import Config, networks, without_password
 from pere.errors import ConfigError
 from pere.outside import Outside
 from pere.storage import Store
-from pere.storage.beginning import Beginning
 from pere.storage.memory import MemoryStore
 from pere.storage.sqlite import SqliteStore
 
@@ -76,20 +76,21 @@ def keys_of(config: Config) -> list["Key"]:
     return keys
 
 
-def ahead_of(config: Config) -> Beginning | None:
-    """What can be read of the store while another process has it; None where that is nothing."""
+def early_store(config: Config) -> SqliteStore:
+    """The store that `--store` names, while another process has it. Raises ConfigError where nothing can be had of it before."""
     kind, _, path = config.store.partition(":")
-    now = time.time()
-    return Beginning.ahead(path, now, now - config.idempotency_window) if kind == "sqlite" and path else None
+    if kind != "sqlite" or not path:
+        raise ConfigError(f"of --store {kind}: nothing is there before it is free")
+    return SqliteStore(config, time.time, path, is_early=True)
 
 
-def open_store(config: Config, ahead: Beginning | None = None) -> Store:
-    """The store that `--store` names. Raises ConfigError for one that there is not."""
+def open_store(config: Config, left: Mapping[str, int] = {}) -> Store:
+    """The store that `--store` names; where another process had it, with what that has `left`. Raises ConfigError for one that there is not."""
     if config.store == "memory:":
         return MemoryStore(config)
     kind, _, path = config.store.partition(":")
     if kind == "sqlite" and path:
-        return SqliteStore(config, time.time, path, ahead)
+        return SqliteStore(config, time.time, path, left=left)
     if config.is_shared:
         try:
             from pere.storage.redis import RedisStore

@@ -12,11 +12,12 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from pere.audience import Member
 from pere.config import Config
 from pere.door import Door
 from pere.event import SECURE
@@ -26,11 +27,11 @@ from pere.handover import MOST, VERSION, Broken, Line, Offer, Word, aside, place
 from pere.hub import Hub
 from pere.listening import Listeners
 from pere.passing import describe, pass_on
-from pere.storage import Store
+from pere.storage import Shelf, Store
 
 log = logging.getLogger("pere.handover")
 
-LOOK = 0.002  # seconds between two looks at who has been answered meanwhile
+LOOK = 0.001  # seconds between two looks at who has been answered meanwhile
 HALF = 0.1  # seconds in which who has said half a request may say the rest, once all others wait
 FEW = 50  # feeds that go over at once where both serve: some milliseconds
 
@@ -47,7 +48,8 @@ class Predecessor:
         self._door = door
         self._config = config
         self._connections = 0
-        self._shown: dict[Feed, tuple[int, int]] = {}  # the number of each, and of how many channels it was
+        self._shown: dict[Feed, tuple[int, int]] = {}  # the number of each, and of how many channels it was; -1 where it was not told what it is
+        self._live: list[Feed] = []  # what went over as it was shown
         # What went over: its descriptor, its form, what it is in the middle of being written, and its transport, where that goes on.
         self._kept: list[tuple[int, int | None, str, Any]] = []
         self._speaker = ThreadPoolExecutor(1, thread_name_prefix="pere-handover")
@@ -63,7 +65,8 @@ class Predecessor:
             self._saying.append(self._speaker.submit(self._line.say, {what: told, **more}, descriptors))
 
     async def show(self) -> None:
-        """Let the other have the sockets of the feeds, and what they are, while all goes on. Done when it has made of them what can be made before it has the store."""
+        """Let the other have the sockets of the feeds, and what they are, while all goes on; then save what can be, so that it has the file nearly as it will be. Done when it
+        has made of that what can be made before it has the store."""
         clients: dict[Any, str] = self._door.gate.clients()
         feeds = [*self._hub.feeds.values(), *self._followers.feeds()]
         for start in range(0, len(feeds), MOST):
@@ -71,12 +74,19 @@ class Predecessor:
             is_told = not self._config.is_shared
             told = [(number, tuple(describe(feed, clients.get(feed.account))) if is_told and feed.live else None) for number, feed in some]
             copies = [os.dup(feed.fd) for _, feed in some]  # whatever becomes of the feeds meanwhile
-            self._shown |= {feed: (number, len(feed.places)) for number, feed in some}
+            self._shown |= {feed: (number, len(feed.places) if what is not None else -1) for (number, feed), (_, what) in zip(some, told, strict=True)}
             self._say("ahead", told, copies)
             await self._until_said()
             for each in copies:
                 os.close(each)
         self._say("shown", [True], [])
+        await self._until_seen()
+        if not self._config.is_shared and not self.is_broken:
+            self._hub.channels.moved = []
+            self._say("saved", [await self._store.save()], [])
+            await self._until_seen()
+
+    async def _until_seen(self) -> None:
         self._saying.append(self._speaker.submit(self._line.is_seen))
         await self._until_said()
 
@@ -99,14 +109,15 @@ class Predecessor:
         loop = asyncio.get_running_loop()
         until, half_until = loop.time() + seconds, loop.time() + HALF
         self._door.is_passing = True
-        while (left := [each for each in self._door.connections if not each.is_secured]) and loop.time() < until and not self.is_broken:
+        while left := [each for each in self._door.connections if not each.is_secured]:
             hurry()
             for some in _pieces(left):
                 over = [(fd, is_admin(each)) for each in some if (fd := each.pass_on()) is not None]
                 self._connections += len(over)
                 self._kept += [(fd, None, "", None) for fd, _ in over]
                 self._say("connections", [told for _, told in over], [fd for fd, _ in over])
-            if not self._config.is_shared and loop.time() > half_until and all(each.is_half_said for each in left):
+            left = [each for each in left if each in self._door.connections]
+            if not left or loop.time() > until or self.is_broken or not self._config.is_shared and loop.time() > half_until and all(each.is_half_said for each in left):
                 break
             await asyncio.sleep(LOOK)
         self._door.is_passing = False
@@ -115,9 +126,14 @@ class Predecessor:
         """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
         hub.hasten()
-        as_shown = {} if self._config.is_shared else {
-            feed: shown[0] for feed in hub.feeds.values() if feed.live and (shown := self._shown.get(feed)) is not None and shown[1] == len(feed.places)}
-        rest = [feed for feed in hub.feeds.values() if feed not in as_shown]
+        but: list[int] = []  # who was shown and is not live any more, or has other channels
+        live: list[Feed] = []
+        for feed, (number, places) in self._shown.items():
+            if feed.live and not feed.reason and len(feed.places) == places:
+                live.append(feed)
+            else:
+                but.append(number)
+        rest = list(set(hub.feeds.values()).difference(live)) if len(live) < len(hub.feeds) else []
         for feeds, word, passing in ((rest, "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
             for some in _pieces(feeds, FEW if self._config.is_shared else MOST):
                 if self.is_broken:
@@ -140,12 +156,11 @@ class Predecessor:
                 self._say(word, told, new, newest=self._store.newest, at=hub.clock())
                 if self._config.is_shared and told:
                     # Who is on the way waits, so the next ones go when these are taken up.
-                    self._saying.append(self._speaker.submit(self._line.is_seen))
-                    await self._until_said()
-        if as_shown:
-            self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in as_shown]
-            self.passed += len(as_shown)
-            self._say("live", list(as_shown.values()), [], flushed=hub.abandon(as_shown), newest=self._store.newest)
+                    await self._until_seen()
+        if not self._config.is_shared:
+            self._live += live
+            self.passed += len(live)
+            self._say("live", [True], [], but=but, flushed=hub.abandon(live), newest=self._store.newest)
         self._say("retries", hub.redelivery.told(), [])
 
     def _goodbye(self, form: int | None, rest: str) -> bytes:
@@ -154,9 +169,14 @@ class Predecessor:
             return b""
         return ended(bye(DRAIN, self._config.retry * (1 + random.random())), form)
 
-    async def end(self) -> bool:
-        """Nothing more comes, and the store is free. Done when the other has all, or has died: whether it has."""
-        self._say("over", [True], [])
+    @property
+    def moved(self) -> list[tuple[Shelf, Member]]:
+        """Members of which a feed has ceased to be where all others are since what could be saved was."""
+        return self._hub.channels.moved or []
+
+    async def end(self, left: Mapping[str, int]) -> bool:
+        """Nothing more comes, and the store is free; the other need not look for what is `left` to it. Done when it has all, or has died: whether it has."""
+        self._say("over", [True], [], left=left)
         self._saying.append(self._speaker.submit(self._line.is_taken))
         try:
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
@@ -164,6 +184,7 @@ class Predecessor:
             return True
         except Broken as broken:
             log.error("the process that was to take over does not serve", extra={"facts": {"feeds": self.passed, "because": str(broken)}})
+            self._keep_live()
             for fd, form, rest, transport in self._kept:
                 if transport is None or not transport.is_closing():
                     with contextlib.suppress(OSError):
@@ -175,6 +196,8 @@ class Predecessor:
     def drop(self) -> None:
         """Nothing of what went over is ours any more."""
         self._speaker.shutdown(wait=False, cancel_futures=True)
+        self._hub.channels.moved = None
+        self._keep_live()
         for fd, *_, transport in self._kept:
             if transport is None:
                 os.close(fd)
@@ -182,6 +205,11 @@ class Predecessor:
                 transport.abort()
         self._kept.clear()
         self._line.close()
+
+    def _keep_live(self) -> None:
+        # Not in the moment in which everybody waits.
+        self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in self._live]
+        self._live.clear()
 
 
 class Following:

@@ -237,10 +237,14 @@ class Server:
         self.watchdog.start()
         log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
-    async def follow(self, before: Successor) -> None:
-        """Start, and go on with what the process before this one had open."""
+    def expect(self, before: Successor) -> None:
+        """It is to go on with what the process before this one has open."""
         revoked = self.verifier.revoked if self.verifier is not None else {}
-        await before.settle(self.store, self.hub, self.followers, self.gate, self.listeners, self.door.outlets, revoked, self.start)
+        before.expect(self.store, self.hub, self.followers, self.gate, self.door.outlets, revoked)
+
+    async def follow(self, before: Successor) -> None:
+        """Start, and go on with what it has expected."""
+        await before.settle(self.listeners, self.start)
 
     def reload(self) -> None:
         """Read again what may change while the server runs (see `reloading.py`)."""
@@ -302,7 +306,6 @@ class Server:
             if not config.is_shared:
                 seconds = 0.0  # it waits for the store
                 await self.webhooks.courier.rest(POSTED)
-                await self.store.save()
             # From here on somebody waits.
             self.listeners.share()
             await self.listeners.close()
@@ -315,7 +318,7 @@ class Server:
             await self.store.settle()
             await handing.pass_feeds()
             if config.is_shared:
-                is_followed = await handing.end()
+                is_followed = await handing.end({})
         elif config.drain_delay and self.listeners.sockets:
             log.info("ending", extra={"facts": {"feeds": self._feeds(), "delay": config.drain_delay}})
             await asyncio.sleep(config.drain_delay)
@@ -341,8 +344,7 @@ class Server:
         if self.jwks is not None:
             await self.jwks.stop()
         if handing is not None and not config.is_shared:
-            await self.store.put_down()
-            is_followed = await handing.end()
+            is_followed = await handing.end(await self.store.put_down(handing.moved))
         await self.store.close()
         if self.spans is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.spans.close)

@@ -14,16 +14,16 @@ import uvloop
 
 from pere import systemd
 from pere.config import Config
+from pere.early import Early
 from pere.errors import StoreInUse
 from pere.handover import Deposit, Line
 from pere.layers import Layers
 from pere.listening import bound
 from pere.log import set_up
-from pere.parts import ahead_of, open_store
+from pere.parts import open_store
 from pere.predecessor import Following, Predecessor
 from pere.server import Server
 from pere.storage import Store
-from pere.storage.beginning import Beginning
 from pere.successor import Successor
 
 log = logging.getLogger("pere")
@@ -83,18 +83,29 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
-    before, ahead = await _take_over(config, sockets, left) if not config.is_shared else (None, None)
+    before: Successor | None = None
+    server: Server | None = None
+
+    def make(store: Store) -> Server:
+        return Server(config, store, sockets, layers, before.sockets if before is not None else taken)
+
+    if not config.is_shared:
+        before = await _take_over(config, sockets, left)
+        server = await _gather(config, before, make)
     if config.reuse_port and config.tcp and config.port and "tcp" not in sockets and not config.handover:
         # Whoever connects from now on may be given to us, and waits until we serve; while somebody else still does, we may be refused nothing.
         sockets["tcp"] = bound(config.host, config.port, is_shared=True)
-    store = await _store_when_free(config, ahead, bool(sockets) or before is not None, ended)
+    store = server.store if server is not None else await _store_when_free(config, before, bool(sockets) or before is not None, ended)
     if store is None:
         return None
     try:
-        await store.begin()
-        if config.is_shared:
-            before, _ = await _take_over(config, sockets, left)
-        server = Server(config, store, sockets, layers, before.sockets if before is not None else taken)
+        if server is None:
+            await store.begin()
+            if config.is_shared:
+                before = await _take_over(config, sockets, left)
+            server = make(store)
+            if before is not None:
+                server.expect(before)
         await (server.follow(before) if before is not None else server.start())
         following = Following(config, server.listeners, follow)
         if config.handover:
@@ -144,10 +155,9 @@ async def _handing(server: Server, following: Following, ended: asyncio.Event, a
         following.open()
 
 
-async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]], left: list[socket.socket]) -> tuple[Successor | None, Beginning | None]:
-    """What the process before us hands over, if there is one and it does, or has left. Where the store is its own, it has put it away when this returns; then
-    with what was read of that before."""
-    before = ahead = None
+async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]], left: list[socket.socket]) -> Successor | None:
+    """Who hands over what is open: the process before us, if there is one and it does, or has left it."""
+    before = None
     if left:
         systemd.notify("FDSTOREREMOVE=1", f"FDNAME={systemd.HANDOVER}")
         before = await Successor.hear(Line(left.pop()), config, sockets, is_there=False)
@@ -155,25 +165,30 @@ async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]],
             left.pop().close()  # of one that was never followed
     elif config.handover:
         before = await Successor.find(config, sockets)
-        if before is not None and not config.is_shared:
-            ahead = ahead_of(config)
     if before is not None:
         # No cycles are looked for while others wait.
         gc.collect()
         gc.disable()
-        if not config.is_shared:
-            await before.gather()
-    return before, ahead
+    return before
 
 
-async def _store_when_free(config: Config, ahead: Beginning | None, is_handed_over: bool, ended: asyncio.Event) -> Store | None:
+async def _gather(config: Config, before: Successor | None, make: Callable[[Store], Server]) -> Server | None:
+    """Have all that the process before us hands over, if there is one; when this returns it has put the store away. A server that has it, where there could be one before."""
+    if before is None:
+        return None
+    early = Early(config, before, make)
+    await before.gather(early.get_ready, early.look)
+    return await early.take()
+
+
+async def _store_when_free(config: Config, before: Successor | None, is_handed_over: bool, ended: asyncio.Event) -> Store | None:
     """The store, or None if we are ended before it could be had. A process that has its sockets from somebody, or shares them, is to follow
     another one, which has the file until it ends."""
     until = asyncio.get_running_loop().time() + PATIENCE + config.drain_delay + 2 * config.drain_seconds
     is_waiting = False
     while not ended.is_set():
         try:
-            return open_store(config, ahead)
+            return open_store(config, before.left if before is not None else {})
         except StoreInUse as refusal:
             if not is_handed_over or asyncio.get_running_loop().time() > until:
                 raise

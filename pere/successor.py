@@ -1,6 +1,6 @@
 """A server that begins goes on with what the process before it had open (see `predecessor.py`).
 
-With a store of one process it hears everything first, and serves when that process has put the store away; the feeds are taken up while it serves (see `arriving.py`). With
+With a store of one process it hears everything first, and serves when that process has put the store away; what can be got ready before is, and the feeds are taken up while it serves (see `arriving.py`). With
 one that is shared it serves already, and each feed goes on the moment that it comes; first all that the other process could have written to it must be at hand here, or it would come twice.
 """
 
@@ -79,8 +79,11 @@ class Successor:
         self._line = line
         self._words: list[tuple[Word, list[Any]]] = []
         self._ahead: dict[int, tuple[Any, Told | None]] = {}  # transports of feeds that the other still has, by their numbers, and what these are
+        self._come: dict[int, tuple[Any, Told | None]] = {}  # those of them that are ours by now
         self._is_over = False
         self._connections = 0
+        self.is_there = True  # the process that says all this
+        self.left: dict[str, int] = {}  # what nobody need look for in the store
 
     @classmethod
     async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
@@ -101,6 +104,7 @@ class Successor:
             if word["store"] != place_of(config):
                 raise Broken(f"it had another store, {word['store']}")
             mine = cls(line, _wanted(config, word["listening"], handed, has))
+            mine.is_there = is_there
             if word["pere"] != VERSION:
                 log.warning("the process before is of another version: its feeds are let go", extra={"facts": {"pid": word["pid"]}})
                 await mine._outlive(config)
@@ -130,42 +134,62 @@ class Successor:
             self.drop()
             return None
         if "over" in word:
-            self._is_over = True
+            self._is_over, self.left = True, word["left"]
             return None
-        if "shown" in word:
-            with contextlib.suppress(Broken):
-                await aside(self._line.say, {"seen": True})
         if "connections" in word:
             return word, handed
         transports = [await _transport(each) for each in handed]
         if "ahead" in word:
             self._ahead |= {number: (transport, Told(*told) if told is not None else None) for (number, told), transport in zip(word["ahead"], transports, strict=True)}
             return word, []
-        if "live" in word:
-            word["live"] = [(told, transport) for transport, told in map(self._ahead.pop, word["live"]) if told is not None]
         fresh = iter(transports)
         return word, [self._ahead.pop(number)[0] if number >= 0 else next(fresh) for number, *_ in word.get("feeds") or word.get("followers") or ()]
 
-    async def gather(self) -> None:
-        """Take everything, and wait until the store is free."""
+    async def gather(self, get_ready: Callable[[], Awaitable[None]], look: Callable[[int], Awaitable[None]]) -> None:
+        """Take everything, and wait until the store is free. What can be done before is when all that is open was shown, and again when what could be was saved: the other
+        serves until then."""
         while not self._is_over and (some := await self._next()) is not None:
-            self._words.append(some)
+            word, _ = some
+            if "shown" in word:
+                await get_ready()
+                await self._say("seen")
+            elif "saved" in word:
+                await look(*word["saved"])
+                await self._say("looked")
+            else:
+                self._words.append(some)
+
+    async def _say(self, word: str) -> None:
+        with contextlib.suppress(Broken):
+            await aside(self._line.say, {word: True})
+
+    @property
+    def flushed(self) -> dict[str, int]:
+        """Up to which ordinals of their channels live feeds have been written to."""
+        return next((word["flushed"] for word, _ in self._words if "live" in word), {})
 
     def drop(self) -> None:
         """What was taken and is nobody's: it is closed, and comes back by itself."""
-        for word, handed in self._words:
-            for each in (*handed, *(transport for _, transport in word.get("live", ()))):
+        for _, handed in self._words:
+            for each in handed:
                 each.close()
         for each, _ in self._ahead.values():
             each.close()
         self._words.clear()
         self._ahead.clear()
 
-    async def settle(self, store: Store, hub: Hub, followers: Followers, gate: Gate, listeners: Listeners, outlets: Outlets, revoked: dict[str, float],
-                     serve: Callable[[], Awaitable[None]]) -> None:
+    def expect(self, store: Store, hub: Hub, followers: Followers, gate: Gate, outlets: Outlets, revoked: dict[str, float]) -> None:
+        """These are to go on with all of it. What was shown is got ready."""
+        self._store, self._hub = store, hub
+        self._taking = Taking(store, hub, followers, gate, outlets, revoked)
+        self._arriving = Arriving(store, self._taking.feed)
+        shown = {number: (told, transport) for number, (transport, told) in self._ahead.items() if told is not None}
+        self._arriving.expect({number: feed for number, feed in shown.items() if _can_come_later(feed[0])})
+        self._at_once = {number: feed for number, feed in shown.items() if not _can_come_later(feed[0])}
+
+    async def settle(self, listeners: Listeners, serve: Callable[[], Awaitable[None]]) -> None:
         """Go on with all of it, and with what still comes; then the other process may end. `serve` is called when all is there that must be before."""
-        taking = Taking(store, hub, followers, gate, outlets, revoked)
-        arriving = Arriving(store, taking.feed)
+        store, taking, arriving = self._store, self._taking, self._arriving
         is_served = not self._is_over
         connections: list[tuple[bool, socket.socket]] = []
         retries: list[Any] = []
@@ -177,11 +201,13 @@ class Successor:
             feeds = list(zip([Told(*told) for _, *told in word["feeds"]], handed, strict=True)) if "feeds" in word else []
             if not is_served:
                 # The others have to be there before anything happens.
-                arriving.add([feed for feed in feeds if _can_come_later(feed)])
-                feeds = [feed for feed in feeds if not _can_come_later(feed)]
+                arriving.add([feed for feed in feeds if _can_come_later(feed[0])])
+                feeds = [feed for feed in feeds if not _can_come_later(feed[0])]
             if "live" in word:
-                arriving.add(filter(_can_come_later, word["live"]), word["flushed"])
-                feeds = [(written(feed[0], word["flushed"]), feed[1]) for feed in word["live"] if not _can_come_later(feed)]
+                arriving.come(word["but"], word["flushed"])
+                # Nobody need wait until thousands are let go of.
+                self._come, self._ahead = self._ahead, {number: self._ahead[number] for number in word["but"] if number in self._ahead}
+                feeds = [(written(told, word["flushed"]), transport) for number, (told, transport) in self._at_once.items() if number not in word["but"]]
             for told, born, transport in await self._at_hand(store, feeds, word["newest"]) if feeds else ():
                 taking.feed(told, transport, born)
             for (_, *about), transport in zip(word["followers"], handed, strict=True) if "followers" in word else ():
@@ -190,28 +216,30 @@ class Successor:
             if is_served:
                 await self._go_on(connections, listeners)
                 connections.clear()
-                if "feeds" in word or "followers" in word:
-                    with contextlib.suppress(Broken):
-                        await aside(self._line.say, {"seen": True})
+                if "shown" in word or "feeds" in word or "followers" in word:
+                    await self._say("seen")
         if not is_served:
             await serve()
             await self._go_on(connections, listeners)
         self.drop()  # the sockets of those that have gone meanwhile
-        with contextlib.suppress(Broken):
-            await aside(self._line.say, {"serving": True})
+        await self._say("serving")
         self._line.close()
+        self._come.clear()
         await arriving.take_all()
-        hub.redelivery.take_over(retries)
+        self._hub.redelivery.take_over(retries)
         if taking.taken or self._connections:
             log.info("taken over", extra={"facts": {"feeds": taking.taken, "connections": self._connections, "let_go": taking.lost}})
 
     async def _go_on(self, connections: list[tuple[bool, socket.socket]], listeners: Listeners) -> None:
-        for is_admin, visitor in connections:
-            try:
-                await listeners.adopt(visitor, is_admin)
+        # All at once, for each waits for a turn of the loop or two.
+        adopted = await asyncio.gather(*(listeners.adopt(visitor, is_admin) for is_admin, visitor in connections), return_exceptions=True)
+        for (_, visitor), error in zip(connections, adopted, strict=True):
+            if error is None:
                 self._connections += 1
-            except OSError:
+            elif isinstance(error, OSError):
                 visitor.close()  # it has gone by now
+            else:
+                raise error
 
     async def _at_hand(self, store: Store, feeds: list[tuple[Told, Any]], newest: int) -> list[tuple[Told, list[tuple[str, int]], Any]]:
         """The feeds, what of their patterns they have not met yet, and their transports; with all that they have been sent at hand here."""
@@ -233,9 +261,9 @@ class Successor:
         return found
 
 
-def _can_come_later(feed: tuple[Told, Any]) -> bool:
+def _can_come_later(told: Told) -> bool:
     """Whether all that it misses meanwhile is in the store (see `arriving.py`)."""
-    return not feed[0].patterns and feed[0].care is None
+    return not told.patterns and told.care is None
 
 
 async def _transport(handed: socket.socket) -> Any:

@@ -38,7 +38,7 @@ from bench.load import restart
 from pere.handover import Broken, Line, visit
 
 # What they say, and who says it, with a store of one process and with one that is shared.
-WORDS = {"sqlite": ("pere", "listening", "ahead", "shown", "seen", "connections", "live", "over", "serving"),
+WORDS = {"sqlite": ("pere", "listening", "ahead", "shown", "seen", "saved", "looked", "connections", "live", "over", "serving"),
          "redis": ("pere", "listening", "ahead", "shown", "seen", "connections", "feeds", "over", "serving")}
 log = logging.getLogger("deaths")
 

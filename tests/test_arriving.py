@@ -17,7 +17,12 @@ def arriving(names: list[str], flushed: dict[str, int] | None = None) -> tuple[M
     found = Arriving(store, lambda feed, transport: taken.append(feed))
     for number, channel in enumerate(names):
         store.register(channel, f"d{number}")
-    found.add([(Told(0, f"d{number}", (), None, None, [(channel, 0, 0, 0, 0, 0, sys.maxsize)], None, "", ""), object()) for number, channel in enumerate(names)], flushed)
+    feeds = [(Told(0, f"d{number}", (), None, None, [(channel, 0, 0, 0, 0, 0, sys.maxsize)], None, "", ""), object()) for number, channel in enumerate(names)]
+    if flushed is None:
+        found.add(feeds)
+    else:
+        found.expect(dict(enumerate(feeds)))
+        found.come((), flushed)
     return store, found, taken, told
 
 

@@ -256,9 +256,11 @@ async def test_a_successor_that_dies_with_all_in_its_hands_leaves_the_other_to_g
         sockets = line.hear()[1] + line.hear()[1]
         assert line.hear() == ({"shown": [True]}, [])
         line.say({"seen": True})
+        assert list(line.hear()[0]) == ["saved"]
+        line.say({"looked": True})
         while "live" not in (word := line.hear()[0]):
             pass
-        assert (word["live"], word["flushed"]) == ([0, 1], {"c": 0})
+        assert (word["but"], word["flushed"]) == ([], {"c": 0})
         waiting = await wire.Wire.open(first.port)
         await waiting.send(wire.said("POST", "/push/c", b"1"))
         for each in (*sockets, line):
@@ -297,8 +299,8 @@ class Meanwhile(deaths.Between):
         super().__init__(here, there, word, -1.0)
 
 
-@pytest.mark.parametrize("dies", [False, True])
-async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_ahead_is_known_to_the_next(tmp_path, dies):
+@pytest.mark.parametrize(("word", "dies"), [("seen", False), ("looked", False), ("looked", True)])
+async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_ahead_is_known_to_the_next(tmp_path, word, dies):
     with serving(tmp_path) as (first, _), ExitStack() as stack:
         stays, leaves = [await wire.listen(first.port, "c", device=name) for name in ("stays", "leaves")]
         before = json.loads((await wire.request(first.port, "POST", "/push/c", b"1", Idempotency_Key="k1")).body)["id"]
@@ -313,7 +315,7 @@ async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_a
                 first._popen.kill()
             return comes
 
-        meanwhile = Meanwhile(here, str(tmp_path / "h"), "seen", lambda: said.update(feed=asyncio.run_coroutine_threadsafe(live(), loop).result(60)))
+        meanwhile = Meanwhile(here, str(tmp_path / "h"), word, lambda: said.update(feed=asyncio.run_coroutine_threadsafe(live(), loop).result(60)))
         second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here)))
         await loop.run_in_executor(None, meanwhile.end)
         for key, channel, id in (("k1", "c", before), ("k2", "young", said["young"])):
@@ -326,6 +328,29 @@ async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_a
             await wire.push(second.port, "young", 4)
             assert [(await stays.event()).data for _ in range(2)] == ["1", "3"] and [(await said["feed"].event()).data for _ in range(2)] == ["2", "4"]
         for each in (stays, leaves, said["feed"]):
+            each.close()
+
+
+async def test_a_feed_that_was_behind_when_it_was_shown_and_has_caught_up_goes_on_where_it_is(tmp_path):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        slow, other = await wire.listen(first.port, "c", device="slow", buffer=4096), await wire.listen(first.port, "c", device="other")
+        for n in range(150):
+            await wire.push(first.port, "c", f"{n} " + "x" * 30_000)
+            await other.event()
+        assert await number(first.port, "pere_feeds_behind") == 1
+        got, here, loop = [], str(tmp_path / "between"), asyncio.get_running_loop()
+
+        async def catch_up() -> None:
+            while await number(first.port, "pere_feeds_behind"):
+                got.append((await slow.event()).data)
+
+        meanwhile = Meanwhile(here, str(tmp_path / "h"), "seen", lambda: asyncio.run_coroutine_threadsafe(catch_up(), loop).result(60))
+        second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here)))
+        await loop.run_in_executor(None, meanwhile.end)
+        await wire.push(second.port, "c", "150 x")
+        got += await slow.events(151 - len(got))
+        assert [data.split(" ")[0] for data in got] == [str(n) for n in range(151)] and (await other.event()).data == "150 x"
+        for each in (slow, other):
             each.close()
 
 
@@ -360,7 +385,7 @@ async def test_a_predecessor_that_dies_or_is_of_another_version_leaves_its_socke
         line.say({"pere": version, "store": f"sqlite:{os.path.realpath(tmp_path / 'pere.db')}", "pid": 1, "listening": [["tcp", "127.0.0.1", port], ["unix", "/elsewhere", 0]]}, [tcp.fileno(), tcp.fileno()])
         if version == VERSION:
             line.say({"ahead": [[0, [0, "d", [], None, None, [["c", 0, 0, 0, 0, 0, 0]], None, "", ""]]]}, [device[0].fileno()])
-            line.say({"live": [0], "flushed": {"c": 0}, "newest": 0})
+            line.say({"live": [True], "but": [], "flushed": {"c": 0}, "newest": 0})
         tcp.close()
         device[0].close()
 

@@ -394,13 +394,16 @@ class Store(ABC):
     async def settle(self) -> None:
         """Done when everything that this store was told before is kept, or is known not to be."""
 
-    async def save(self) -> None:
-        """Save what can be saved before the end, so that less is left for it. Nobody waits for that."""
-        return
+    async def save(self) -> int:
+        """Save what can be saved before the end, so that less is left for it. Nobody waits for that. Returns how much news of channels and of who is registered there has
+        been: as long as it is as much, who has read of them need not read it again."""
+        return 0
 
-    async def put_down(self) -> None:
-        """The first part of `close`, where another process goes on with the feeds and waits for the store: done when it may have it. Nothing is told to this one any more."""
+    async def put_down(self, moved: Iterable[tuple[Shelf, Member]]) -> dict[str, int]:
+        """The first part of `close`, where another process goes on with the feeds and waits for the store: done when it may have it. Nothing is told to this one any more.
+        Since `save`, feeds of these members were `moved` from where all others are. Returns what the other need not look for."""
         await self.close()
+        return {}
 
     @abstractmethod
     async def close(self) -> None:

@@ -1,23 +1,23 @@
 """What a store that is a file has at hand from its first moment: which channels there are, who is registered, which Idempotency-Keys were used.
 
 To read this is most of its start. Where another process has the file, and is to hand it over, it is read while that one still serves; when the file is free
-it is read again, and nothing is left to do but what has changed: also where it is another file by then. Nothing is believed that was not compared with it.
+it is read again, and nothing is left to do but what has changed. Who has had the file knows whether anything but keys and events has, and then not even that is left.
 """
 
-import os
 import sqlite3
 from collections import OrderedDict
-from contextlib import closing
+from collections.abc import Iterable
+from typing import Any
 
 from pere.devices import Devices
-from pere.errors import ConfigError
-from pere.storage import Accepted, schema
+from pere.storage import Accepted
 
 LATEST = 256  # events whose keys are read again: those of the newest commit, behind which what a key says may still change (`committing.MAX_EVENTS`)
 
 
 class Beginning:
-    """`names`, `numbers` and `kept` are of channels: the number of each in the file, back, and with `first`, `gone` and `sent` as they are there."""
+    """`names`, `numbers` and `kept` are of channels: the number of each in the file, back, and with `first`, `gone` and `sent` as they are there. `oldest` and
+    `newest` are ids of events, and `events` how many there are."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
@@ -25,32 +25,31 @@ class Beginning:
         self.kept: dict[str, tuple[int, int, int]] = {}
         self.devices = Devices()
         self.keys: OrderedDict[tuple[str, str], tuple[float, Accepted]] = OrderedDict()
+        self.oldest = self.newest = self.events = 0
         self._members: dict[int, str] = {}  # the devices of each channel, as one text: so what has not changed is told at once
         self._wishes: set[tuple[str, str]] = set()
         self._latest: list[int] = []  # events, the newest first
 
-    @classmethod
-    def ahead(cls, path: str, now: float, since: float) -> "Beginning | None":
-        """As the file stands while another process has it; None where there is none, or none that can be read as it is."""
-        try:
-            if not os.path.exists(path) or schema.check(path) != schema.VERSION:
-                return None
-            found = cls()
-            with closing(schema.connect(path, read_only=True)) as file:
-                found.read(file, now, since)
-            return found
-        except (ConfigError, sqlite3.Error):
-            return None  # who opens it says so
-
-    def read(self, file: sqlite3.Connection, now: float, since: float) -> None:
-        """All of it; a second time what has changed. Keys count that were used after `since`."""
+    def read(self, file: sqlite3.Connection, now: float, since: float, is_same: bool = False) -> None:
+        """All of it; a second time what has changed, and with `is_same` channels and who is registered have not. Keys count that were used after `since`."""
         file.execute("begin")
         try:
-            self._read_channels(file)
-            self._read_devices(file, now)
-            self._read_keys(file, since)
+            if not is_same:
+                self._read_channels(file)
+                self._read_devices(file, now)
+            self._read_keys(file, since, is_same)
+            self._count_events(file)
         finally:
             file.execute("rollback")
+
+    def _count_events(self, file: sqlite3.Connection) -> None:
+        oldest, newest = file.execute("select (select min(id) from events), (select max(id) from events)").fetchone()
+        if self.events and oldest == self.oldest:
+            # To count millions takes long, and they go from the front only: where the first is the same, all are there that were.
+            self.events += file.execute("select count(*) from events where id > ?", (self.newest,)).fetchone()[0]
+        else:
+            self.events, = file.execute("select count(*) from events").fetchone()
+        self.oldest, self.newest = oldest or 0, newest or 0
 
     def _read_channels(self, file: sqlite3.Connection) -> None:
         rows = file.execute("select id, name, first, gone, sent from channels").fetchall()
@@ -74,9 +73,13 @@ class Beginning:
             self.devices.want(device, pattern).seen = now
         self._members, self._wishes = members, wishes
 
-    def _read_keys(self, file: sqlite3.Connection, since: float) -> None:
+    def _read_keys(self, file: sqlite3.Connection, since: float, is_same: bool) -> None:
         sql = "select channel, key, event, audience, at from keys where at > ? {} order by at"
-        if self._latest and file.execute("select 1 from events where id = ?", (self._latest[0],)).fetchone() is not None:
+        if is_same:
+            # What the others say is said for good: to change it would have been news.
+            first, = file.execute("select min(time) from events where id > ?", (self.newest,)).fetchone()
+            rows: Iterable[tuple[Any, ...]] = file.execute(sql.format("and at >= ?"), (since, first)) if first is not None else ()
+        elif self._latest and file.execute("select 1 from events where id = ?", (self._latest[0],)).fetchone() is not None:
             # By the ids of events, for the clock may have been set back meanwhile.
             first, = file.execute("select min(time) from events where id >= ?", (self._latest[-1],)).fetchone()
             rows = file.execute(sql.format("and at >= ?"), (since, first))
@@ -87,4 +90,5 @@ class Beginning:
         for channel, key, event, audience, at in rows:
             self.keys.pop((channel, key), None)  # so it is in its place in the order of time
             self.keys[channel, key] = at, Accepted(event, audience)
-        self._latest = [id for id, in file.execute("select id from events order by id desc limit ?", (LATEST,))]
+        if not is_same:
+            self._latest = [id for id, in file.execute("select id from events order by id desc limit ?", (LATEST,))]

@@ -69,6 +69,7 @@ class Committing(Reading):
         self._is_called = False
         self._settling = Settling()
         self._aged = self._number_before = 0
+        self._news = 0  # commits, also failed ones, by which there may be other channels than before, or others registered, or fewer events
 
     def _change(self, entry: Entry, member: Member | None, slot: int, state: int, asker: Asker | None = None) -> None:
         """A change that is no receipt; those are queued where they are told, in `record_many`."""
@@ -246,6 +247,8 @@ class Committing(Reading):
         self._commit = None
         self._owed.clear()
         self.on_commit(seconds, len(commit.events) + sum(len(row) for _, row in commit.changes))
+        self._news += bool(failure is not None or commit.fresh or commit.left or commit.wishes or commit.is_pruning
+                           or any(shelf.name not in self._names for shelf in commit.shelves))
         if failure is not None:
             self._undo(commit, self._failed(failure))
         else:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from pere.storage.schema import Lock
+from pere.storage.schema import Lock, identities
 
 log = logging.getLogger("pere.store")
 
@@ -56,10 +56,10 @@ Written = Callable[[list[Any], Exception | None, float], None]
 class Journal:
     """Writes batches in the order in which they come; it must be the last of this process to close the file. `delay` (s) is waited before each commit: for the test that must see losses."""
 
-    def __init__(self, path: str, lock: Lock, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], delay: float = 0.0):
+    def __init__(self, path: str, lock: Lock | None, connection: sqlite3.Connection, reopen: Callable[[], sqlite3.Connection], delay: float = 0.0):
+        self.lock = lock  # None as long as another process has the file: then nothing may be written
         self._path = path
-        self._lock = lock
-        self._files = {name: _identity(name) for name in (path, path + "-wal")}
+        self._files = identities(path)
         self._connection = connection
         self._reopen = reopen
         self._delay = delay
@@ -85,10 +85,8 @@ class Journal:
     def missing(self) -> str | None:
         """The file that somebody has deleted, moved away or replaced while we have it open, if there is one. Nothing fails for that:
         we would go on, and at our end all would be gone. May be asked while nothing is being written."""
-        for name, ours in self._files.items():
-            if _identity(name) != ours:
-                return name
-        return self._lock.lost()
+        there = identities(self._path)
+        return next((name for name, ours in self._files.items() if there[name] != ours), None) or (self.lock.lost() if self.lock is not None else None)
 
     def decline(self, missing: str) -> None:
         """Raises OSError: nothing may be written while this file is missing."""
@@ -205,14 +203,6 @@ class Journal:
         except sqlite3.Error as error:
             # What is committed stays in the log, which only gets longer. The next commit will say so if nothing works any more.
             log.warning("the write-ahead log could not be moved into the file", extra={"facts": {"error": str(error)}})
-
-
-def _identity(name: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(name)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _insert(table: str, width: int, count: int) -> str:

@@ -172,6 +172,18 @@ class Lock:
         os.close(self._file)
 
 
+def identities(path: str) -> dict[str, tuple[int, int] | None]:
+    """Which files the database and its log are, by their names; None where there is none. As long as somebody has them open, no other is the same."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in (path, path + "-wal"):
+        try:
+            there = os.stat(name)
+            found[name] = there.st_dev, there.st_ino
+        except OSError:
+            found[name] = None
+    return found
+
+
 def check(path: str) -> int:
     """The version of a file, 0 if there is none yet. Raises ConfigError where it is not ours, or not to be read: it is left as it is."""
     if os.path.isdir(path):

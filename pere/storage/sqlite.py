@@ -15,7 +15,8 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from pere.audience import Member
@@ -32,7 +33,7 @@ from pere.storage.beginning import Beginning
 from pere.storage.commit import Asker, Assured, Change, Refused
 from pere.storage.committing import Committing, mark, row_of
 from pere.storage.journal import Journal
-from pere.storage.packing import MAX_RECORDS, RECORD, Malformed, words
+from pere.storage.packing import RECORD, Malformed, words
 from pere.storage.reading import DiskShelf
 from pere.storage.together import Part, Together
 
@@ -46,33 +47,36 @@ QUIET_EVERY = 60  # seconds between two looks for devices that were not seen for
 
 
 class SqliteStore(Committing):
-    """`path` is the file, which is made if it is not there; `ahead` is what was read of it while another process had it. Must be made on a running
-    loop. Raises ConfigError where the file cannot be used."""
+    """`path` is the file, which is made if it is not there. Must be made on a running loop. Raises ConfigError where the file cannot be used.
 
-    def __init__(self, config: Config, clock: Callable[[], float], path: str, ahead: Beginning | None = None):
-        if not os.path.exists(path + schema.LOCKED):
-            schema.check(path)  # beside what is not ours we leave no lock either
-        self._lock = schema.Lock(path)
+    With `is_early` another process has the file yet, and puts it down soon: what can be had of it before is (`look`), and `take` is the rest. `left` is what
+    the process before knew at its end, if it was there (`put_down`)."""
+
+    def __init__(self, config: Config, clock: Callable[[], float], path: str, is_early: bool = False, left: Mapping[str, int] = {}):
+        if is_early or not os.path.exists(path + schema.LOCKED):
+            version = schema.check(path)  # beside what is not ours we leave no lock either
+            if is_early and version != schema.VERSION:
+                raise ConfigError(f"{path} cannot be read as it stands: it is of version {version}, this one writes {schema.VERSION}")
+        self._lock = schema.Lock(path) if not is_early else None
         try:
-            writer = schema.prepare(path, config.sync)
+            writer = schema.connect(path, sync=config.sync) if is_early else schema.prepare(path, config.sync)
             super().__init__(config, clock, path)
-        except BaseException:
-            self._lock.release()
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, sqlite3.Error):
+                raise ConfigError(f"{path} cannot be opened: {error}") from None
             raise
         self._searched: dict[DiskShelf, int] = {}  # for what those who left still owe: up to which id
-        try:
-            self._start(ahead or Beginning())
-        except (sqlite3.Error, Refusal) as error:
-            self._lock.release()
-            raise ConfigError(f"{path} cannot be read: {error}") from None
-        except Malformed as error:
-            self._lock.release()
-            raise ConfigError(f"{path} cannot be read: what is in it does not agree ({error!r}); `pere store check` tells more") from None
-        self._journal = Journal(path, self._lock, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
         self._is_down = self._is_closed = False
-        # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
-        self._aged = self._number_before = self._number
-        self._soon()
+        self._beginning = Beginning()
+        self._seen = -1  # as much of `_news` of the other process; nothing
+        if not is_early:
+            self._possess(left)
+        self._journal = Journal(path, self._lock, writer, lambda: schema.connect(path, sync=config.sync), delay=2.0 if config.sync == "off" else 0.0)
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def writing(self) -> float:
@@ -80,23 +84,64 @@ class SqliteStore(Committing):
 
     # Start
 
-    def _start(self, beginning: Beginning) -> None:
-        one = self._one
-        values = dict(self._reader.execute("select name, value from meta"))
+    def look(self, news: int) -> None:
+        """While another process has the file: see how it stands after so much news of that one (`save`). Raises ConfigError."""
+        now = self.clock()
+        try:
+            self._beginning.read(self._reader, now, now - self._config.idempotency_window)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self.path} cannot be read: {error}") from None
+        self.devices, self._seen = self._beginning.devices, news
+
+    def take(self, left: Mapping[str, int], flushed: Mapping[str, int]) -> None:
+        """The file is free, and ours from here on. Feeds that had all up to these ordinals of their channels were `flushed`. Raises ConfigError where that is
+        not so, or where what has this name by now is another file: then it may be opened anew."""
+        self._lock = self._journal.lock = schema.Lock(self.path)
+        if (missing := self._journal.missing()) is not None:
+            self._let_go()
+            raise ConfigError(f"{missing} was deleted, moved away or replaced")
+        self._possess(left)
+        for name, ordinal in flushed.items():
+            if (kept := self._kept_channels.get(name)) is not None:
+                self._kept_channels[name] = (*kept[:2], max(kept[2], ordinal))
+
+    async def forgo(self) -> None:
+        """It is not to be ours."""
+        self._elsewhere.shutdown()
+        self._far.close()
+        self._reader.close()
+        await self._journal.leave()
+
+    def _possess(self, left: Mapping[str, int]) -> None:
+        path = self.path
+        try:
+            self._start(left)
+        except (sqlite3.Error, Refusal) as error:
+            self._let_go()
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        except Malformed as error:
+            self._let_go()
+            raise ConfigError(f"{path} cannot be read: what is in it does not agree ({error!r}); `pere store check` tells more") from None
+        # What was entered again is saved now: were we to die young each time, there would be more of it at every start.
+        self._aged = self._number_before = self._number
+        self._soon()
+
+    def _start(self, left: Mapping[str, int]) -> None:
+        one, beginning = self._one, self._beginning
+        values = {**dict(self._reader.execute("select name, value from meta")), **left}
         self.born = values.get("born", self.born)
-        newest = one("select max(id) from events") or 0
-        self._ids.last = max(self.born, newest, values.get("newest", 0))
-        self._kept = one("select count(*) from events") or 0
-        self._oldest = one("select min(id) from events") or 0
+        now = self.clock()
+        is_same = self._seen == left.get("news")
+        beginning.read(self._reader, now, now - self._config.idempotency_window, is_same)
+        self._ids.last = max(self.born, beginning.newest, values.get("newest", 0))
+        self._kept, self._oldest = beginning.events, beginning.oldest
         self._bytes = 0  # in use in the file; the next sweep knows
         self._number = max(one("select max(number) from receipts") or 0, values.get("number", 0))
         # A row's number is that of its first record.
         tail = self._reader.execute("select records from receipts order by number desc limit 1").fetchone()
         if tail is not None:
             self._number = max(self._number, one("select max(number) from receipts") + len(tail[0]) // RECORD.size - 1)
-        self.ledger.outstanding = one("select sum(owed) from entries indexed by entries_due where owed > 0") or 0
-        now = self.clock()
-        beginning.read(self._reader, now, now - self._config.idempotency_window)
+        self.ledger.outstanding = left["outstanding"] if is_same else one("select sum(owed) from entries indexed by entries_due where owed > 0") or 0
         self._names, self._numbers, self._kept_channels = beginning.names, beginning.numbers, beginning.kept
         self.devices, self._keys = beginning.devices, beginning.keys
         # A number is not given anew while anything in the file may still bear it.
@@ -104,13 +149,16 @@ class SqliteStore(Committing):
         self._newest_record = self._number
         self._floor = values.get("floor", 1)
         self._is_new = "born" not in values
-        self._retell(max(values.get("told", 0), newest - (UNTOLD << SEQUENCE_BITS)))
+        self._retell(max(values.get("told", 0), beginning.newest - (UNTOLD << SEQUENCE_BITS)))
         self._replay()
 
     def _replay(self) -> None:
         """Enter what the log says beyond the columns."""
+        told = self.ledger.on_decision
         self.ledger.on_decision = lambda word, entry, moment: self.decided.append((word, entry.event, moment, entry.summary()))
-        rows = self._reader.execute("select number, records, sayings from receipts where number >= ? order by number", (self._floor - MAX_RECORDS,))
+        # The row that holds the first of these may begin before it.
+        begin = self._one("select max(number) from receipts where number <= ?", (self._floor,)) or 0
+        rows = self._reader.execute("select number, records, sayings from receipts where number >= ? order by number", (begin,))
         for first, records, sayings in rows.fetchall():
             said = words(sayings)
             for number, (id, slot, state, saying, at) in enumerate(RECORD.iter_unpack(records), first):
@@ -123,7 +171,7 @@ class SqliteStore(Committing):
                 entry.logged = number
         # What is counted is what this process did.
         fresh = type(self.ledger)()
-        self.ledger.on_decision = fresh.on_decision
+        self.ledger.on_decision = told
         self.ledger.receipts, self.ledger.roundtrips = fresh.receipts, fresh.roundtrips
         self.ledger.expired, self.ledger.cancelled = fresh.expired, fresh.cancelled
 
@@ -364,12 +412,15 @@ class SqliteStore(Committing):
                 member.seen = now  # it is there, though not up to date: should we die now, it was not away for long
             if member.saved != mark(member):
                 self._moved[member] = shelf
+        self._show(shelf)
+        shelf.shown = shelf.backlog.last
+
+    def _show(self, shelf: DiskShelf) -> None:
         if shelf.shown != shelf.sent:
             shelf.sent = shelf.shown
             if shelf.name in self._names:
                 shelf.is_saved = False
                 self._shown.add(shelf)
-        shelf.shown = shelf.backlog.last
 
     def _forget(self, shelf: Shelf) -> None:
         assert isinstance(shelf, DiskShelf)
@@ -385,46 +436,63 @@ class SqliteStore(Committing):
             self._wishes.append(("delete from members where channel = ?", (shelf.number,)))
             self._wishes.append(("insert or replace into meta values ('channel', ?)", (self._newest_channel,)))
 
-    async def save(self) -> None:
+    async def save(self) -> int:
         for shelf in self._shelves.values():
             self._visit(shelf)
         self._aged = self._number + 1
-        # Where there is always something more to commit, it is not waited for the end of that.
-        await asyncio.wait((asyncio.ensure_future(self._pause()),), timeout=SAVING)
+        with suppress(TimeoutError):
+            # Where there is always something more to commit, it is not waited for the end of that.
+            async with asyncio.timeout(SAVING):
+                while self._trouble is None and (self._moved or next(iter(self._dirty.values()), self._aged) < self._aged):
+                    await self._pause()
+        return self._news
 
-    async def put_down(self) -> None:
-        if not self._is_down:
-            self._is_down = True
-            await self._save_rest(is_followed=True)
-            await self._journal.leave()
-            self._lock.release()
+    async def put_down(self, moved: Iterable[tuple[Shelf, Member]]) -> dict[str, int]:
+        if self._is_down:
+            return {}
+        self._is_down = True
+        await self.settle()
+        for shelf, member in moved:
+            assert isinstance(shelf, DiskShelf)
+            self._moved[member] = shelf
+        for shelf in self._shelves.values():
+            assert isinstance(shelf, DiskShelf)
+            shelf.shown = shelf.backlog.last
+            self._show(shelf)
+        await self._save_all()
+        # What was kept after all, though the disk said that it was not, is in the file and not here.
+        is_known = self._trouble is None and not self._dirty and self._config.sync != "off"
+        left = {"news": self._news, "told": self._ids.last, "outstanding": self.ledger.outstanding} if is_known else {}
+        await self._journal.leave()
+        self._let_go()
+        return left
 
     async def close(self) -> None:
         if self._is_closed:
             return
         is_down, self._is_down, self._is_closed = self._is_down, True, True
         if not is_down:
-            await self._save_rest(is_followed=False)
+            await self.settle()
+            for shelf in self._shelves.values():
+                assert isinstance(shelf, DiskShelf)
+                shelf.shown = shelf.backlog.last
+                for member in shelf.audience:
+                    member.saved = None
+                self._visit(shelf)
+            if self._trouble is None:
+                self._wishes.append(("insert or replace into meta values ('told', ?)", (self._ids.last,)))
+            await self._save_all()
         self._elsewhere.shutdown()
         self._far.close()
         self._reader.close()
         await self._journal.close()
         if not is_down:
-            self._lock.release()
+            self._let_go()
 
-    async def _save_rest(self, is_followed: bool) -> None:
-        """Save what is not in the file yet. Who is followed leaves in the file that devices have feeds, and up to where they were written to with all others."""
-        await self.settle()
-        for shelf in self._shelves.values():
-            assert isinstance(shelf, DiskShelf)
-            shelf.shown = shelf.backlog.last
-            for member in shelf.audience if not is_followed else ():
-                member.saved = None
-            self._visit(shelf)
+    async def _save_all(self) -> None:
+        """What is not in the file yet, of members that moved and of the columns."""
         self._aged = self._number + 1
-        if self._trouble is None:
-            self._wishes.append(("insert or replace into meta values ('told', ?)", (self._ids.last,)))
         before = -1
-        while self._trouble is None and (self._moved or self._wishes or len(self._dirty) not in (0, before)):
+        while self._trouble is None and (self._moved or self._shown or self._wishes or len(self._dirty) not in (0, before)):
             before = len(self._dirty)
             await self._pause()
