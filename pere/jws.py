@@ -19,37 +19,33 @@ MAX_TOKEN = 4096  # bytes
 URLSAFE = bytes.maketrans(b"-_+/=", b"+/---")  # RFC 4648, 5; what only the other alphabet has becomes what none has
 # The last letters of a part of so many letters, modulo four, in which no bit stands beyond the last byte (RFC 4648, 3.5), and what pads it.
 LAST = (bytes(range(256)), b"", b"AQgw", b"AEIMQUYcgkosw048")
+TOKEN = re.compile(rb"(?=.{1,%d}\Z)(([^.]+)\.(.+))\.([^.]+)" % MAX_TOKEN, re.DOTALL).fullmatch
 LETTERS = re.compile(rb"[A-Za-z0-9_-]+")
 PADDING = (b"", b"", b"==", b"=")
 
 
-class Parts:
-    """What is signed, and by what: `algorithm` and `id` are what the header says of the key. Raises Unauthorized for what is no token."""
+def parts_of(token: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """What is signed, of which the header and the body are parts, and the signature, all as they stand there. Raises Unauthorized for what is no token."""
+    match = TOKEN(token)
+    if match is None:
+        raise no_token()
+    return match.groups()  # type: ignore[return-value]  # as many as it has
 
-    __slots__ = ("algorithm", "id", "message", "signature", "_body")
 
-    def __init__(self, token: bytes):
-        self.message, _, signature = token.rpartition(b".")
-        header, _, self._body = self.message.partition(b".")
-        if len(token) > MAX_TOKEN or not header or not self._body or not signature:
-            raise no_token()
-        self.algorithm, self.id = _header(header)
-        self.signature = _bytes(signature)
-
-    def claims(self) -> dict[str, Any]:
-        """What is said, which nobody should believe whose signature is not right."""
-        try:
-            claims = orjson.loads(_bytes(self._body))
-        except orjson.JSONDecodeError:
-            raise bad_token("the claims of the token are no JSON") from None
-        if not isinstance(claims, dict):
-            raise bad_token("the claims of a token are an object")
-        return claims
+def claims_of(body: bytes) -> dict[str, Any]:
+    """What is said, which nobody should believe whose signature is not right."""
+    try:
+        claims = orjson.loads(bytes_of(body))
+    except orjson.JSONDecodeError:
+        raise bad_token("the claims of the token are no JSON") from None
+    if not isinstance(claims, dict):
+        raise bad_token("the claims of a token are an object")
+    return claims
 
 
 @lru_cache(maxsize=64)
-def _header(part: bytes) -> tuple[Any, Any]:
-    """The algorithm and the id of the key. What is refused is not remembered."""
+def key_of(part: bytes) -> tuple[Any, Any]:
+    """The algorithm and the id of the key, as a header has them. What is refused is not remembered."""
     if not LETTERS.fullmatch(part):
         raise no_token()
     import jwt  # loaded long since where there are keys; who has none need not wait for it
@@ -61,7 +57,7 @@ def _header(part: bytes) -> tuple[Any, Any]:
     return header.get("alg"), header.get("kid")
 
 
-def _bytes(part: bytes) -> bytes:
+def bytes_of(part: bytes) -> bytes:
     """RFC 4648, 3.5: what could be written in two ways is taken in one."""
     over = len(part) % 4
     if part[-1] not in LAST[over]:

@@ -87,7 +87,8 @@ def _signing(private_key: str | None, secret: str | None) -> tuple[str, Any]:
             raise click.BadParameter(f"this is no private key in PEM that can be taken: {error}", param_hint="--private-key") from None
     if secret is None:
         raise click.UsageError("say what to sign with: --secret (PERE_JWT_SECRET) or --private-key")
-    return "HS256", _secret(secret).key
+    _secret(secret)
+    return "HS256", secret
 
 
 def _secret(secret: str) -> Key:
