@@ -43,7 +43,7 @@ class Channels(dict[str, Channel]):
         super().__init__()
         self.feeds: dict[int, Feed] = {}
         self.behind = 0
-        self.moved: list[tuple[Shelf, Member]] | None = None  # whose feeds ceased to be live, where somebody wants to know
+        self.moved: list[Place] | None = None  # those of feeds that have ceased to be live, or come to be of more channels, where somebody wants to know
         self._store = store
         self._wheel = wheel
         self._wildcards: Wishes[set[Feed]] = Wishes()  # feeds by the patterns they listen to
@@ -65,6 +65,8 @@ class Channels(dict[str, Channel]):
             feed.places += (place,)
             place.ordinal = newest
             channel.shared += 1
+            if self.moved is not None:
+                self.moved.append(place)
             if member is not None:
                 member.since = self._store.clock()
             if feed.live:
@@ -133,6 +135,8 @@ class Channels(dict[str, Channel]):
 
     def _exit(self, place: Place) -> None:
         channel, throng = place.channel, place.feed.throng
+        if self.moved is not None:
+            self.moved.append(place)
         if throng is None:
             del channel.live[place.feed.form][place.feed.fd]
             place.ordinal = channel.flushed
@@ -142,8 +146,6 @@ class Channels(dict[str, Channel]):
         if place.member is not None:
             place.member.live -= 1
             place.mark()
-            if self.moved is not None:
-                self.moved.append((channel.shelf, place.member))
 
     # It goes
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ log = logging.getLogger("pere.handover")
 
 LOOK = 0.001  # seconds between two looks at who has been answered meanwhile
 HALF = 0.1  # seconds in which who has said half a request may say the rest, once all others wait
-FEW = 50  # feeds that go over at once where both serve: some milliseconds
+FEW = 50  # feeds that are shown at once, or go over where both serve: a millisecond or some
 
 
 class Predecessor:
@@ -49,7 +49,9 @@ class Predecessor:
         self._config = config
         self._connections = 0
         self._shown: dict[Feed, tuple[int, int]] = {}  # the number of each, and of how many channels it was; -1 where it was not told what it is
-        self._live: list[Feed] = []  # what went over as it was shown
+        self._live: dict[Feed, int] = {}  # those that are to go over as they were shown, and their numbers
+        self._but: list[int] = []  # the numbers of all others that were shown
+        self._gone: Collection[Feed] = ()  # those that went over as they were shown
         # What went over: its descriptor, its form, what it is in the middle of being written, and its transport, where that goes on.
         self._kept: list[tuple[int, int | None, str, Any]] = []
         self._speaker = ThreadPoolExecutor(1, thread_name_prefix="pere-handover")
@@ -69,8 +71,8 @@ class Predecessor:
         has made of that what can be made before it has the store."""
         clients: dict[Any, str] = self._door.gate.clients()
         feeds = [*self._hub.feeds.values(), *self._followers.feeds()]
-        for start in range(0, len(feeds), MOST):
-            some = [(number, feed) for number, feed in enumerate(feeds[start : start + MOST], start) if not feed.reason and not feed.form & SECURE]
+        for start in range(0, len(feeds), FEW):
+            some = [(number, feed) for number, feed in enumerate(feeds[start : start + FEW], start) if not feed.reason and not feed.form & SECURE]
             is_told = not self._config.is_shared
             told = [(number, tuple(describe(feed, clients.get(feed.account))) if is_told and feed.live else None) for number, feed in some]
             copies = [os.dup(feed.fd) for _, feed in some]  # whatever becomes of the feeds meanwhile
@@ -82,7 +84,10 @@ class Predecessor:
         self._say("shown", [True], [])
         await self._until_seen()
         if not self._config.is_shared and not self.is_broken:
+            # Who is not where it was by the end is found in what has moved.
             self._hub.channels.moved = []
+            self._live = {feed: number for feed, (number, places) in self._shown.items() if feed.live and not feed.reason and len(feed.places) == places}
+            self._but = [number for feed, (number, _) in self._shown.items() if feed not in self._live]
             self._say("saved", [await self._store.save()], [])
             await self._until_seen()
 
@@ -126,14 +131,10 @@ class Predecessor:
         """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
         hub.hasten()
-        but: list[int] = []  # who was shown and is not live any more, or has other channels
-        live: list[Feed] = []
-        for feed, (number, places) in self._shown.items():
-            if feed.live and not feed.reason and len(feed.places) == places:
-                live.append(feed)
-            else:
-                but.append(number)
-        rest = list(set(hub.feeds.values()).difference(live)) if len(live) < len(hub.feeds) else []
+        for place in hub.channels.moved or ():
+            if (shown := self._live.pop(place.feed, -1)) >= 0:
+                self._but.append(shown)
+        rest = [feed for feed in hub.feeds.values() if feed not in self._live] if len(self._live) < len(hub.feeds) else []
         for feeds, word, passing in ((rest, "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
             for some in _pieces(feeds, FEW if self._config.is_shared else MOST):
                 if self.is_broken:
@@ -158,9 +159,9 @@ class Predecessor:
                     # Who is on the way waits, so the next ones go when these are taken up.
                     await self._until_seen()
         if not self._config.is_shared:
-            self._live += live
-            self.passed += len(live)
-            self._say("live", [True], [], but=but, flushed=hub.abandon(live), newest=self._store.newest)
+            self._gone = self._live
+            self.passed += len(self._gone)
+            self._say("live", [True], [], but=self._but, flushed=hub.abandon(self._gone), newest=self._store.newest)
         self._say("retries", hub.redelivery.told(), [])
 
     def _goodbye(self, form: int | None, rest: str) -> bytes:
@@ -172,19 +173,24 @@ class Predecessor:
     @property
     def moved(self) -> list[tuple[Shelf, Member]]:
         """Members of which a feed has ceased to be where all others are since what could be saved was."""
-        return self._hub.channels.moved or []
+        return [(place.channel.shelf, place.member) for place in self._hub.channels.moved or () if place.member is not None]
 
     async def end(self, left: Mapping[str, int]) -> bool:
         """Nothing more comes, and the store is free; the other need not look for what is `left` to it. Done when it has all, or has died: whether it has."""
-        self._say("over", [True], [], left=left)
-        self._saying.append(self._speaker.submit(self._line.is_taken))
         try:
+            if self._config.is_shared:
+                self._say("over", [True], [], left=left)
+            else:
+                # Everybody waits for this, and nobody is served here who might wait for it to be said: it takes no thread, if all before it has been.
+                await self._until_said()
+                self._line.say({"over": [True], "left": left})
+            self._saying.append(self._speaker.submit(self._line.is_taken))
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})
             return True
         except Broken as broken:
             log.error("the process that was to take over does not serve", extra={"facts": {"feeds": self.passed, "because": str(broken)}})
-            self._keep_live()
+            self._keep_gone()
             for fd, form, rest, transport in self._kept:
                 if transport is None or not transport.is_closing():
                     with contextlib.suppress(OSError):
@@ -197,7 +203,7 @@ class Predecessor:
         """Nothing of what went over is ours any more."""
         self._speaker.shutdown(wait=False, cancel_futures=True)
         self._hub.channels.moved = None
-        self._keep_live()
+        self._keep_gone()
         for fd, *_, transport in self._kept:
             if transport is None:
                 os.close(fd)
@@ -206,10 +212,10 @@ class Predecessor:
         self._kept.clear()
         self._line.close()
 
-    def _keep_live(self) -> None:
+    def _keep_gone(self) -> None:
         # Not in the moment in which everybody waits.
-        self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in self._live]
-        self._live.clear()
+        gone, self._gone = self._gone, ()
+        self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in gone]
 
 
 class Following:

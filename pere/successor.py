@@ -156,7 +156,7 @@ class Successor:
             elif "saved" in word:
                 await look(*word["saved"])
                 await self._say("looked")
-            else:
+            elif "ahead" not in word:
                 self._words.append(some)
 
     async def _say(self, word: str) -> None:

@@ -133,13 +133,16 @@ class Journal:
                 return  # the loop has ended, and with it all who could be told
             if failure is None:
                 self._checkpoint()
+        if self._is_left:
+            self._loop.call_soon_threadsafe(self._ended.set)  # nothing is written any more, and whoever waits for that need not wait for the rest
         try:
             if not self._is_left:
                 self._connection.execute("pragma wal_checkpoint(truncate)")
             self._connection.close()
         except sqlite3.Error as error:
             log.warning("the file could not be tidied up", extra={"facts": {"error": str(error)}})
-        self._loop.call_soon_threadsafe(self._ended.set)
+        if not self._is_left:
+            self._loop.call_soon_threadsafe(self._ended.set)
 
     def _commit(self, batch: Batch) -> list[Any]:
         connection = self._connection
