@@ -62,10 +62,10 @@ class Grant:
 
     def check(self, need: str, channel: str | None = None) -> None:
         """Raises Forbidden unless it allows what an address asks for: on this channel (or pattern, of FEED), or on any at all if None."""
+        if need == PUSH and (self.scope.push if channel is None else self.may_push(channel)):
+            return
         if need == FEED and (self.scope.feed if channel is None else channel == self.fed or self.may_feed(channel)):
             self.fed = channel or self.fed
-            return
-        if need == PUSH and (self.scope.push if channel is None else self.may_push(channel)):
             return
         if need == ANYBODY or need == ADMIN and self.scope.is_admin:
             return
@@ -158,11 +158,10 @@ class Verifier:
 
     def _remember(self, token: bytes) -> Grant:
         grant = self._older.get(token) or self._verify(token)
-        known = self.known
-        if len(known) >= MAX_KNOWN // 2:
-            self._older = known.copy()
-            known.clear()
-        known[token] = grant
+        if len(self.known) >= MAX_KNOWN // 2:
+            self._older = dict(self.known)
+            self.known.clear()
+        self.known[token] = grant
         return grant
 
     def _forget(self) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -28,14 +27,16 @@ log = logging.getLogger("pere.http")
 class Conversation(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
-    __slots__ = ("_closing", "_door", "_ended", "_in_line", "_queued", "_stuck", "_took_at", "_unsent", "_waiters",
-                 "account", "address", "app", "busy", "is_expected", "is_fresh", "pending", "rest", "served", "since", "transport", "turn")
+    __slots__ = ("_ask", "_closing", "_ended", "_in_line", "_parser", "_queued", "_stuck", "_took_at", "_unsent", "_waiters",
+                 "account", "address", "app", "busy", "door", "is_expected", "is_fresh", "pending", "rest", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
-        self._door = door
+        self.door = door
         self.transport: Any = None
         self.app = app or door.app
         self.busy: Ask | Exchange | object | None = None  # the request that is being answered
+        self._parser: Any = None  # as long as nobody needs one; it and the connection hold each other
+        self._ask: Ask | None = None  # the request whose body is arriving
         self.pending: deque[Ask] | None = None  # those that wait behind it
         self._queued = 0  # bytes of their bodies
         self.rest: bytes | memoryview = b""  # what is not parsed before its turn comes; both count in `Door.held`
@@ -66,7 +67,7 @@ class Conversation(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Somebody has connected; who cannot stay is told so and cut."""
         self.transport = transport
-        door, peer = self._door, transport.get_extra_info("peername")
+        door, peer = self.door, transport.get_extra_info("peername")
         self.address = of_socket(peer)
         if peer is None:
             # It was reset before we took it, so nobody knows whose it was; and what it said is still there to be read.
@@ -94,7 +95,10 @@ class Conversation(asyncio.Protocol):
         return self._ended
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._door.connections.discard(self)
+        if self.transport is None:
+            return  # it was detached, and has nothing any more
+        self._parser = self._ask = None
+        self.door.connections.discard(self)
         if self.account is not None:
             self.account.connections -= 1
         self._closing = True
@@ -123,17 +127,17 @@ class Conversation(asyncio.Protocol):
 
     def _is_full(self) -> bool:
         """Whether so much waits for its turn that the network is to hold the rest."""
-        config = self._door.config
+        config = self.door.config
         return bool(self.rest) or (self.pending is not None and (len(self.pending) >= config.max_pipeline or self._queued > config.max_event_bytes))
 
     def _read_on(self) -> None:
         """Read more, unless something is in the way: answers that are not read, or what waits."""
-        if self.transport is not None and not self._stuck and not self._is_full() and not self._door.is_passing:
+        if self.transport is not None and not self._stuck and not self._is_full() and not self.door.is_passing:
             self.transport.resume_reading()
 
     def _let_go(self) -> None:
         """Nothing is held here any more."""
-        self._door.held -= self._queued + len(self.rest)
+        self.door.held -= self._queued + len(self.rest)
         self._queued = 0
         self.rest, self.pending = b"", None
 
@@ -151,7 +155,7 @@ class Conversation(asyncio.Protocol):
     def drained(self) -> "asyncio.Future[None]":
         """Done when the client has read enough that more may be written; StreamClosedError if it went away."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.transport.is_closing() and self not in self._door.connections:
+        if self.transport.is_closing() and self not in self.door.connections:
             future.set_exception(StreamClosedError())
             future.exception()
         elif self._stuck:
@@ -176,7 +180,7 @@ class Conversation(asyncio.Protocol):
             self.pending = deque()
         self.pending.append(ask)
         self._queued += len(ask.body)
-        self._door.held += len(ask.body)
+        self.door.held += len(ask.body)
         if self._is_full():
             # It asks faster than it is answered.
             self.transport.pause_reading()
@@ -187,32 +191,34 @@ class Conversation(asyncio.Protocol):
         if ask.refusal is not None:
             ask.refuse(ask.refusal)
         else:
-            self._try(self._door.guard, ask, self._let_in)
+            try:
+                self.door.guard(ask, self._let_in)
+            except Exception as error:
+                self._give_up(ask, error)
 
     def _let_in(self, ask: Ask) -> None:
         """The guard has nothing against it, or leaves it to the handler, which may be for everybody."""
         if self.busy is not ask:
             return  # the client went away while its key was being fetched
         if ask.grant.subject:
-            self._door.gate.charge_subject(ask.grant, ask.route.kind)
+            self.door.gate.charge_subject(ask.grant, ask.route.kind)
         if ask.route.hot is None:
-            self._door.line.is_enough = True
+            self.door.line.is_enough = True
             self.busy = exchange = Exchange(self, ask)
             exchange.start()
         elif ask.refusal is not None:
             ask.refuse(ask.refusal)
         else:
-            self._try(ask.route.hot, ask)
+            try:
+                ask.route.hot(ask)
+            except Exception as error:
+                self._give_up(ask, error)
 
-    def _try(self, what: Callable[..., Any], ask: Ask, *more: Any) -> Any:
-        try:
-            return what(ask, *more)
-        except Refusal as refusal:
-            ask.refuse(refusal)
-        except Exception:
-            log.exception("%s could not be answered", ask.route.name, extra={"facts": {"request": ask.id}})
-            ask.refuse(internal())
-        return None
+    def _give_up(self, ask: Ask, error: Exception) -> None:
+        if not isinstance(error, Refusal):
+            log.error("%s could not be answered", ask.route.name, exc_info=error, extra={"facts": {"request": ask.id}})
+            error = internal()
+        ask.refuse(error)
 
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes = b"") -> None:
         """Answer this request, which is the one that is being answered, or was given up."""
@@ -220,7 +226,7 @@ class Conversation(asyncio.Protocol):
             return  # the client went away before its answer was ready
         tally = ask.route.tally
         tally[status] = tally.get(status, 0) + 1
-        door = self._door
+        door = self.door
         if b"origin" in ask.headers:
             more += door.cors(ask.headers[b"origin"])
         length = len(body)
@@ -238,33 +244,40 @@ class Conversation(asyncio.Protocol):
 
     def peer(self, ask: Ask) -> str:
         """See Ask."""
-        return self._door.proxies.peer(self.address, ask.fields)
+        return self.door.proxies.peer(self.address, ask.fields)
 
     def scheme(self, ask: Ask) -> str:
         """See Ask."""
         own = "https" if self.is_secured else "http"
-        return self._door.proxies.scheme(self.address, ask.fields, own)
+        return self.door.proxies.scheme(self.address, ask.fields, own)
 
     def charge(self, ask: Ask, kind: int, count: int) -> None:
         """See Ask."""
         if ask.account is not None:
-            self._door.gate.charge(ask.account, kind, count)
+            self.door.gate.charge(ask.account, kind, count)
         if ask.grant.subject:
-            self._door.gate.charge_subject(ask.grant, kind, count)
+            self.door.gate.charge_subject(ask.grant, kind, count)
 
     def bring(self, ask: Ask, channels: list[str]) -> None:
         """See Ask."""
         self.charge(ask, CHANNELS, len(channels))
         if ask.grant.subject:
-            self._door.gate.bring(ask.grant.subject, channels)
+            self.door.gate.bring(ask.grant.subject, channels)
 
     def note(self, refusal: Refusal) -> None:
         """See Ask."""
-        self._door.gate.note(refusal)
+        self.door.gate.note(refusal)
 
     def go_on_with(self, ask: Ask, some: Callable[[Ask], bool]) -> None:
         """See `Ask.go_on`."""
-        self._door.line.join(ask.account if ask.account is not None else self, Work(partial(self._try, some, ask)))
+        def step() -> bool:
+            try:
+                return some(ask)
+            except Exception as error:
+                self._give_up(ask, error)
+                return False
+
+        self.door.line.join(ask.account if ask.account is not None else self, Work(step))
 
     def is_asked(self, ask: Ask) -> bool:
         """Whether this request is the one that is being answered."""
@@ -273,7 +286,7 @@ class Conversation(asyncio.Protocol):
     def answered(self, ask: Ask) -> None:
         """The request is done with: on to the next, or the end."""
         self.busy = None
-        self.since = self._door.wheel.now
+        self.since = self.door.wheel.now
         if not ask.keep_alive:
             # RFC 9112, 9.6: closing now would reset the connection under what the client is still sending, and it might never read
             # this answer. It closes when it has, or `check` does.
@@ -300,7 +313,7 @@ class Conversation(asyncio.Protocol):
         """With what waits behind the request that was answered, when its turn comes; but who does not read its answers is given no more."""
         if (self.pending or self.rest) and self.busy is None and not self._in_line and not self._stuck:
             self._in_line = True
-            self._door.line.join(self.account if self.account is not None else self, self)
+            self.door.line.join(self.account if self.account is not None else self, self)
 
     def step(self) -> bool:
         """Its turn has come: one request is begun, or some bytes are parsed. Returns whether there is more to do at once."""
@@ -308,13 +321,13 @@ class Conversation(asyncio.Protocol):
             if self.pending:
                 ask = self.pending.popleft()
                 self._queued -= len(ask.body)
-                self._door.held -= len(ask.body)
+                self.door.held -= len(ask.body)
                 self._begin(ask)
             elif self.rest:
                 rest = memoryview(self.rest)  # of which nothing has to be moved
-                size = self._door.line.slice(self.account if self.account is not None else self)
+                size = self.door.line.slice(self.account if self.account is not None else self)
                 piece, self.rest = bytes(rest[:size]), rest[size:] or b""
-                self._door.held -= len(piece)
+                self.door.held -= len(piece)
                 self._parse(piece)
         self._in_line = bool(self.pending or self.rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()
         self._end()
@@ -322,14 +335,10 @@ class Conversation(asyncio.Protocol):
             self._read_on()
         return self._in_line
 
-    def outlet_of(self, transport: Any) -> Any:
-        """What stands in the place of a transport to who only writes from now on."""
-        return self._door.outlets.take(transport)
-
     def detach(self) -> Any:
         """The transport, which is somebody else's from now on."""
         transport = self.transport
-        self._door.connections.discard(self)
+        self.door.connections.discard(self)
         if self.account is not None:
             self.account.connections -= 1  # what it becomes is counted there
             self.account = None
@@ -337,5 +346,5 @@ class Conversation(asyncio.Protocol):
             transport.resume_reading()
             self._let_go()
         self._closing = True
-        self.busy = self.transport = None
+        self.busy = self.transport = self._parser = self._ask = None
         return transport

@@ -164,7 +164,7 @@ class Door:
 
 class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case; `grant` is who
-    asks, and what they may do. `known` is what it was recognised by, if it was (see `newcomers.py`). Exactly one of `answer`, `refuse`, `detach` and `outlet` is called, at once or later."""
+    asks, and what they may do. `known` is what it was recognised by, if it was (see `newcomers.py`). Exactly one of `answer`, `refuse` and `outlet` is called, at once or later."""
 
     __slots__ = ("_fields", "_id", "account", "body", "connection", "gone", "grant", "headers", "keep_alive", "known", "method", "path", "query", "refusal", "route", "version")
 
@@ -259,14 +259,12 @@ class Ask:
         if not self.connection.is_asked(self):
             then()
 
-    def detach(self) -> Any:
-        """The transport, which is the caller's from now on; this connection forgets it."""
-        self.route.tally[200] = self.route.tally.get(200, 0) + 1
-        return self.connection.detach()
-
     def outlet(self) -> Any:
-        """The same for who only writes from now on."""
-        return self.connection.outlet_of(self.detach())
+        """What stands in the place of the transport to who only writes from now on; this connection forgets it."""
+        tally = self.route.tally
+        tally[200] = tally.get(200, 0) + 1
+        connection = self.connection
+        return connection.door.outlets.take(connection.detach())
 
 
 def everybody(ask: Ask, then: Callable[[Ask], None]) -> None:

@@ -102,7 +102,7 @@ class Exchange(HTTPConnection):
         elif self._has_body and length is None:
             ask.keep_alive = False  # the end of the connection is the end of the body
         self._left = int(length) if length is not None and self._has_body else None
-        if headers.get("Connection", "").lower() == "close" or self._connection._door.draining:
+        if headers.get("Connection", "").lower() == "close" or self._connection.door.draining:
             ask.keep_alive = False
         if not ask.keep_alive:
             headers["Connection"] = "close"

@@ -12,7 +12,7 @@ from typing import Any
 from pere.auth import Grant
 from pere.config import Config, flag
 from pere.errors import ConfigError, Full, Refusal, TooMany
-from pere.limits import CHANNELS, CONNECTS, GONE, NEW, WORDS, Account, Accounts, Brought, Buckets, Rate, client_of, has_room
+from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Buckets, Rate, client_of, has_room
 from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
@@ -87,7 +87,7 @@ class Gate:
             return None
         if not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
             return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
-        wait = self.accounts.take(account.full, CONNECTS, self.time())
+        wait = self.accounts.take(account, CONNECTS, self.time())
         return self._too_many(CONNECTS, wait, self.accounts, CLIENT) if wait else None
 
     def note(self, refusal: Refusal) -> None:
@@ -97,32 +97,28 @@ class Gate:
 
     def charge(self, account: Account, kind: int, count: int = 1) -> None:
         """Somebody asks for so many of a kind. Raises TooMany."""
-        wait = self.accounts.take(account.full, kind, self.time(), count)
+        wait = self.accounts.take(account, kind, self.time(), count)
         if wait:
             raise self._too_many(kind, wait, self.accounts, CLIENT)
 
     def charge_subject(self, grant: Grant, kind: int, count: int = 1) -> None:
         """The same for whoever a token says that it is, wherever it comes from."""
-        now, buckets = self.time(), grant.buckets
-        if buckets is None or buckets[kind] == GONE:
-            buckets = self._buckets(grant, now)
-        wait = self.subjects.take(buckets, kind, now, count)
+        wait = self.subjects.take(self._subject(grant), kind, self.time(), count)
         if wait:
             raise self._too_many(kind, wait, self.subjects, SUBJECT)
 
     def admits_subject(self, grant: Grant, kind: int) -> bool:
         """The same for one; who is not let in goes the usual way, and hears there why."""
-        now = self.time()
-        return not self.subjects.take(self._buckets(grant, now), kind, now)
+        return not self.subjects.take(self._subject(grant), kind, self.time())
 
-    def _buckets(self, grant: Grant, now: float) -> list[float]:
-        account = self.subjects.of(grant.subject, now)
+    def _subject(self, grant: Grant) -> Buckets:
+        account = self.subjects.of(grant.subject, self.time())
         grant.buckets = account.full if account.is_kept else None
-        return account.full
+        return account
 
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one of a client."""
-        return not self.accounts.take(account.full, kind, self.time())
+        return not self.accounts.take(account, kind, self.time())
 
     def bring(self, subject: str, channels: Collection[str]) -> None:
         """A subject brings these channels into being. Raises TooMany where it has its share of all that may be kept."""

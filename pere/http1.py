@@ -9,7 +9,6 @@ This file knows no channel, no device and no event.
 
 import logging
 import os
-from typing import Any
 
 import httptools
 from tornado.web import Application
@@ -35,20 +34,13 @@ MAX_HOSTS = 64  # that are remembered as good
 class Connection(Recognising):
     """A conversation in HTTP/1.1."""
 
-    __slots__ = ("_ask", "_body", "_fields", "_growing", "_in_body", "_in_head", "_parser", "_partial", "_received", "_url", "_wire")
+    __slots__ = ("_body", "_fields", "_growing", "_in_body", "_in_head", "_partial", "_received", "_url", "_wire")
 
     def __init__(self, door: Door, app: Application | None = None):
         super().__init__(door, app)
-        self._parser: Any = None  # as long as nobody needs one
-        self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._ask: Ask | None = None  # the request whose body is arriving
-        self._body: bytes | bytearray = b""
+        self._alike = self._model = self._lessons = None
         self._in_head = False
         self._in_body = False
-        self._partial = 0  # bytes of a head that comes in pieces
-        self._received = 0  # bytes of the newest piece
-        self._wire = 0  # bytes of a body in chunks, with all that stands around them
         self._growing = 0  # bytes of a body that is not whole yet, which count in `Door.held`
 
     # What arrives
@@ -59,14 +51,14 @@ class Connection(Recognising):
         self._alike = None
         if self._in_line or len(data) > MUCH:
             self._put_by(data)
-        elif self._parser is not None or (found := self._door.newcomers.read(data)) is None:
+        elif self._parser is not None or (found := self.door.newcomers.read(data)) is None:
             self._parse(data)
         else:
             self._take(*found)
 
     def _put_by(self, data: bytes) -> None:
         """It is parsed when its turn comes, and nothing more is read until then."""
-        door = self._door
+        door = self.door
         door.held += len(data)
         self.rest = bytes(self.rest) + data if self.rest else data
         self.transport.pause_reading()
@@ -76,10 +68,15 @@ class Connection(Recognising):
             self.go_on()
 
     def _parse(self, data: bytes) -> None:
-        self._received = len(data)
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
+            self._url = b""
+            self._fields: list[tuple[bytes, bytes]] = []
+            self._body: bytes | bytearray = b""
+            self._partial = 0  # bytes of a head that comes in pieces
+            self._wire = 0  # bytes of a body in chunks, with all that stands around them
+        self._received = len(data)  # bytes of the newest piece
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -97,7 +94,7 @@ class Connection(Recognising):
     def _take(self, known: Known, query: bytes, headers: dict[bytes, bytes]) -> None:
         """A request that needed no parser."""
         ask = Ask(self, known.method, known.path, query, "1.1", True, headers, None, known.route, known)
-        self.since = self._door.wheel.now
+        self.since = self.door.wheel.now
         try:
             self._charge(ask)
         except Refusal as refusal:
@@ -108,13 +105,13 @@ class Connection(Recognising):
 
     def _measure(self, data: bytes) -> None:
         """A head that comes in pieces is measured as it grows; one that comes at once is measured when it is complete."""
-        config = self._door.config
+        config = self.door.config
         if not self._partial:
             # It may have begun anywhere in this piece: what was read of it counts, and the line that is not at its end.
             self._partial = 1
-            if self._received > self._door.small:
+            if self._received > self.door.small:
                 self._partial += len(self._url) + length_of(self._fields) + len(data) - data.rfind(b"\n") - 1
-            self.since = self._door.wheel.now
+            self.since = self.door.wheel.now
             self._model = None
         else:
             self._partial += self._received
@@ -124,7 +121,7 @@ class Connection(Recognising):
     def _measure_body(self) -> None:
         """A body that is not whole yet: all of them together have a limit. Sizes, extensions and trailers of chunks are no part of it,
         and need a limit of their own."""
-        ask, door = self._ask, self._door
+        ask, door = self._ask, self.door
         if ask is None or self._closing:
             return
         door.held += len(self._body) - self._growing
@@ -136,7 +133,7 @@ class Connection(Recognising):
             return
         self._wire += self._received
         # A chunk of one byte takes six.
-        if self._wire > 8 * ask.route.max_body + self._door.config.max_header_bytes:
+        if self._wire > 8 * ask.route.max_body + self.door.config.max_header_bytes:
             self._turn_away(TooLarge("large_body", "there is more around the chunks of the body than in them"))
 
     def _fail(self, error: httptools.HttpParserError) -> None:
@@ -155,29 +152,18 @@ class Connection(Recognising):
         """Answer what cannot be read, after all that came before it, and read no more: where the next request begins is unknown."""
         self._closing = True
         self._in_head = False
-        self._door.held -= self._growing + len(self.rest)
+        self.door.held -= self._growing + len(self.rest)
         self._growing, self._body, self.rest = 0, b"", b""
-        ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self._door.other)
+        ask = self._ask or Ask(self, b"", b"", b"", "1.1", False, {}, [], self.door.other)
         self._ask = None
         ask.keep_alive = False
         # Where it was raised, this request was at hand, and would hold it in return: of thousands that are cut, that is much to collect.
         ask.refusal = refusal.with_traceback(None)
         self._enqueue(ask)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if self.transport is None:
-            return  # it was detached, and has nothing any more
-        # The parser and the connection hold each other.
-        self._parser = self._ask = None
-        super().connection_lost(error)
-
-    def detach(self) -> Any:
-        self._parser = self._ask = None
-        return super().detach()
-
     def _let_go(self) -> None:
         super()._let_go()
-        self._door.held -= self._growing
+        self.door.held -= self._growing
         self._growing, self._body = 0, b""
 
     # What the parser says, in this order
@@ -194,7 +180,7 @@ class Connection(Recognising):
             self._fields.append((name.lower(), value.rstrip()))  # RFC 9112, 5.1: the parser leaves the space behind it
 
     def on_headers_complete(self) -> None:
-        door, fields = self._door, self._fields
+        door, fields = self.door, self._fields
         headers = dict(fields)
         method: bytes = self._parser.get_method()
         version: str = self._parser.get_http_version()
@@ -229,7 +215,7 @@ class Connection(Recognising):
         self.since = door.wheel.now
 
     def _charge(self, ask: Ask) -> None:
-        door = self._door
+        door = self.door
         ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
         if account is not None:
             door.gate.charge(account, ask.route.kind)
@@ -241,7 +227,7 @@ class Connection(Recognising):
             ask.headers[b"host"] = host
             ask.fields = [(name, host if name == b"host" else value) for name, value in ask.fields]
         slash = ask.path.find(b"/", 1)
-        ask.route = self._door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self._door.other)
+        ask.route = self.door.routes.get(ask.method + b" " + (ask.path if slash < 0 else ask.path[: slash + 1]), self.door.other)
 
     def _check_unusual(self, ask: Ask) -> None:
         """What few requests have, so that the others need not be asked for it one by one."""
@@ -274,7 +260,7 @@ class Connection(Recognising):
             ask.body = bytes(self._body)
             self._body = b""
             if self._growing:
-                self._door.held -= self._growing
+                self.door.held -= self._growing
                 self._growing = 0
         if (ask.route.again is not None or ask.route.is_first) and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
             self._model = ask
@@ -283,7 +269,7 @@ class Connection(Recognising):
     def _admit(self, ask: Ask) -> None:
         # Each client is served some hot requests in a turn; of those that are for handlers, one in all.
         whose = ask.route if ask.route.hot is None else ask.account if ask.account is not None else self
-        if self.busy is None and not self.pending and not self._door.line.is_over(whose, ask.route.weight):
+        if self.busy is None and not self.pending and not self.door.line.is_over(whose, ask.route.weight):
             self._begin(ask)
         else:
             self._model = None  # the next may not overtake it
@@ -294,7 +280,7 @@ class Connection(Recognising):
 
     def check(self, now: float) -> None:
         """Close what is too slow. Nobody hurries a request that is being answered, only a client that does not read the answer."""
-        config = self._door.config
+        config = self.door.config
         waited = now - self.since
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent or not self._unsent:
@@ -344,7 +330,7 @@ class Connection(Recognising):
     @property
     def is_idle(self) -> bool:
         """Whether nothing was asked that is not answered; what one has to say who has just come is on its way."""
-        if self.is_fresh and self._door.wheel.now - self.since < GRACE:
+        if self.is_fresh and self.door.wheel.now - self.since < GRACE:
             return False
         return self.busy is None and not self._in_head and not self._in_body and not self._in_line and not self._closing
 

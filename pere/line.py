@@ -46,7 +46,8 @@ class Line:
         if client.turn != now:
             client.turn, client.served = now, 0
         client.served += weight
-        return bool(client.served > AT_ONCE)
+        is_over: bool = client.served > AT_ONCE
+        return is_over
 
     def slice(self, client: Any) -> int:
         """How many bytes of it are parsed now."""

@@ -130,25 +130,27 @@ class Outlets:
         """An outlet in the place of a transport on which nothing is under way; the transport itself where there can be none."""
         if not READ or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size() or transport.is_closing():
             return transport
+        fd = -1
         try:
             if self._poll is None:
-                self._poll = select.epoll()
-                self._loop.add_reader(self._poll.fileno(), self._look)
-                files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                self._most = files - LEFT if files != resource.RLIM_INFINITY else sys.maxsize
+                self._begin()
             fd = os.dup(transport.get_extra_info("socket").fileno())
-        except OSError:
-            return transport  # as many files are open as may be
-        try:
             if fd > self._most:
                 raise OSError(errno.EMFILE, "few files can still be opened")
             self._poll.register(fd, READ)
         except OSError:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             return transport  # as many are open, or watched, as may be
         transport.abort()  # which closes its descriptor, and not the connection
         outlet = self._open[fd] = Outlet(self, fd)
         return outlet
+
+    def _begin(self) -> None:
+        self._poll = select.epoll()
+        self._loop.add_reader(self._poll.fileno(), self._look)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = files - LEFT if files != resource.RLIM_INFINITY else sys.maxsize
 
     def watch(self, fd: int, events: int) -> None:
         self._poll.modify(fd, events)

@@ -5,12 +5,10 @@ anything, what is read after all, and how what was recognised is answered where 
 may be learned from is its `_model`.
 """
 
-from tornado.web import Application
-
 from pere.alike import Alike, Lessons
 from pere.conversation import Conversation
 from pere.crowd import AGAIN
-from pere.door import Ask, Door, Route
+from pere.door import Ask, Route
 from pere.errors import Refusal
 
 LAST_AGAIN = object()  # as AGAIN, where it is the last on its connection, because the server ends
@@ -21,11 +19,9 @@ class Recognising(Conversation):
 
     __slots__ = ("_alike", "_lessons", "_model", "fd")
 
-    def __init__(self, door: Door, app: Application | None = None):
-        super().__init__(door, app)
-        self._alike: Alike | None = None  # what recognises the next request, if it is like the last one
-        self._model: Ask | None = None  # what may be learned from, until it is, or is not to be
-        self._lessons: Lessons | None = None
+    _alike: Alike | None  # what recognises the next request, if it is like the last one
+    _model: Ask | None  # what may be learned from, until it is, or is not to be
+    _lessons: Lessons | None
 
     def _read(self, data: bytes) -> None:
         raise NotImplementedError
@@ -40,13 +36,13 @@ class Recognising(Conversation):
         if alike is not None:
             if self.busy is None:
                 match = alike.match(data)
-                if match is not None and not self._door.draining:
+                if match is not None and not self.door.draining:
                     values = match.group(*alike.order)
                     if int(values[-2]) == len(values[-1]) <= alike.max_body:
                         self.busy = AGAIN
                         asked = alike.crowd.asked
                         if not asked:
-                            self._door.crowds.gather(alike.crowd)
+                            self.door.crowds.gather(alike.crowd)
                         asked.append((self, values, data))
                         return
             else:
@@ -56,7 +52,7 @@ class Recognising(Conversation):
     def _settle(self) -> None:
         """The client goes on before what was recognised is answered; and perhaps that is to be read first."""
         if self.busy is AGAIN or self.busy is LAST_AGAIN:
-            self._door.crowds.answer()
+            self.door.crowds.answer()
 
     def eof_received(self) -> bool:
         self._settle()
@@ -87,13 +83,13 @@ class Recognising(Conversation):
         model, self._model = self._model, None
         assert model is not None
         if model.route.is_first:
-            self._door.newcomers.learn(model, data)
+            self.door.newcomers.learn(model, data)
             return
         if self._closing or self._in_line:
             return
         if self._lessons is None:
             self._lessons = Lessons()
-        self._alike = self._lessons.learn(self._door, model, data, self.account)
+        self._alike = self._lessons.learn(self.door, model, data, self.account)
         if self._alike is not None:
             # What is written to a descriptor does not get encrypted: with none that is one, the door leaves it to the transport.
             self.fd = self.transport.get_extra_info("socket").fileno() if not self.is_secured else -1

@@ -227,7 +227,7 @@ class Hot:
         raise ZeroDivisionError("nobody can answer this")
 
     def detaches(self, ask: Ask) -> None:
-        transport = ask.detach()
+        transport = ask.connection.detach()
         self._stage.transports.append(transport)
         transport.write(b"HTTP/1.1 200 OK\r\n\r\nfree")
 
