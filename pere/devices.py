@@ -46,7 +46,7 @@ class Devices:
         self.online = 0
         # Told of a device that opens its first feed, or closes its last one: its name, its channels, and which of both; None if nobody wants to know.
         self.on_presence: Callable[[str, Collection[str], bool], None] | None = None
-        self._removed: dict[str, float] = {}
+        self.removed: dict[str, float] = {}  # and when, as long as that may be of interest
         self._wanting: OrderedDict[str, Device] = OrderedDict()  # who has patterns, in the order in which they are looked at
 
     def get(self, name: str) -> Device | None:
@@ -57,19 +57,24 @@ class Devices:
         device = self.known.get(name)
         if device is None:
             device = self.known[name] = Device(name)
-            self._removed.pop(name, None)
+            self.removed.pop(name, None)
         return device
 
     def register(self, name: str, channel: str) -> Device:
         """The device, which now counts as registered on the channel too."""
-        device = self.add(name)
+        device = self.known.get(name)
+        if device is None:
+            device = self.add(name)
         channels = device.channels
-        if channel not in channels:
-            if isinstance(channels, dict):
-                channels[channel] = None
-            else:
-                device.channels = (*channels, channel) if len(channels) < FEW else dict.fromkeys((*channels, channel))
-            self.registrations += 1
+        if channel in channels:
+            return device
+        if not channels:
+            device.channels = (channel,)
+        elif isinstance(channels, dict):
+            channels[channel] = None
+        else:
+            device.channels = (*channels, channel) if len(channels) < FEW else dict.fromkeys((*channels, channel))
+        self.registrations += 1
         return device
 
     def restore(self, registrations: Iterable[tuple[str, str]]) -> None:
@@ -119,25 +124,28 @@ class Devices:
         if device is not None:
             self.registrations -= len(device.channels)
             self.forget(device)
-            self._removed[name] = now
+            self.removed[name] = now
         return device
 
     def removed_since(self, name: str, moment: float) -> bool:
         """Whether the device was removed after this moment and has not come back."""
         # What is older is of no more interest to anybody: dropped from the front, as they stand in the order of time.
-        while self._removed:
-            oldest = next(iter(self._removed))
-            if self._removed[oldest] >= moment:
+        while self.removed:
+            oldest = next(iter(self.removed))
+            if self.removed[oldest] >= moment:
                 break
-            del self._removed[oldest]
-        return name in self._removed
+            del self.removed[oldest]
+        return name in self.removed
 
     def open(self, device: Device, feed: Any) -> None:
         """It has a further feed."""
-        is_first, was_online = not device.feeds, device.is_online
-        device.feeds += (feed,)
-        self.online += is_first
-        self._tell(device, was_online)
+        if device.feeds:
+            device.feeds += (feed,)
+            return
+        device.feeds = (feed,)
+        self.online += 1
+        if self.on_presence is not None and not device.elsewhere:
+            self.on_presence(device.name, device.channels, True)
 
     def is_elsewhere(self, device: Device, node: str, is_there: bool) -> None:
         """The device has its first feed on another node, or none any more."""

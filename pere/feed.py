@@ -237,7 +237,9 @@ class Feed(asyncio.Protocol):
     def soon(self, delay: float) -> float:
         """When its next turn on the wheel is, which would come in `delay` seconds: sooner, if its token expires sooner. A clock that is
         set meanwhile is noticed then."""
-        return delay if self.expires is None else min(delay, max(self.expires - self.owner.clock(), 0.001))
+        if self.expires is None or (left := self.expires - self.owner.clock()) >= delay:
+            return delay
+        return max(left, 0.001)
 
 
 class SecureFeed(Feed):

@@ -116,6 +116,7 @@ class Followers:
         self._config = config
         self.subjects: Counter[str] = Counter()  # how many each subject has
         self._channels: dict[str, dict[Follower, None]] = {}
+        self._count = 0
         self._fresh: dict[str, None] = {}  # channels that have more since the last turn of the loop
         self._reads: dict[tuple[str, int], list[Follower]] = {}  # and who waits for what they find
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +127,7 @@ class Followers:
 
     def count(self) -> int:
         """How many there are."""
-        return sum(map(len, self._channels.values()))
+        return self._count
 
     def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes, grant: Grant = OPEN) -> Feed:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
@@ -146,6 +147,7 @@ class Followers:
             self._channels[channel] = {}
             self._store.follow(channel)
         self._channels[channel][follower] = None
+        self._count += 1
         if grant.subject:
             self.subjects[grant.subject] += 1
         # Who is told of nothing costs nothing: the store looks once, and that is all.
@@ -253,6 +255,7 @@ class Followers:
             if not self.subjects[subject]:
                 del self.subjects[subject]
         del followers[follower]
+        self._count -= 1
         if not followers:
             del self._channels[follower.channel]
             self._store.unfollow(follower.channel)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any
 
@@ -71,15 +71,13 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...], pay: Callable[[Collection[str], int, int], None]) -> dict[str, Member | None]:
-        """All that can still be refused: the device is registered on all channels that it names or means, which are returned, or on none. Raises
-        Full or TooMany where there is no room for that, and what `pay` raises, which is told which channels these are, and how many
-        registrations and channels are new; a device that has its share of feeds loses its oldest one instead."""
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
+        """The device is registered on all channels that it names or means, which are returned: the store has checked that there is room. A device
+        that has its share of feeds loses its oldest one."""
         meant: dict[str, Member | None] = dict.fromkeys(channels)
-        store, known = self._store, self._store.devices.get(device)
-        pay(meant, *store.check_room(device, meant, patterns))
         if not device:
             return meant
+        store, known = self._store, self._store.devices.known.get(device)
         for name in meant:
             meant[name] = store.register(name, device)
         for pattern in patterns:
@@ -97,21 +95,22 @@ class Hub:
         `expires` is when its token does, `account` the one in which it counts.
         """
         store = self._store
-        known = store.devices.add(device) if device else None
-        for other in known.feeds if known is not None else ():
-            hasten(other)  # where this one begins is after what was sent to the device
+        known = store.devices.known[device] if device else None
+        if known is not None:
+            for other in known.feeds:
+                hasten(other)  # where this one begins is after what was sent to the device
         feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
-        self.count_for(feed, account)
+        if account is not None:
+            self.count_for(feed, account)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
-        told: list[bytes] = []
-        feed.places = tuple([self.channels.place(feed, name, member) for name, member in meant.items()])
-        for place in feed.places:
-            self.replay.begin(place, start, cursor)
-            if feed.greeting:
-                told.append(feed.greeting)
-                feed.greeting = b""
-        hello = self._hello(feed, cursor if cursor is not None else start) + b"".join(told)
+        places, told = [], b""
+        for name, member in meant.items():
+            place = self.channels.place(feed, name, member)
+            places.append(place)
+            told += self.replay.begin(place, start, cursor)
+        feed.places = tuple(places)
+        hello = self._hello(feed, cursor if cursor is not None else start) + told
         feed.greeting = greeting
         self.enlist(feed)
         self.opens += 1
@@ -125,10 +124,10 @@ class Hub:
             self._greet(feed, hello, None)
         return feed
 
-    def count_for(self, feed: Feed, account: Account | None) -> None:
+    def count_for(self, feed: Feed, account: Account) -> None:
         """Whose it is; where that client has very many, it is one of their throng from now on. Before its places are made."""
         feed.count_for(account)
-        if account is None or account.feeds <= LIVE:
+        if account.feeds <= LIVE:
             return
         throng = self._throngs.get(account)
         if throng is None:
@@ -160,11 +159,14 @@ class Hub:
         if wanted is None:
             # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
             # misses none; with several channels to read, after the oldest of their ids.
-            wanted = min([place.id for place in places if place.ordinal < place.channel.shelf.backlog.last], default=self._store.newest)
+            wanted = self._store.newest
+            for place in places:
+                if place.ordinal < place.channel.shelf.backlog.last:
+                    wanted = min(wanted, place.id)
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
         return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":"%b","feedback":"/feedback%b",%b,%b}\n\n' % (
             b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
-            format_id(wanted).encode(),
+            _position(wanted),
             b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b"",
             b'"ack_wait":%b,"window":%b' % (_or_null(feed.care.ack_wait), _or_null(feed.care.window)) if feed.care is not None else CARELESS,
             self._manners,
@@ -182,20 +184,12 @@ class Hub:
     def _read(self, feed: Feed) -> None:
         if feed.live or feed.stuck_since or feed.reason or feed.is_waiting:
             return
-        frames = [feed.greeting]
-        feed.greeting = b""
-        size, now, end = 0, self._store.clock(), perf_counter() + BATCH_SECONDS
-        for steps, place in enumerate(self.replay.ahead(feed)):
-            if frame := self.replay.read(feed, place, now):
-                frames.append(frame)
-                size += len(frame)
-            if size >= BATCH_BYTES or len(frames) > BATCH_EVENTS or steps == BATCH_STEPS or (steps % CHECK == CHECK - 1 and perf_counter() > end):
-                is_up_to_date = False
-                break
-        else:
-            is_up_to_date = not feed.is_waiting
+        data, feed.greeting, is_up_to_date = feed.greeting, b"", True
+        if self.replay.is_behind(feed):
+            missed, is_up_to_date = self._missed(feed)
+            data += missed
         is_room = True
-        if data := b"".join(frames):
+        if data:
             feed.written = self._wheel.now
             is_room = feed.write(data)
         for place in feed.places:
@@ -206,6 +200,18 @@ class Hub:
             self._join(feed)
         elif not feed.is_waiting:
             asyncio.get_running_loop().call_soon(self.catch_up, feed)
+
+    def _missed(self, feed: Feed) -> tuple[bytes, bool]:
+        """What comes next of that which it has missed; and whether that is all."""
+        frames: list[bytes] = []
+        size, now, end = 0, self._store.clock(), perf_counter() + BATCH_SECONDS
+        for steps, place in enumerate(self.replay.ahead(feed)):
+            if frame := self.replay.read(feed, place, now):
+                frames.append(frame)
+                size += len(frame)
+            if size >= BATCH_BYTES or len(frames) >= BATCH_EVENTS or steps == BATCH_STEPS or (steps % CHECK == CHECK - 1 and perf_counter() > end):
+                return b"".join(frames), False
+        return b"".join(frames), not feed.is_waiting
 
     def _join(self, feed: Feed) -> None:
         """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
@@ -277,6 +283,12 @@ class Hub:
         """Let every feed go. Each is told another time to come back, between once and twice `retry`, so that they do not all come at once."""
         for feed in list(self.feeds.values()):
             feed.close(reason, bye(reason, self._config.retry * (1 + random.random())))
+
+
+@lru_cache(maxsize=256)
+def _position(id: int) -> bytes:
+    # Who comes while nothing is pushed goes on after the same event.
+    return format_id(id).encode()
 
 
 def _or_null(number: float) -> bytes:

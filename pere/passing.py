@@ -70,7 +70,8 @@ def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable
     if told.device and (known is None or None in members.values()) or any(stand[1] > shelves[stand[0]].backlog.last for stand in stands):
         return None
     feed = Feed(hub, transport, told.form, known, tuple(told.patterns), hub.now, told.expires)
-    hub.count_for(feed, account)
+    if account is not None:
+        hub.count_for(feed, account)
     if told.care is not None:
         ack_wait, window, under_way = told.care
         feed.care = Care(hub.redelivery, feed, ack_wait, window)

@@ -26,35 +26,45 @@ class Replay:
         self._store = store
         self._redelivery = redelivery
 
-    def begin(self, place: Place, start: int | None, cursor: int | None) -> None:
-        """Find where a feed that has just connected begins on a channel. `start` is the id after which it wants to, `cursor` what its
-        client has read up to."""
-        self._find_begin(place, start, cursor)
-        backlog, now = place.channel.shelf.backlog, self._store.clock()
-        has = place.sent or (place.ordinal if cursor is not None else 0)
+    def begin(self, place: Place, start: int | None, cursor: int | None) -> bytes:
+        """Find where a feed that has just connected begins on a channel, and what it is to be told before anything else. `start` is the id after which it
+        wants to begin, `cursor` what its client has read up to."""
+        shelf, member = place.channel.shelf, place.member
+        backlog = shelf.backlog
+        is_new = member is None or (not member.since and member.position == backlog.last)
+        if member is not None:
+            member.since = member.seen = self._store.clock()
+            if cursor:
+                member.last_id = cursor
+        wanted = cursor if cursor is not None else start
+        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
+        if is_new and wanted is None:
+            return b""  # with what comes next, as most do
+        told = self._find_begin(place, is_new, start, cursor)
+        if backlog.recalled:
+            told += self._recalled(place, place.sent or (place.ordinal if cursor is not None else 0))
+        return told
+
+    def _recalled(self, place: Place, has: int) -> bytes:
+        """What was taken back of that which the client has: up to this ordinal, and not to be read again."""
+        backlog, now, told = place.channel.shelf.backlog, self._store.clock(), b""
         for ordinal in backlog.recalled:
             if ordinal > min(has, place.ordinal):
                 break  # the rest is read, or was never sent
             event = backlog.at(ordinal)
             if event.expires > now and is_for(event, place.feed):
-                place.feed.greeting += place.feed.control(cancel(event))
+                told += place.feed.control(cancel(event))
+        return told
 
-    def _find_begin(self, place: Place, start: int | None, cursor: int | None) -> None:
+    def _find_begin(self, place: Place, is_new: bool, start: int | None, cursor: int | None) -> bytes:
         shelf, member = place.channel.shelf, place.member
-        backlog, now = shelf.backlog, self._store.clock()
-        is_new = member is None or (not member.since and member.position == backlog.last)
-        if member is not None:
-            member.since = member.seen = now
-            member.last_id = cursor or member.last_id
+        backlog, told = shelf.backlog, b""
         wanted = cursor if cursor is not None else start
-        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
-        if is_new or (cursor is None and start is not None):
-            if wanted is None:
-                return
+        if wanted is not None and (is_new or cursor is None):
             place.ordinal = self._store.seek(shelf, wanted)
             if 0 < wanted < max(shelf.gone_id, self._store.born):
                 # How many there were is not known: those who could have counted them have gone.
-                place.feed.greeting += self._gap(place, None)
+                told = self._gap(place, None)
             if member is not None:
                 # What came before that is still owed, if it was not answered.
                 place.wanted = place.read = place.ordinal
@@ -62,7 +72,7 @@ class Replay:
                 if not is_new:
                     place.sent = member.reached(backlog.last)
                 place.ordinal = min(place.ordinal, self._store.settled(shelf, member))
-            return
+            return told
         assert member is not None
         place.known = backlog.last
         place.sent = member.reached(backlog.last)
@@ -71,17 +81,23 @@ class Replay:
         if place.sent < shelf.first - 1:
             place.ordinal = place.sent  # what it was never sent and never will be: the gap is told first
         elif cursor is not None and 0 < cursor < shelf.gone_id:
-            place.feed.greeting += self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
+            told = self._gap(place, None)  # what it was sent, says that it has not read, and will not get again
         if cursor is None:
             place.id = self._store.id_at(shelf, place.ordinal)
+        return told
+
+    def is_behind(self, feed: Feed) -> bool:
+        """Whether there is something that it has not read."""
+        for place in feed.places:
+            if place.ordinal < place.channel.shelf.backlog.last:
+                return True
+        return False  # as it is with most that open
 
     def ahead(self, feed: Feed) -> Iterator[Place]:
         """The places of a feed in the order in which they are to be read, each for one event, and before the next one is asked for: the one
         whose next event is the oldest. It ends where there is no next event anywhere, one has to be fetched first, or too much is under way."""
         care = feed.care
         behind = [place for place in feed.places if place.ordinal < place.channel.shelf.backlog.last]
-        if not behind:
-            return  # as it is with most that open
         for place in behind if care is None or not care.is_full() else ():
             self._reach(feed, place)
         # Ids order events across channels; on one channel they are in order as they stand.

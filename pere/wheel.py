@@ -33,6 +33,7 @@ class Wheel:
         self.time = time
         self._call_later = call_later
         self._tick = tick
+        self._size = slots
         self._slots: list[dict[Item, float]] = [{} for _ in range(slots)]
         self._last = int(self.now / tick)  # the tick that was worked on last
         self._timer: object = None
@@ -42,10 +43,11 @@ class Wheel:
         self._put(item, self.time() + delay)
 
     def _put(self, item: Item, deadline: float) -> None:
-        tick = max(self._last + 1, -int(-deadline // self._tick))
-        # Too far to fit: wait one round and look again.
-        tick = min(tick, self._last + len(self._slots) - 1)
-        self._slots[tick % len(self._slots)][item] = deadline
+        ahead = -int(-deadline // self._tick) - self._last
+        if not 0 < ahead < self._size:
+            # It is over; or too far to fit: then it waits one round, and is looked at again.
+            ahead = 1 if ahead <= 0 else self._size - 1
+        self._slots[(self._last + ahead) % self._size][item] = deadline
 
     def start(self) -> None:
         """Turn, once a tick."""

@@ -669,7 +669,7 @@ class Against(RuleBasedStateMachine):
             if self.kind == "redis":
                 self.find_wishes(seen)
                 # What the log has beyond what was kept is done again, and so it is known of whom it says that they were removed.
-                self.model.removed = {name: at for name, at in removed.items() if name in self.real.store.devices._removed}
+                self.model.removed = {name: at for name, at in removed.items() if name in self.real.store.devices.removed}
             self.forget()
             if not is_orderly:
                 self.do(self.find_positions())

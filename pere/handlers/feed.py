@@ -1,6 +1,7 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
 from collections.abc import Callable, Collection
+from functools import lru_cache
 
 from pere import sse
 from pere.auth import FEED
@@ -31,14 +32,19 @@ class Opening:
     def __init__(self, retry: float, cors: Cors):
         self._cors = cors
         self._retry = sse.retry(retry)
-        self._retry_chunk = sse.chunk(self._retry)
+        self._made = lru_cache(maxsize=256)(self._make)
 
     def greet(self, ask: Ask) -> tuple[bytes, int]:
         """The head and `retry:`; and UNCHUNKED if that is how frames are to be written."""
-        cors = self._cors.vary + (self._cors(ask.headers[b"origin"]) if b"origin" in ask.headers else b"")
-        if ask.version == "1.0":
+        cors = self._cors.vary
+        if b"origin" in ask.headers:
+            cors += self._cors(ask.headers[b"origin"])
+        return self._made(ask.version, cors)
+
+    def _make(self, version: str, cors: bytes) -> tuple[bytes, int]:
+        if version == "1.0":
             return b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry), UNCHUNKED
-        return b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, self._retry_chunk), 0
+        return b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, sse.chunk(self._retry)), 0
 
 
 class OpenFeed:
@@ -76,43 +82,55 @@ class OpenFeed:
 
     def _open(self, ask: Ask, query: Query, channels: list[str], patterns: tuple[str, ...], form: int) -> None:
         device = device_of(ask, query)
-        if device and self._store.devices.removed_since(device, self._store.clock() - REMOVED_FOR):
+        devices = self._store.devices
+        if devices.removed and device and devices.removed_since(device, self._store.clock() - REMOVED_FOR):
             # WHATWG 9.2.3: 204 tells an EventSource to stop reconnecting, for good.
             ask.answer(204, b"")
             return
         cursor = cursor_of(ask, query, parse_id)
-        start, form, ack_wait, window = wishes(query, form) if query is not NO_QUERY else (None, form, 0.0, 0)
-        if (ack_wait or window) and not device:
-            raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
-
-        def pay(named: Collection[str], registrations: int, born: int) -> None:
-            ask.charge(CONNECTS, len(named) // PLACES_OF_A_FEED)
-            ask.charge(REGISTRATIONS, registrations)
-            if born:
-                ask.bring([channel for channel in named if not self._store.has(channel)])
-
+        start, ack_wait, window = None, 0.0, 0
+        if query is not NO_QUERY:
+            start, form, ack_wait, window = wishes(query, form)
+            if (ack_wait or window) and not device:
+                raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
+        wanted = device, patterns, form, start, cursor, ack_wait, window
+        if not patterns and not self._store.lags(cursor or 0, *channels):
+            self._begin(ask, channels, *wanted)
+            return
         is_later = False
 
         def begin(named: Collection[str]) -> None:
             if is_later:
                 self._look_again(ask)
-            account = ask.account
-            self._gate.check_feeds(account)
-            meant = self._hub.admit(device, named, patterns, pay)
-            greeting, framing = self._opening.greet(ask)
-            self._hub.open(ask.outlet(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires, account)
+            self._begin(ask, named, *wanted)
 
         def search_and_begin() -> None:
-            search = Search(self._store, channels, patterns) if patterns else None
-            if search is None:
+            if not patterns:
                 begin(channels)
-            else:
-                ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
-                self._look(ask, search, lambda: begin(search.found()))
+                return
+            search = Search(self._store, channels, patterns)
+            ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
+            self._look(ask, search, lambda: begin(search.found()))
 
         # Another node may have sent it something a moment ago, or heard it: first that is to be at hand here too, or it would come twice.
         self._reaching.first(ask, cursor or 0, (*channels, *patterns), search_and_begin)
         is_later = True
+
+    def _begin(self, ask: Ask, named: Collection[str], device: str, patterns: tuple[str, ...], form: int, start: int | None, cursor: int | None,
+               ack_wait: float, window: int) -> None:
+        """All that can still be refused, first; then the feed."""
+        account = ask.account
+        self._gate.check_feeds(account)
+        registrations, born = self._store.check_room(device, named, patterns)
+        if len(named) >= PLACES_OF_A_FEED:
+            ask.charge(CONNECTS, len(named) // PLACES_OF_A_FEED)
+        if registrations:
+            ask.charge(REGISTRATIONS, registrations)
+        if born:
+            ask.bring([channel for channel in named if not self._store.has(channel)])
+        meant = self._hub.admit(device, named, patterns)
+        greeting, framing = self._opening.greet(ask)
+        self._hub.open(ask.outlet(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires, account)
 
     def _look(self, ask: Ask, search: Search, then: Callable[[], None]) -> None:
         """Look for what the patterns mean, and go on with it, unless the client has gone by then."""
@@ -131,8 +149,11 @@ class OpenFeed:
 
 def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None:
     """What the client has read up to. The header wins: an EventSource moves it, while its URL stays as it was at first."""
-    raw = ask.headers.get(b"last-event-id") or ask.headers.get(b"last_event_id")
-    named = text(raw, "Last-Event-ID") if raw else query.one("last_event_id")
+    headers = ask.headers
+    raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
+    if raw:
+        return parse(text(raw, "Last-Event-ID"))
+    named = query.one("last_event_id") if query is not NO_QUERY else None
     return parse(named) if named else None
 
 

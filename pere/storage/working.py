@@ -387,13 +387,15 @@ class WorkingSet(Store):
         config, devices = self._config, self.devices
         if len(channels) > config.max_channels_per_device:
             raise TooMany("too_many_registrations", f"a feed is on at most {config.max_channels_per_device} channels, and there are {len(channels)} that its patterns mean", retry_after=60, whose="device")
-        born = self._check_channels(channels)
-        known = devices.get(device)
+        born = 0 if all(map(self._shelves.__contains__, channels)) else self._check_channels(channels)
         if not device:
             return 0, born
-        has = (known.channels, known.patterns) if known is not None else ((), ())
-        fresh = sum([name not in has[0] for name in channels]) + sum([name not in has[1] for name in patterns])
-        if fresh and fresh + len(has[0]) + len(has[1]) > config.max_channels_per_device:
+        known = devices.known.get(device)
+        fresh, held = len(channels) + len(patterns), 0
+        if known is not None:
+            fresh -= sum(map(known.channels.__contains__, channels)) + sum(map(known.patterns.__contains__, patterns))
+            held = len(known.channels) + len(known.patterns)
+        if fresh and fresh + held > config.max_channels_per_device:
             raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
         if fresh and devices.registrations + fresh > config.max_devices:
             raise Full("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
