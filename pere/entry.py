@@ -98,8 +98,9 @@ class Entry:
 
     def tell(self) -> None:
         """Say so to those who watch."""
-        for watcher in tuple(self.watchers or ()):
-            watcher()
+        if self.watchers:
+            for watcher in tuple(self.watchers):
+                watcher()
 
     def restore(self, need: int, version: int, latencies: bytes, said: bytes, sayings: list[bytes], is_satisfied: bool) -> None:
         """What it said before, beside the states; all that can be counted is counted."""

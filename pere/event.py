@@ -96,7 +96,7 @@ LEVELS = {"none": NONE, "delivered": DELIVERED, "processed": PROCESSED}
 
 
 # Nobody changes one once it is made; to have that enforced (frozen) would cost each push 1.5 us.
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Draft:
     """An event before it is accepted: all that a push says, already checked.
 
@@ -107,10 +107,10 @@ class Draft:
 
     channel: str
     data: bytes
+    ttl: int
     is_json: bool = True
     type: str = ""
     to: tuple[str, ...] = ()
-    ttl: int
     level: int = PROCESSED
     need: int | str | None = None
     publisher: str = ""

@@ -114,7 +114,8 @@ class Ledger:
             entry = Entry(event, audience, bytearray(len(self._names)), self._names, self._slots)
         else:
             entry = Entry(event, audience, audience.template[:], audience.names, None)
-        entry.demand(needed(need, entry.size))
+        if need is not None or event.level == DELIVERED:
+            entry.demand(needed(need, entry.size))
         self.entries[event.id] = entry
         self.outstanding += entry.size
         if entry.size:
@@ -420,7 +421,7 @@ class Ledger:
 
     def _pop(self, event_id: int) -> Entry | None:
         entry = self.entries.pop(event_id, None)
-        if entry is not None:
+        if entry is not None and entry.sayings:
             self.bytes -= entry.weight
         return entry
 

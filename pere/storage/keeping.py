@@ -24,7 +24,7 @@ from pere.storage.recent import Row
 # A thing that is kept: its kind (of `scripts.KINDS`) and its name.
 Thing = tuple[str, str]
 # What was changed: its kind, what it belongs to (its channel, device or kind of document), and which it is there; EVENT means the event and its columns. It is made a
-# thing when that is asked for, for it is noted at each push on every node.
+# thing when that is asked for.
 Change = tuple[str, str, str | int]
 EVENT = "event"
 SEPARATOR = " "  # which no channel, device or pattern has
@@ -35,9 +35,10 @@ class Changes:
 
     def __init__(self) -> None:
         self._numbers: OrderedDict[Change, int] = OrderedDict()
+        self._moved: deque[tuple[int, str, int]] = deque()
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._numbers) + len(self._moved)
 
     def note(self, change: Change, n: int) -> None:
         """Changed by the nth entry."""
@@ -46,10 +47,16 @@ class Changes:
             numbers.move_to_end(change)
         numbers[change] = n
 
+    def move(self, channel: str, id: int, n: int) -> None:
+        """An event came to a channel, or made way there, by the nth entry. Either happens once, so nothing is looked up: this is noted at each push on every node."""
+        self._moved.append((n, channel, id))
+
     def kept(self, n: int) -> None:
         """All is kept as it stood after this entry."""
         while self._numbers and next(iter(self._numbers.values())) <= n:
             self._numbers.popitem(last=False)
+        while self._moved and self._moved[0][0] <= n:
+            self._moved.popleft()
 
     def things(self) -> list[Thing]:
         """All that was changed and is not kept yet."""
@@ -58,10 +65,14 @@ class Changes:
             name = joined(home, str(rest)) if rest else home
             for each in ("events", "columns") if kind == EVENT else (kind,):
                 found[each, name] = None
+        for _, channel, id in self._moved:
+            name = joined(channel, str(id))
+            found["channels", channel] = found["events", name] = found["columns", name] = None
         return list(found)
 
     def clear(self) -> None:
         self._numbers.clear()
+        self._moved.clear()
 
 
 def joined(*names: str) -> str:
