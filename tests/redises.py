@@ -17,6 +17,7 @@ from processes import free_port
 
 # What a test says that is to hold on every store; its servers are on it, whoever starts them.
 EACH_STORE = pytest.mark.parametrize("kept_in", ["memory", "sqlite", "redis"], indirect=True)
+KEPT = pytest.mark.parametrize("kind", ["sqlite", "redis"])  # what goes on after a restart, or is written beside what is at hand
 MEMORY_AND_REDIS = pytest.mark.parametrize("kept_in", ["memory", "redis"], indirect=True)
 
 

@@ -8,7 +8,8 @@ import orjson
 import pytest
 from cloudevents.http import from_http
 from hooks import Receiver
-from redises import MEMORY_AND_REDIS
+from redis import Redis
+from redises import KEPT, MEMORY_AND_REDIS, common
 from standardwebhooks.webhooks import Webhook
 
 from pere import courier, outbox, reporter
@@ -17,6 +18,7 @@ from pere.errors import Unavailable
 from pere.event import parse_id
 from pere.notice import BATCH, BATCH_BYTES, COMPLETED, CONNECTED, DISCONNECTED, EXPIRED, GIVEN_UP, RECEIPTS, SATISFIED, Packed, notice
 from pere.receipt import PROCESSED
+from pere.storage import keeper
 
 STORES = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 
@@ -156,8 +158,9 @@ async def test_endpoints_hear_of_what_they_named_and_of_no_other(hooked, active,
     assert all.receipts() == [(first, "d", "processed"), (second, "d", "processed")]
 
 
-async def test_who_hears_of_the_same_is_told_together_and_goes_its_own_way_when_that_changes(hooked, active, answered, ask, until):
-    server = await hooked("sqlite")
+@KEPT
+async def test_who_hears_of_the_same_is_told_together_and_goes_its_own_way_when_that_changes(hooked, active, answered, ask, until, kind):
+    server = await hooked(kind)
     register(server, "c", "d")
     (first, one), (second, other) = await active(types=[RECEIPTS]), await active(types=[RECEIPTS])
     ids = [await answered("c", "d")]
@@ -256,8 +259,9 @@ async def test_who_comes_back_has_everything_in_batches_that_it_can_tell_apart(h
     caplog.clear()
 
 
-async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, caplog):
-    server = await hooked("sqlite")
+@KEPT
+async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, caplog, kind):
+    server = await hooked(kind)
     register(server, "c", "d1", "d2")
     there, endpoint = await active(503, types=[RECEIPTS, COMPLETED])
     first = await answered("c", "d1", "d2")
@@ -265,7 +269,7 @@ async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, c
     before = {headers["webhook-id"]: body for headers, body in there.got}
     await server.stop()
     there.answers = [204]
-    server = await hooked("sqlite")
+    server = await hooked(kind)
     second = await answered("c", "d1")
     await until(lambda: len(there.receipts()) == 3 and there.notices(COMPLETED))
     assert there.receipts() == [(first, "d1", "processed"), (first, "d2", "processed"), (second, "d1", "processed")]
@@ -273,10 +277,35 @@ async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, c
     caplog.clear()
 
 
+def put_back(server, kind: str):
+    """What to call after the server has ended, to have what is kept now: as if it had died now."""
+    if kind == "sqlite":
+        path = server.store.path
+        for ending in ("", "-wal"):
+            shutil.copy(path + ending, path + ".died" + ending)
+
+        def back() -> None:
+            for ending in ("", "-wal"):
+                shutil.move(path + ".died" + ending, path + ending)
+    else:
+        prefix, client = server.store._log.prefix, Redis.from_url(common().url)
+        kept = {name: client.dump(name) for name in client.keys(f"{prefix}:*") if name != f"{prefix}:keeper".encode()}  # whose lease has run out by then
+
+        def back() -> None:
+            client.delete(*client.keys(f"{prefix}:*"))
+            for name, value in kept.items():
+                client.restore(name, 0, value)
+            client.close()
+
+    return back
+
+
+@KEPT
 @pytest.mark.parametrize("devices, query, words", [
     (["d"], {}, ["satisfied", "completed"]), (["d", "e"], {"need": "0"}, ["satisfied"]), ([], {}, ["satisfied", "completed"])])
-async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, active, push, until, devices, query, words):
-    server = await hooked("sqlite")
+async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, active, push, until, devices, query, words, kind, monkeypatch):
+    monkeypatch.setattr(keeper, "KEEP_EVERY", 1e9)  # in Redis it is told by the log beyond what was kept
+    server = await hooked(kind)
     register(server, "c", *devices)
     there, endpoint = await active(types=[SATISFIED, COMPLETED])
     # As if the process died after this was kept and before the notices were.
@@ -285,18 +314,15 @@ async def test_what_was_decided_and_not_told_is_told_after_the_start(hooked, act
     if not query and devices:
         server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *told: None, print)
     await server.store.settle()
-    path = server.store.path
-    for ending in ("", "-wal"):
-        shutil.copy(path + ending, path + ".died" + ending)
+    back = put_back(server, kind)
     await server.stop()
-    for ending in ("", "-wal"):
-        shutil.move(path + ".died" + ending, path + ending)
-    server = await hooked("sqlite")
+    back()
+    server = await hooked(kind)
     await until(lambda: len(there.got) == len(words))
     assert sorted(said["id"] for said in there.notices()) == sorted(f"event_{id}_{word}" for word in words)
     bodies = {body for _, body in there.got}
     await server.stop()
-    await hooked("sqlite")
+    await hooked(kind)
     await asyncio.sleep(0.1)
     assert {body for _, body in there.got} == bodies and len(there.got) == len(words), "an orderly end leaves nothing to be told again"
 
@@ -316,6 +342,7 @@ async def test_a_server_that_wishes_to_be_left_alone_is(hooked, active, answered
     caplog.clear()
 
 
+@MEMORY_AND_REDIS
 async def test_one_request_at_a_time_is_enough_to_find_out_that_somebody_is_not_there(hooked, active, answered, until, caplog, monkeypatch):
     monkeypatch.setattr(courier, "PROBE_AFTER", 2)
     server = await hooked()
@@ -503,8 +530,9 @@ async def test_what_happens_while_an_endpoint_is_not_verified_yet_waits_for_it(h
     assert there.receipts() == [(id, "d", "processed")]
 
 
-async def test_a_type_that_is_asked_for_later_is_told_from_then_on(hooked, active, answered, until, ask):
-    server = await hooked("sqlite")
+@KEPT
+async def test_a_type_that_is_asked_for_later_is_told_from_then_on(hooked, active, answered, until, ask, kind):
+    server = await hooked(kind)
     register(server, "c", "d")
     there, endpoint = await active(types=[GIVEN_UP])
     await answered("c", "d")
@@ -599,8 +627,9 @@ async def test_the_many_notices_of_some_do_not_keep_the_others_waiting(hooked, a
     assert sum(len(there.got) for there, _ in busy) < 100
 
 
-async def test_two_that_are_gone_at_once_leave_nothing_behind(hooked, active, answered, in_state, until, get, caplog):
-    server = await hooked("sqlite")
+@KEPT
+async def test_two_that_are_gone_at_once_leave_nothing_behind(hooked, active, answered, in_state, until, get, caplog, kind):
+    server = await hooked(kind)
     there, endpoint = await active(410, types=[SATISFIED, COMPLETED])
     await paused(server, endpoint)
     for _ in range(5):
@@ -690,12 +719,13 @@ async def test_what_was_read_and_not_told_when_it_was_given_up_is_with_the_rest(
     caplog.clear()
 
 
-async def test_a_refusal_that_comes_just_before_the_end_takes_nothing(hooked, active, answered, until):
-    server = await hooked("sqlite")
+@KEPT
+async def test_a_refusal_that_comes_just_before_the_end_takes_nothing(hooked, active, answered, until, kind):
+    server = await hooked(kind)
     there, endpoint = await active(types=[COMPLETED])
     refusing(server.store, 1)
     id = await answered("c")
     await server.stop()
-    await hooked("sqlite")
+    await hooked(kind)
     await until(lambda: there.got)
     assert [said["data"]["id"] for said in there.notices()] == [id]

@@ -4,7 +4,7 @@ import asyncio
 
 import orjson
 import pytest
-from redises import MEMORY_AND_REDIS
+from redises import KEPT, MEMORY_AND_REDIS
 from standardwebhooks.webhooks import Webhook
 
 from pere import courier as module
@@ -80,8 +80,9 @@ async def test_who_gives_up_says_so_and_tries_again_when_it_is_asked(hooked, rec
     await in_state(made["id"], "active")
 
 
-async def test_a_restart_forgets_nothing_and_goes_on_asking(hooked, receiver, add, in_state, get):
-    server = await hooked("sqlite")
+@KEPT
+async def test_a_restart_forgets_nothing_and_goes_on_asking(hooked, receiver, add, in_state, get, kind):
+    server = await hooked(kind)
     good, bad = receiver(), receiver(503)
     first = await add(good.url)
     second = await add(bad.url)
@@ -90,7 +91,7 @@ async def test_a_restart_forgets_nothing_and_goes_on_asking(hooked, receiver, ad
         await asyncio.sleep(0.005)
     await server.stop()
     bad.answers = [200]
-    await hooked("sqlite")
+    await hooked(kind)
     await in_state(second["id"], "active")
     assert [each["id"] for each in (await get("/webhooks"))["webhooks"]] == [first["id"], second["id"]]
     headers, body = bad.got[-1]
