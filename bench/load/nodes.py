@@ -2,7 +2,7 @@
 
     python -m bench.load.nodes --pushes 300 --devices 2000
 
-Real nodes on this machine, and a Redis of their own that appends to its file once a second. Three questions:
+Real nodes on this machine, and a Redis of their own that appends to its file once a second. The questions:
 
     idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody, and sleep: processor time of all of them and Redis
              for a push, where pushes come one by one (20 ms apart) and where a thousand come in a second; in turn, and the medians of the rounds are told
@@ -10,6 +10,7 @@ Real nodes on this machine, and a Redis of their own that appends to its file on
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
              not. At the end the states of every event are asked for on both
+    alone    a push that comes alone until it is answered, by a node that waits for no replica and by one that waits for one (--redis-wait 1), in turn
 
 A run fails if anything is refused, lost, or counted twice. On two processors four nodes, Redis and the load are in each other's way: read the processor times, not the rates.
 """
@@ -47,26 +48,33 @@ def processor(process: "subprocess.Popen[bytes]") -> float:
 
 
 @contextlib.contextmanager
-def deployment(count: int) -> Iterator[tuple["subprocess.Popen[bytes]", list[tuple[int, "subprocess.Popen[bytes]"]]]]:
-    """Redis, and so many nodes with their ports."""
+def deployment(count: int, replicas: int = 0) -> Iterator[tuple["subprocess.Popen[bytes]", list[tuple[int, "subprocess.Popen[bytes]"]]]]:
+    """Redis, and so many nodes with their ports; they wait for so many replicas."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         raise click.ClickException("redis-server is not installed")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as all:
+    with contextlib.ExitStack() as all:
         def start(*command: str) -> "subprocess.Popen[bytes]":
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             all.callback(process.wait)
             all.callback(process.terminate)
             return process
 
+        def keep(port: int, *more: str) -> "subprocess.Popen[bytes]":
+            folder = all.enter_context(tempfile.TemporaryDirectory())
+            process = start(program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", *more)
+            time.sleep(0.3)
+            return process
+
         port = free_port()
-        redis = start(program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
-        time.sleep(0.3)
+        redis = keep(port)
+        for _ in range(replicas):
+            keep(free_port(), "--replicaof", "127.0.0.1", str(port))
         nodes = []
         for _ in range(count):
             own = free_port()
             nodes.append((own, start(sys.executable, "-m", "pere", "serve", "--port", str(own), "--store", f"redis://127.0.0.1:{port}/0", "--log-level", "error",
-                                     "--backlog-events", "100000", "--subject-pushes", "0")))
+                                     "--redis-wait", str(replicas), "--backlog-events", "100000", "--subject-pushes", "0")))
             listens(own)  # one after the other: so the first is the keeper too, which one has to be however many there are
         yield redis, nodes
 
@@ -195,6 +203,25 @@ async def apart(pushes: int) -> list[float]:
     return [figure for each in took for figure in (median(each), quantiles(each, n=100)[98])]
 
 
+async def alone(pushes: int) -> list[float]:
+    """Milliseconds from a push to its answer, with no replica waited for and with one; medians and 99th percentiles."""
+    took: list[list[float]] = [[], []]
+    with deployment(1) as (_, nodes), deployment(1, 1) as (_, waiting):
+        lines = [await Line.open(each[0][0]) for each in (nodes, waiting)]
+        async with asyncio.timeout(PATIENCE):
+            while (await lines[1].ask(said("GET", "/readyz")))[0] != 200:  # until its replica is there
+                await asyncio.sleep(0.1)
+        for line in lines:
+            await line.push("c")
+        for _ in range(pushes):
+            for line, each in zip(lines, took, strict=True):
+                await asyncio.sleep(0.01)
+                started = time.perf_counter()
+                await line.push("c")
+                each.append(1000 * (time.perf_counter() - started))
+    return [figure for each in took for figure in (median(each), quantiles(each, n=100)[98])]
+
+
 async def both(devices: int, events: int) -> list[float]:
     """Acknowledged deliveries a second, and microseconds of processor time for each: of both nodes, of Redis."""
     with deployment(2) as (redis, nodes):
@@ -244,7 +271,7 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--events", default=10)
 @click.option("--nodes", "most", default=4)
 @click.option("--rounds", default=1, help="with each number of nodes, one after the other")
-@click.option("--only", type=click.Choice(["idle", "awake", "apart", "both"]))
+@click.option("--only", type=click.Choice(["idle", "awake", "apart", "both", "alone"]))
 def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: str | None) -> None:
     for what in ("idle", "awake") if only is None else (only,) if only in ("idle", "awake") else ():
         print(f"microseconds of processor for a push; others are {what}   50 a second                           1,000 a second")
@@ -263,6 +290,9 @@ def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: s
         rate, nodes, redis = uvloop.run(both(devices, events))
         print(f"{devices * events:,} deliveries to devices of two nodes, each acknowledged on the other: {rate:,.0f} a second, {nodes:.1f} us of the nodes and {redis:.1f} us of Redis each; "
               "nothing lost, nothing counted twice")
+    if only in (None, "alone"):
+        without, without_99, one, one_99 = uvloop.run(alone(pushes))
+        print(f"a push that comes alone is answered after {without:.2f} ms (p99 {without_99:.2f}), after {one:.2f} ms (p99 {one_99:.2f}) where one replica must have it")
 
 
 if __name__ == "__main__":
