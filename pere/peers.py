@@ -6,6 +6,7 @@ says of itself.
 """
 
 import ipaddress
+from collections.abc import Callable
 from functools import lru_cache
 
 from pere.heads import Fields
@@ -29,7 +30,7 @@ class Proxies:
         self._networks = networks
         self._unix = unix
         self._are_there = unix or bool(networks)
-        self.trusts = lru_cache(maxsize=1024)(self._is_trusted)
+        self.trusts: Callable[[str], bool] = lru_cache(maxsize=1024)(self._is_trusted) if self._are_there else lambda address: False
 
     def peer(self, address: str, fields: Fields) -> str:
         """The client behind the socket's `address`. Where a word is no address, it is the proxy that said so."""
