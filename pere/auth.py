@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from pere.errors import BadRequest, Forbidden, Unauthorized
-from pere.jws import bad_token, bytes_of, claims_of, key_of, parts_of
+from pere.jws import bad_token, bytes_of, claims_of, key_of, no_token, parts_of
 from pere.names import DEVICE, pattern, shown, whole
 
 if TYPE_CHECKING:  # a server without keys has no use for all that keys need
@@ -62,10 +62,14 @@ class Grant:
 
     def check(self, need: str, channel: str | None = None) -> None:
         """Raises Forbidden unless it allows what an address asks for: on this channel (or pattern, of FEED), or on any at all if None."""
+        if need == FEED:
+            if channel is None:
+                if self.scope.feed:
+                    return
+            elif channel == self.fed or _covers(self.scope.feed, channel):
+                self.fed = channel
+                return
         if need == PUSH and (self.scope.push if channel is None else self.may_push(channel)):
-            return
-        if need == FEED and (self.scope.feed if channel is None else channel == self.fed or self.may_feed(channel)):
-            self.fed = channel or self.fed
             return
         if need == ANYBODY or need == ADMIN and self.scope.is_admin:
             return
@@ -158,10 +162,11 @@ class Verifier:
 
     def _remember(self, token: bytes) -> Grant:
         grant = self._older.get(token) or self._verify(token)
-        if len(self.known) >= MAX_KNOWN // 2:
-            self._older = dict(self.known)
-            self.known.clear()
-        self.known[token] = grant
+        known = self.known
+        if len(known) >= MAX_KNOWN // 2:
+            self._older = known.copy()
+            known.clear()
+        known[token] = grant
         return grant
 
     def _forget(self) -> None:
@@ -195,7 +200,10 @@ class Verifier:
         return over
 
     def _verify(self, token: bytes) -> Grant:
-        message, header, body, signature = parts_of(token)
+        parts = parts_of(token)
+        if parts is None:
+            raise no_token()
+        message, header, body, signature = parts.groups()
         for key in self._keys_of(header):
             if key.signed(message, signature):
                 return self._grant(claims_of(body))

@@ -72,23 +72,20 @@ class Gate:
     def enter(self, account: Account | None, connections: int) -> Refusal | None:
         """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
         connections of the account until somebody says otherwise."""
-        refusal = self._why_not(account, connections)
-        if refusal is not None:
-            self.on_turned_away()
-        elif account is not None:
-            account.connections += 1
-        return refusal
-
-    def _why_not(self, account: Account | None, connections: int) -> Refusal | None:
         held = connections + self.feeds()
         if held >= self._most:
-            return self._full("connections", ALL, f"no more than {self._most} connections are open at once")
-        if account is None:
+            refusal = self._full("connections", ALL, f"no more than {self._most} connections are open at once")
+        elif account is None:
             return None
-        if not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
-            return self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
-        wait = self.accounts.take(account, CONNECTS, self.time())
-        return self._too_many(CONNECTS, wait, self.accounts, CLIENT) if wait else None
+        elif not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
+            refusal = self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
+        elif wait := self.accounts.take(account.full, CONNECTS, self.time()):
+            refusal = self._too_many(CONNECTS, wait, self.accounts, CLIENT)
+        else:
+            account.connections += 1
+            return None
+        self.on_turned_away()
+        return refusal
 
     def note(self, refusal: Refusal) -> None:
         """Something is refused: that is counted where the reason is a limit."""
@@ -97,28 +94,37 @@ class Gate:
 
     def charge(self, account: Account, kind: int, count: int = 1) -> None:
         """Somebody asks for so many of a kind. Raises TooMany."""
-        wait = self.accounts.take(account, kind, self.time(), count)
+        wait = self.accounts.take(account.full, kind, self.time(), count)
         if wait:
             raise self._too_many(kind, wait, self.accounts, CLIENT)
 
     def charge_subject(self, grant: Grant, kind: int, count: int = 1) -> None:
         """The same for whoever a token says that it is, wherever it comes from."""
-        wait = self.subjects.take(self._subject(grant), kind, self.time(), count)
+        now, buckets = self.time(), grant.buckets
+        if buckets is None:
+            buckets = self._buckets(grant, now)
+        if count == 1 and buckets[kind] <= now:  # one out of a full one, as it mostly is
+            rate = self.subjects.rates[kind]
+            if rate is not None:
+                buckets[kind] = now + rate.interval
+            return
+        wait = self.subjects.take(self._buckets(grant, now), kind, now, count)
         if wait:
             raise self._too_many(kind, wait, self.subjects, SUBJECT)
 
     def admits_subject(self, grant: Grant, kind: int) -> bool:
         """The same for one; who is not let in goes the usual way, and hears there why."""
-        return not self.subjects.take(self._subject(grant), kind, self.time())
+        now = self.time()
+        return not self.subjects.take(self._buckets(grant, now), kind, now)
 
-    def _subject(self, grant: Grant) -> Buckets:
-        account = self.subjects.of(grant.subject, self.time())
+    def _buckets(self, grant: Grant, now: float) -> list[float]:
+        account = self.subjects.of(grant.subject, now)
         grant.buckets = account.full if account.is_kept else None
-        return account
+        return account.full
 
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one of a client."""
-        return not self.accounts.take(account, kind, self.time())
+        return not self.accounts.take(account.full, kind, self.time())
 
     def bring(self, subject: str, channels: Collection[str]) -> None:
         """A subject brings these channels into being. Raises TooMany where it has its share of all that may be kept."""

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
 
-from pere.auth import ANYBODY, OPEN, Grant, NoToken, UnknownKey, Verifier
+from pere.auth import ANYBODY, OPEN, NoToken, UnknownKey, Verifier
 from pere.config import Config, words
 from pere.door import Ask
 from pere.errors import BadRequest, Forbidden, Refusal
 from pere.peers import UNIX
 
-BEARER = re.compile(rb"bearer +([^ ]+)", re.IGNORECASE)  # RFC 9110, 11.1: the scheme may be written as one likes
+BEARER = re.compile(rb"bearer +([^ ]+)", re.IGNORECASE).fullmatch  # RFC 9110, 11.1: the scheme may be written as one likes
 QUERY = re.compile(rb"(?:^|&)access_token=([^&]*)")
 COOKIE = b"pere_token"
 SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # RFC 9110, 9.2.1
@@ -51,12 +51,13 @@ class Guard:
         return renewed
 
     def __call__(self, ask: Ask, then: Then) -> None:
-        if self._verifier is not None:
+        verifier = self._verifier
+        if verifier is not None:
             wait = self._waking()
             if wait is None or not tokens(ask):
-                self._ask_for_token(ask, then, self._verifier)
+                self._ask_for_token(ask, then, verifier)
             else:
-                wait(partial(self._ask_again, ask, then, self._verifier, False))
+                wait(partial(self._ask_again, ask, then, verifier, False))
             return
         # No page comes by a Unix socket.
         if not self._is_ours(ask.headers.get(b"host", b"")) and ask.connection.address != UNIX:
@@ -70,22 +71,25 @@ class Guard:
     def look_again(self, ask: Ask) -> None:
         """Whether a request that was let in would be now: what it asks for has taken its time, and its token may have ended meanwhile."""
         if self._verifier is not None:
-            self._grant(ask, self._verifier)
+            self._verifier.grant(self._token(ask), self._clock())
 
     def _ask_for_token(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool = False) -> None:
         try:
-            ask.grant = self._grant(ask, verifier)
+            ask.grant = grant = verifier.grant(self._token(ask), self._clock())
         except UnknownKey as unknown:
             if not is_second_time and self._fetch(partial(self._ask_again, ask, then, verifier, True)):
                 return
             ask.refusal = unknown
         except Refusal as refusal:
             ask.refusal = refusal
-        route = ask.route
-        if route.needs is ANYBODY:
+        else:
+            route = ask.route
+            if route.hot is not None:
+                grant.check(route.needs, self._channel_of(ask.path) if route.has_channel else None)
+            then(ask)
+            return
+        if ask.route.needs is ANYBODY:
             ask.refusal = None
-        elif route.hot is not None and ask.refusal is None:
-            ask.grant.check(route.needs, self._channel_of(ask.path) if route.has_channel else None)
         then(ask)
 
     def _ask_again(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool) -> None:
@@ -94,8 +98,17 @@ class Guard:
         except Refusal as refusal:
             ask.refuse(refusal)
 
-    def _grant(self, ask: Ask, verifier: Verifier) -> Grant:
-        given = tokens(ask)
+    def _token(self, ask: Ask) -> bytes:
+        """The one token that a request has."""
+        headers = ask.headers
+        if b"cookie" in headers or b"access_token=" in ask.query:
+            return self._one_of(ask, tokens(ask))
+        match = BEARER(headers.get(b"authorization", b""))
+        if match is None:
+            raise NoToken
+        return match[1]
+
+    def _one_of(self, ask: Ask, given: dict[bytes, bool]) -> bytes:
         if not given:
             raise NoToken
         if len(given) > 1:
@@ -105,7 +118,7 @@ class Guard:
         if is_by_cookie and (ask.method not in SAFE or ask.route.hot is not None):
             # `*` is who may read, and nobody in particular: that is not enough to speak for whoever has the cookie.
             self._check_page(ask, False)
-        return verifier.grant(token, self._clock())
+        return token
 
     def _check_page(self, ask: Ask, is_any: bool) -> None:
         """Refuse what a page of somebody else has the browser ask for (Fetch, 3.1; Fetch Metadata, 2.4)."""
@@ -156,5 +169,5 @@ def tokens(ask: Ask) -> dict[bytes, bool]:
 
 def bearer_of(ask: Ask) -> bytes | None:
     """The token in the Authorization header, if there is one."""
-    match = BEARER.fullmatch(ask.headers.get(b"authorization", b""))
+    match = BEARER(ask.headers.get(b"authorization", b""))
     return match[1] if match is not None else None

@@ -44,7 +44,7 @@ class Key(NamedTuple):
             # is that which is compared.
             mac = self.key.copy()
             mac.update(message)
-            return compare_digest(b2a_base64(mac.finalize(), newline=False).translate(URLSAFE, b"="), signature)
+            return compare_digest(b2a_base64(mac.finalize()).translate(URLSAFE, b"=\n"), signature)
         return get_algorithm_by_name(self.algorithm).verify(message, self.key, bytes_of(signature))
 
 

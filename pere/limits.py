@@ -26,6 +26,7 @@ CONNECTS, PUSHES, RECEIPTS, REQUESTS, REGISTRATIONS, CHANNELS = range(6)
 WORDS = ("connects", "pushes", "receipts", "requests", "registrations", "channels")
 NEW = {REGISTRATIONS: "new registrations", CHANNELS: "new channels"}  # what is kept of these is no more by asking again
 
+FULL = [0.0] * len(WORDS)
 EMPTY = [math.inf] * len(WORDS)
 MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
 LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made
@@ -56,8 +57,6 @@ class Rate:
     def take(self, full: float, now: float, count: int) -> tuple[float, float]:
         """Take so many out of a bucket that is full again at `full`. Returns when it is full then, and 0; or, where it has not as many,
         `full` as it stands, and in how many seconds it has. What is more than a whole bucket takes a whole one: it can be had."""
-        if full <= now and count == 1:
-            return now + self.interval, 0.0  # one out of a full one, as it mostly is
         count = min(count, self.burst)
         # It was at most empty when it was last looked at: where it seems to be more than that, the clock has stepped back.
         full = min(max(full, now), now + self.window)
@@ -72,7 +71,7 @@ class Buckets:
     __slots__ = ("full", "is_kept")
 
     def __init__(self) -> None:
-        self.full = [0.0] * len(WORDS)
+        self.full = FULL.copy()
         self.is_kept = False
 
     def is_idle(self, now: float) -> bool:
@@ -117,22 +116,26 @@ class Accounts(Generic[Kept]):
         self._round: list[str] = []  # those that are yet to be looked at
 
     def of(self, client: str, now: float) -> Kept:
-        account = self.known.get(client)
+        known = self.known
+        account = known.get(client)
         if account is None:
-            if len(self.known) >= self._plenty:
+            if len(known) >= self._plenty:
                 self.clear(now, LOOKS)
-            if len(self.known) >= self._most:
-                return self._crowd
-            account = self.known[client] = self._make()
+                if len(known) >= self._most:
+                    return self._crowd
+            account = known[client] = self._make()
             account.is_kept = True
         return account
 
-    def take(self, account: Kept, kind: int, now: float, count: int = 1) -> float:
-        """Take so many of a kind. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
+    def take(self, buckets: list[float], kind: int, now: float, count: int = 1) -> float:
+        """Take so many of a kind out of the buckets of an account. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
         rate = self.rates[kind]
         if rate is None:
             return 0.0
-        account.full[kind], wait = rate.take(account.full[kind], now, count)
+        if count == 1 and buckets[kind] <= now:  # one out of a full one, as it mostly is
+            buckets[kind] = now + rate.interval
+            return 0.0
+        buckets[kind], wait = rate.take(buckets[kind], now, count)
         return wait
 
     def clear(self, now: float, looks: int) -> None:

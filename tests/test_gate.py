@@ -6,11 +6,15 @@ import resource
 
 import pytest
 import wire
+from hypothesis import given
+from hypothesis import strategies as st
 from minting import SECRET, bearer
 
+from pere.auth import Grant
 from pere.config import Config
-from pere.errors import ConfigError
-from pere.gate import SPARE, Gate, most_connections
+from pere.errors import ConfigError, TooMany
+from pere.gate import LINGER, SPARE, Gate, most_connections
+from pere.limits import CONNECTS, REGISTRATIONS, REQUESTS, Accounts, Buckets, Rate
 
 OTHER = "127.0.0.2"
 POST = b"POST /push/c HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
@@ -316,6 +320,43 @@ async def test_a_receipt_that_is_recognised_but_not_certain_is_charged_once(star
         await peer.send(wire.said("POST", "/feedback/c", b"", {"Device": f"d{n % 4}", "Last-Event-ID": "1-1"} | client | bearer(f"d{n % 4}", feed=["c"], jti=str(n))))
         statuses.append((await peer.answer()).status)
     assert statuses == [404] * 5 + [429]
+
+
+RATES = {CONNECTS: Rate(1, 3), REGISTRATIONS: Rate(0.25, 20), REQUESTS: None}
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.sampled_from(sorted(RATES)), st.sampled_from([1, 1, 1, 2, 25]), st.sampled_from([0.0, 0.0, 0.25, 1.0, 3.0, LINGER, 2 * LINGER])), max_size=30))
+def test_a_subject_gets_what_buckets_of_its_own_hold_whatever_tokens_it_has_and_whoever_is_cleared_away(asked):
+    now = [1000.0]
+    gate = Gate(Config(subject_connects="1/3", subject_registrations="0.25/20", subject_requests="0"), lambda: now[0])
+    grants = {(name, is_new): Grant(name) for name in "ab" for is_new in (False, True)}
+    own = {(name, kind): 0.0 for name in "ab" for kind in RATES}
+    for name, is_new, kind, count, pause in asked:
+        now[0] += pause
+        gate.due(now[0])
+        rate, wait = RATES[kind], 0.0
+        if rate is not None:
+            own[name, kind], wait = rate.take(own[name, kind], now[0], count)
+        try:
+            gate.charge_subject(grants[name, is_new], kind, count)
+        except TooMany as refusal:
+            assert (refusal.retry_after, refusal.whose) == (int(wait) + 1, "subject")
+            assert wait
+        else:
+            assert not wait
+
+
+def test_those_beyond_all_that_are_told_apart_share_one_account_whatever_they_ask_for():
+    gate = Gate(Config(subject_connects="1/2"), lambda: 1000.0)
+    gate.subjects = Accounts(gate.subjects.rates, Buckets, most=1, linger=LINGER)
+    first, *others = (Grant(name) for name in "abcd")
+    for _ in range(2):
+        gate.charge_subject(first, CONNECTS)
+    for grant in others[:2]:
+        gate.charge_subject(grant, CONNECTS)
+    for grant in (first, *others):
+        with pytest.raises(TooMany):
+            gate.charge_subject(grant, CONNECTS)
 
 
 # Who has limits

@@ -45,7 +45,10 @@ def by_pyjwt(token: bytes) -> Any:
 
 def by_us(token: bytes) -> Any:
     try:
-        message, header, body, signature = parts_of(token)
+        parts = parts_of(token)
+        if parts is None:
+            return None
+        message, header, body, signature = parts.groups()
         return claims_of(body) if key_of(header)[0] == "HS256" and KEY.signed(message, signature) else None
     except Unauthorized as refusal:
         assert refusal.code == "bad_token"

@@ -21,30 +21,30 @@ def accounts(per_second=10.0, burst=5, **more):
 def test_so_many_at_once_and_then_so_many_a_second():
     all = accounts(per_second=10, burst=5)
     one = all.of("a", 100.0)
-    assert [all.take(one, PUSHES, 100.0) for _ in range(5)] == [0.0] * 5
-    assert all.take(one, PUSHES, 100.0) == pytest.approx(0.1)
-    assert all.take(one, PUSHES, 100.05) == pytest.approx(0.05)
-    assert all.take(one, PUSHES, 100.1001) == 0.0
-    assert all.take(one, PUSHES, 100.1001) > 0
+    assert [all.take(one.full, PUSHES, 100.0) for _ in range(5)] == [0.0] * 5
+    assert all.take(one.full, PUSHES, 100.0) == pytest.approx(0.1)
+    assert all.take(one.full, PUSHES, 100.05) == pytest.approx(0.05)
+    assert all.take(one.full, PUSHES, 100.1001) == 0.0
+    assert all.take(one.full, PUSHES, 100.1001) > 0
 
 
 def test_the_wait_that_is_told_is_enough_and_no_less_would_be():
     all = accounts(per_second=3, burst=7)
     one = all.of("a", 0.0)
-    assert all.take(one, RECEIPTS, 0.0, 7) == 0
-    wait = all.take(one, RECEIPTS, 0.0, 4)
+    assert all.take(one.full, RECEIPTS, 0.0, 7) == 0
+    wait = all.take(one.full, RECEIPTS, 0.0, 4)
     assert wait == pytest.approx(4 / 3)
-    assert all.take(one, RECEIPTS, wait - 0.001, 4) > 0
-    assert all.take(one, RECEIPTS, wait + 1e-6, 4) == 0
+    assert all.take(one.full, RECEIPTS, wait - 0.001, 4) > 0
+    assert all.take(one.full, RECEIPTS, wait + 1e-6, 4) == 0
 
 
 def test_what_is_refused_is_not_taken():
     all = accounts(per_second=1, burst=2)
     one = all.of("a", 0.0)
-    assert all.take(one, PUSHES, 0.0, 2) == 0
+    assert all.take(one.full, PUSHES, 0.0, 2) == 0
     for _ in range(100):
-        assert all.take(one, PUSHES, 0.5) == pytest.approx(0.5)
-    assert all.take(one, PUSHES, 1.0) == 0
+        assert all.take(one.full, PUSHES, 0.5) == pytest.approx(0.5)
+    assert all.take(one.full, PUSHES, 1.0) == 0
 
 
 @pytest.mark.parametrize("count", [30_000, 30_001, 10**9])
@@ -59,16 +59,16 @@ def test_a_whole_bucket_can_be_taken_at_once_and_is_all_that_is_taken_for_more(c
 def test_each_kind_has_a_bucket_of_its_own_and_so_has_each_client():
     all = accounts(per_second=1, burst=1)
     one, other = all.of("a", 0.0), all.of("b", 0.0)
-    assert all.take(one, PUSHES, 0.0) == 0
-    assert all.take(one, PUSHES, 0.0) > 0
-    assert all.take(one, RECEIPTS, 0.0) == 0
-    assert all.take(other, PUSHES, 0.0) == 0
+    assert all.take(one.full, PUSHES, 0.0) == 0
+    assert all.take(one.full, PUSHES, 0.0) > 0
+    assert all.take(one.full, RECEIPTS, 0.0) == 0
+    assert all.take(other.full, PUSHES, 0.0) == 0
 
 
 def test_where_there_is_no_rate_there_is_no_limit():
     all = Accounts([None] * len(WORDS), Account)
     one = all.of("a", 0.0)
-    assert all.take(one, PUSHES, 0.0, sys.maxsize) == 0
+    assert all.take(one.full, PUSHES, 0.0, sys.maxsize) == 0
     assert one.is_idle(0.0)
 
 
@@ -83,7 +83,7 @@ def test_in_no_time_is_more_given_than_the_burst_and_the_rate_over_that_time(rat
     one, now, given = all.of("a", 0.0), 1000.0, []
     for step, count in asked:
         now += step
-        if not all.take(one, PUSHES, now, count):
+        if not all.take(one.full, PUSHES, now, count):
             given.append((now, min(count, burst)))
     for start in range(len(given)):
         taken = 0
@@ -100,7 +100,7 @@ def test_whoever_keeps_to_the_rate_is_never_refused(rate, asked):
     for _, count in asked:
         count = min(count, burst)
         now += count / per_second
-        assert all.take(one, PUSHES, now, count) == 0
+        assert all.take(one.full, PUSHES, now, count) == 0
 
 
 @given(rates, st.lists(st.tuples(st.one_of(st.floats(-1e9, 1e9), st.floats(-1, 1)), st.integers(1, 6)), max_size=80))
@@ -110,12 +110,12 @@ def test_a_clock_that_jumps_gives_no_more_than_its_way_forward_and_refuses_nobod
     one, now, taken, forward = all.of("a", 0.0), 0.0, 0, 0.0
     for step, count in asked:
         now, forward = now + step, forward + max(step, 0.0)
-        wait = all.take(one, PUSHES, now, count)
+        wait = all.take(one.full, PUSHES, now, count)
         assert wait <= count / per_second + 1e-3
         taken += 0 if wait else min(count, burst)
         # A float of a billion seconds is good to a tenth of a microsecond, over each step.
         assert taken <= burst + per_second * forward + 0.01 + len(asked) * per_second * 1e-6
-    assert all.take(one, PUSHES, now + burst / per_second + 1e-3, burst) == 0
+    assert all.take(one.full, PUSHES, now + burst / per_second + 1e-3, burst) == 0
 
 
 # Who is remembered
@@ -126,7 +126,7 @@ def test_a_hundred_thousand_addresses_that_ask_once_are_not_kept():
     most = 0
     for n in range(100_000):
         now = n / 30_000
-        all.take(all.of(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", now), CONNECTS, now)
+        all.take(all.of(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", now).full, CONNECTS, now)
         most = max(most, len(all.known))
     assert most < 1000
 
@@ -134,24 +134,24 @@ def test_a_hundred_thousand_addresses_that_ask_once_are_not_kept():
 def test_no_flood_of_strangers_makes_us_forget_what_somebody_has_used():
     all = accounts(per_second=1, burst=10, most=1000)
     victim = all.of("victim", 0.0)
-    assert all.take(victim, PUSHES, 0.0, 10) == 0
+    assert all.take(victim.full, PUSHES, 0.0, 10) == 0
     for n in range(100_000):
-        all.take(all.of(f"stranger {n}", 0.001), PUSHES, 0.001)
+        all.take(all.of(f"stranger {n}", 0.001).full, PUSHES, 0.001)
         assert len(all.known) <= 1000
     assert all.of("victim", 0.002) is victim
-    assert all.take(victim, PUSHES, 0.002) > 0
+    assert all.take(victim.full, PUSHES, 0.002) > 0
 
 
 def test_those_who_find_no_place_share_one_account_and_have_their_own_again_later():
     all = accounts(per_second=1, burst=2, most=3)
     for n in range(3):
-        all.take(all.of(str(n), 0.0), PUSHES, 0.0)
+        all.take(all.of(str(n), 0.0).full, PUSHES, 0.0)
     late, later = all.of("late", 0.0), all.of("later", 0.0)
     assert late is later
-    assert all.take(late, PUSHES, 0.0, 2) == 0
-    assert all.take(later, PUSHES, 0.0) > 0
+    assert all.take(late.full, PUSHES, 0.0, 2) == 0
+    assert all.take(later.full, PUSHES, 0.0) > 0
     assert all.of("later", 1.5) is not late
-    assert all.take(all.of("later", 1.5), PUSHES, 1.5, 2) == 0
+    assert all.take(all.of("later", 1.5).full, PUSHES, 1.5, 2) == 0
 
 
 @pytest.mark.parametrize("held", ["connections", "feeds"])
@@ -182,12 +182,12 @@ def test_who_has_kept_the_buckets_of_an_account_that_was_cleared_away_finds_noth
     all.clear(1.0, 1)
     assert not one.is_kept
     assert buckets == [math.inf] * len(WORDS)
-    assert all.take(one, PUSHES, 1.0) == 0.0
+    assert all.take(one.full, PUSHES, 1.0) == 0.0
 
 
 def test_an_idle_account_lingers_if_it_is_to():
     all = accounts(linger=60)
-    all.take(all.of("a", 0.0), PUSHES, 0.0)
+    all.take(all.of("a", 0.0).full, PUSHES, 0.0)
     all.clear(59.0, 1)
     assert "a" in all.known
     all.clear(61.0, 1)

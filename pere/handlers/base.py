@@ -77,8 +77,10 @@ NO_QUERY = Query(b"")
 def device_of(ask: Ask, query: Query) -> str:
     """Who asks: the `Device` header or `?device=`, or whoever the token is of; empty if nobody says so. Raises Forbidden for somebody
     whom the token is not of."""
-    raw = ask.headers.get(b"device")
-    name = ask.grant.named(text(raw, "the Device header") if raw is not None else None, query.one("device") if query is not NO_QUERY else None)
+    raw, grant = ask.headers.get(b"device"), ask.grant
+    if query is NO_QUERY and (raw is None or raw == grant.name):
+        return grant.subject
+    name = grant.named(text(raw, "the Device header") if raw is not None else None, query.one("device") if query is not NO_QUERY else None)
     return device_name(name) if name else ""
 
 
