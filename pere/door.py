@@ -24,7 +24,7 @@ from pere.errors import Refusal
 from pere.gate import Gate
 from pere.limits import REQUESTS, Account
 from pere.line import AT_ONCE, MUCH, Line
-from pere.newcomers import LESSONS, Known, Newcomers
+from pere.newcomers import LESSONS, Newcomers
 from pere.outlets import Outlets
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
@@ -117,7 +117,6 @@ class Door:
             self.other.max_body = config.max_event_bytes
             self.cors.allow(config.origins)
             self.crowds.forget()
-            self.newcomers.forget()
             for connection in self.connections:
                 connection.forget()
             self._heads.clear()
@@ -164,12 +163,12 @@ class Door:
 
 class Ask:
     """A request as a hot function sees it: all in bytes, header names in lower case; `grant` is who
-    asks, and what they may do. `known` is what it was recognised by, if it was (see `newcomers.py`). Exactly one of `answer`, `refuse` and `outlet` is called, at once or later."""
+    asks, and what they may do. Exactly one of `answer`, `refuse` and `outlet` is called, at once or later."""
 
-    __slots__ = ("_fields", "_id", "account", "body", "connection", "gone", "grant", "headers", "keep_alive", "known", "method", "path", "query", "refusal", "route", "version")
+    __slots__ = ("_fields", "_id", "account", "body", "connection", "gone", "grant", "headers", "keep_alive", "method", "path", "query", "refusal", "route", "version")
 
     def __init__(self, connection: Any, method: bytes, path: bytes, query: bytes, version: str, keep_alive: bool,
-                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]] | None, route: Route, known: Known | None = None):
+                 headers: dict[bytes, bytes], fields: list[tuple[bytes, bytes]] | None, route: Route):
         self.connection = connection
         self.method = method
         self.path = path
@@ -179,7 +178,6 @@ class Ask:
         self.headers = headers
         self._fields = fields
         self.route = route
-        self.known = known
         self.body = b""
         self.account: Account | None = None  # what limits count it in, if they do
         self.grant: Grant = NOTHING

@@ -93,7 +93,7 @@ class Connection(Recognising):
 
     def _take(self, known: Known, query: bytes, headers: dict[bytes, bytes]) -> None:
         """A request that needed no parser."""
-        ask = Ask(self, known.method, known.path, query, "1.1", True, headers, None, known.route, known)
+        ask = Ask(self, known.method, known.path, query, "1.1", True, headers, None, known.route)
         self.since = self.door.wheel.now
         try:
             self._charge(ask)
@@ -262,7 +262,8 @@ class Connection(Recognising):
             if self._growing:
                 self.door.held -= self._growing
                 self._growing = 0
-        if (ask.route.again is not None or ask.route.is_first) and ask.keep_alive and ask.version == "1.1" and MARKED.isdisjoint(ask.headers):
+        route = ask.route
+        if (route.again is not None or route.is_first) and ask.keep_alive and ask.version == "1.1" and (UNUSUAL if route.is_first else MARKED).isdisjoint(ask.headers):
             self._model = ask
         self._admit(ask)
 

@@ -48,7 +48,7 @@ async def test_a_token_may_also_stand_where_a_browser_has_it(heads):
 
 async def test_the_heads_of_several_programs_that_ask_for_the_same_are_known():
     async with opened() as house:
-        programs = [lambda device, number=number: feed(device, f"User-Agent: {number}") for number in range(KINDS)]
+        programs = [lambda device, number=number: feed(device, f"X-Program: {number}") for number in range(KINDS)]
         for device in ("a", "b", "c"):
             house.door.newcomers.rest()
             for program in programs:
@@ -56,17 +56,25 @@ async def test_the_heads_of_several_programs_that_ask_for_the_same_are_known():
                 assert answer.json == plainly(program(device)) and is_parsed == (device != "c")
         for device in ("a", "b"):
             house.door.newcomers.rest()
-            await said(house, feed(device, "User-Agent: another"))
+            await said(house, feed(device, "X-Program: another"))
         assert [(await said(house, program("d")))[1] for program in programs[::-1]] == [False] * (KINDS - 1) + [True]
         assert len(house.door.newcomers._known[b"GET /hot/a HTTP/1.1"]) == house.door.newcomers._count == KINDS
 
 
-async def test_what_is_known_of_a_head_is_forgotten_when_settings_change():
-    async with opened() as house:
-        for _ in range(3):
-            await said(house, feed())
-        house.door.renew(Config())()
-        assert [(await said(house, feed()))[1] for _ in range(2)] == [True, False]
+CHROME = ("Connection: keep-alive", 'sec-ch-ua-platform: "{}"', "Cache-Control: no-cache", "User-Agent: Mozilla/5.0 ({}; x64) Chrome/{}", "Accept: text/event-stream",
+          'sec-ch-ua: "Chromium";v="{}", "Not.A/Brand";v="99"', "sec-ch-ua-mobile: ?0", "Origin: https://a.example", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors",
+          "Sec-Fetch-Dest: empty", "Referer: https://a.example/{}", "Accept-Encoding: gzip, deflate, br, zstd", "Accept-Language: {},en;q=0.9", "Last-Event-ID: {}-0")
+NGINX = ("X-Forwarded-For: 192.0.2.{}, 198.51.100.7", "X-Forwarded-Proto: https", "User-Agent: curl/8.{}.0", "Accept: text/event-stream", "Authorization: Bearer {}.b.c")
+
+
+@pytest.mark.parametrize("lines", [CHROME, NGINX], ids=["a browser, from a page of another origin", "curl, behind nginx"])
+async def test_what_clients_really_say_is_known_whoever_they_are(lines):
+    async with opened(origins="https://a.example") as house:
+        for number in range(8):
+            head = request(f"GET /hot/a?access_token=a.{number}&device=d{number}", b"", *(line.format(number, number) for line in lines))
+            answer, is_parsed = await said(house, head)
+            assert answer.json == plainly(head) and is_parsed == (number < 2)
+            assert answer.headers.get("access-control-allow-origin") == ("https://a.example" if lines is CHROME else None)
 
 
 async def test_a_connection_that_goes_on_is_read_by_the_parser_from_there():
