@@ -16,8 +16,9 @@ from pere.event import Event
 from pere.passing import Told, written
 from pere.storage import Store
 
-SLICE = 0.002  # seconds of the loop at a time
-REST = 0.002  # and in between: a loop that is never idle leaves the thread that commits to wait for the GIL, 5 ms each time
+NEWS = 0.002  # seconds of the loop at a time, for those for whom there is news
+SLICE = 0.0005  # and for all others, who may come in between
+REST = 0.001  # and nothing is done: a loop that is never idle leaves the thread that commits to wait for the GIL, 5 ms each time
 THERE = frozenset((BEFORE,))
 
 
@@ -90,20 +91,23 @@ class Arriving:
             told, transport = feed
             self._take_up(written(told, self._flushed) if number >= 0 else told, transport)
 
-    def _take_next(self) -> None:
+    def _take_first(self) -> bool:
+        """One for whom there is news; False where nobody is left."""
         for channel in tuple(self._first):
             if numbers := self._by_channel.get(channel):
                 self._take(numbers.pop())
-                return
+                return True
             del self._first[channel]
-        self._take(next(iter(self._waiting)))
+        return False
 
     async def take_all(self) -> None:
         """Done when all are feeds."""
         while self._waiting:
-            end = perf_counter() + SLICE
-            while self._waiting and perf_counter() < end:
-                self._take_next()
+            begun = perf_counter()
+            while perf_counter() < begun + NEWS and self._take_first():
+                pass
+            while self._waiting and perf_counter() < begun + SLICE:
+                self._take(next(iter(self._waiting)))
             await asyncio.sleep(REST)
         self._store.deliver, self._store.withdraw = self._delivered, self._withdrawn
         for device in self._devices:

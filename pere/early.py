@@ -38,7 +38,7 @@ class Early:
         await self.look(0)
         if self._store is not None:
             self._server = self._make(self._store)
-            self._server.expect(self._before)
+            await self._server.expect(self._before)
 
     async def look(self, news: int) -> None:
         """The other process has saved what it could; see how things stand now."""

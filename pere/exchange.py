@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from http.client import responses
 from typing import Any
 
+import tornado.platform.asyncio  # noqa: F401  # Tornado does so at the first request, and whoever asks that would wait for it
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPInputError, HTTPOutputError, RequestStartLine
 
 from pere.door import Ask

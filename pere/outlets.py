@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import select
+import socket
 import sys
 from typing import Any
 
@@ -143,6 +144,20 @@ class Outlets:
                 os.close(fd)
             return transport  # as many are open, or watched, as may be
         transport.abort()  # which closes its descriptor, and not the connection
+        outlet = self._open[fd] = Outlet(self, fd)
+        return outlet
+
+    def adopt(self, sock: socket.socket) -> Outlet | None:
+        """An outlet for a socket that has no transport yet; None where there can be none."""
+        try:
+            if not READ:
+                return None
+            if self._poll is None:
+                self._begin()
+            self._poll.register(sock.fileno(), READ)
+        except OSError:
+            return None
+        fd = sock.detach()
         outlet = self._open[fd] = Outlet(self, fd)
         return outlet
 

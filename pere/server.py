@@ -237,10 +237,10 @@ class Server:
         self.watchdog.start()
         log.info("listening", extra={"facts": {"url": ",".join(self.listeners.urls), "store": without_password(self.config.store), "version": pere.__version__}})
 
-    def expect(self, before: Successor) -> None:
+    async def expect(self, before: Successor) -> None:
         """It is to go on with what the process before this one has open."""
         revoked = self.verifier.revoked if self.verifier is not None else {}
-        before.expect(self.store, self.hub, self.followers, self.gate, self.door.outlets, revoked)
+        await before.expect(self.store, self.hub, self.followers, self.gate, self.door.outlets, revoked)
 
     async def follow(self, before: Successor) -> None:
         """Start, and go on with what it has expected."""

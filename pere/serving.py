@@ -105,7 +105,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
                 before = await _take_over(config, sockets, left)
             server = make(store)
             if before is not None:
-                server.expect(before)
+                await server.expect(before)
         await (server.follow(before) if before is not None else server.start())
         following = Following(config, server.listeners, follow)
         if config.handover:

@@ -48,11 +48,16 @@ class Taking:
     def _account(self, client: str | None) -> Account | None:
         return self._gate.accounts.of(client, self._gate.time()) if client is not None else None
 
+    async def open(self, sock: Any) -> Any:
+        """What a feed is to be written to by; where it is no mere socket any more, as it is."""
+        if not isinstance(sock, socket.socket):
+            return sock
+        return self._outlets.adopt(sock) or (await asyncio.get_running_loop().connect_accepted_socket(Held, sock))[0]
+
     def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
         """A feed, at the other end of this transport; `born` are channels that its patterns mean and it does not know."""
         if transport.is_closing():
             return
-        transport = self._outlets.take(transport)
         if take_over(self._hub, self._store, transport, told, born, self._account(told.client)) is not None:
             self.taken += 1
             return
@@ -64,7 +69,7 @@ class Taking:
         """`since` is when it was described: its tokens may have been revoked on the way."""
         if transport.is_closing():
             return
-        feed = self._followers.take_over(self._outlets.take(transport), about)
+        feed = self._followers.take_over(transport, about)
         feed.count_for(self._account(about[-2]))
         self.taken += 1
         if self._revoked.get(about[5], 0.0) > since:
@@ -78,7 +83,7 @@ class Successor:
         self.sockets = sockets
         self._line = line
         self._words: list[tuple[Word, list[Any]]] = []
-        self._ahead: dict[int, tuple[Any, Told | None]] = {}  # transports of feeds that the other still has, by their numbers, and what these are
+        self._ahead: dict[int, tuple[Any, Told | None]] = {}  # feeds that the other still has, by their numbers: each by its socket, or what that has become, and what it is
         self._come: dict[int, tuple[Any, Told | None]] = {}  # those of them that are ours by now
         self._is_over = False
         self._connections = 0
@@ -125,7 +130,7 @@ class Successor:
         self._line.close()
 
     async def _next(self) -> tuple[Word, list[Any]] | None:
-        """The next word, its sockets with transports where they are feeds. None at the end, also where that is the other's."""
+        """The next word, and its sockets. None at the end, also where that is the other's."""
         try:
             word, handed = await aside(self._line.hear)
         except Broken as broken:
@@ -138,11 +143,10 @@ class Successor:
             return None
         if "connections" in word:
             return word, handed
-        transports = [await _transport(each) for each in handed]
         if "ahead" in word:
-            self._ahead |= {number: (transport, Told(*told) if told is not None else None) for (number, told), transport in zip(word["ahead"], transports, strict=True)}
+            self._ahead |= {number: (sock, Told(*told) if told is not None else None) for (number, told), sock in zip(word["ahead"], handed, strict=True)}
             return word, []
-        fresh = iter(transports)
+        fresh = iter(handed)
         return word, [self._ahead.pop(number)[0] if number >= 0 else next(fresh) for number, *_ in word.get("feeds") or word.get("followers") or ()]
 
     async def gather(self, get_ready: Callable[[], Awaitable[None]], look: Callable[[int], Awaitable[None]]) -> None:
@@ -178,11 +182,12 @@ class Successor:
         self._words.clear()
         self._ahead.clear()
 
-    def expect(self, store: Store, hub: Hub, followers: Followers, gate: Gate, outlets: Outlets, revoked: dict[str, float]) -> None:
+    async def expect(self, store: Store, hub: Hub, followers: Followers, gate: Gate, outlets: Outlets, revoked: dict[str, float]) -> None:
         """These are to go on with all of it. What was shown is got ready."""
         self._store, self._hub = store, hub
         self._taking = Taking(store, hub, followers, gate, outlets, revoked)
         self._arriving = Arriving(store, self._taking.feed)
+        self._ahead = {number: (await self._taking.open(sock), told) for number, (sock, told) in self._ahead.items()}
         shown = {number: (told, transport) for number, (transport, told) in self._ahead.items() if told is not None}
         self._arriving.expect({number: feed for number, feed in shown.items() if _can_come_later(feed[0])})
         self._at_once = {number: feed for number, feed in shown.items() if not _can_come_later(feed[0])}
@@ -197,7 +202,10 @@ class Successor:
             await serve()
         while (some := self._words.pop(0) if self._words else None if self._is_over else await self._next()) is not None:
             word, handed = some
-            connections += zip(word["connections"], handed, strict=True) if "connections" in word else ()
+            if "connections" in word:
+                connections += zip(word["connections"], handed, strict=True)
+            else:
+                handed = [await taking.open(each) for each in handed]
             feeds = list(zip([Told(*told) for _, *told in word["feeds"]], handed, strict=True)) if "feeds" in word else []
             if not is_served:
                 # The others have to be there before anything happens.
@@ -264,11 +272,6 @@ class Successor:
 def _can_come_later(told: Told) -> bool:
     """Whether all that it misses meanwhile is in the store (see `arriving.py`)."""
     return not told.patterns and told.care is None
-
-
-async def _transport(handed: socket.socket) -> Any:
-    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(Held, handed)
-    return transport
 
 
 def _wanted(config: Config, listening: list[list[Any]], handed: list[socket.socket], has: Iterable[str]) -> dict[str, list[socket.socket]]:

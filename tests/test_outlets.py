@@ -72,6 +72,28 @@ def pair(outlets):
         each.close()
 
 
+async def test_a_socket_that_has_no_transport_becomes_one_at_once(outlets):
+    loop = asyncio.get_running_loop()
+    (ours, there), (early, gone) = socket.socketpair(), socket.socketpair()
+    for each in (ours, early, there):
+        each.setblocking(False)
+    outlet, left = outlets.adopt(ours), outlets.adopt(early)
+    assert ours.fileno() == -1, "the descriptor is the outlet's alone"
+    outlet.write(b"1")
+    assert await loop.sock_recv(there, 10) == b"1"
+    gone.close()
+    for _ in range(3000):
+        if left.is_closing():
+            break
+        await asyncio.sleep(0.01)
+    assert left.is_closing() and not outlet.is_closing(), "though nobody was there yet to be told of it"
+    outlet.set_protocol(told := Told())
+    there.close()
+    while not told.words:
+        await asyncio.sleep(0.01)
+    assert told.words == ["gone"] and outlet.is_closing()
+
+
 async def test_what_is_written_arrives_and_the_transport_is_gone(outlets):
     ours, there = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
