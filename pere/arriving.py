@@ -34,6 +34,7 @@ class Arriving:
         self._others = count(-1, -1)  # the numbers of all others
         self._by_channel: dict[str, list[int]] = {}
         self._first: dict[str, None] = {}  # channels on which something was published meanwhile
+        self._behind: list[int] = []  # who may have missed something before
         self._delivered, self._withdrawn = store.deliver, store.withdraw  # who is told of events, whom we only listen to
         self._known: Mapping[str, Device] = store.devices.known
         self._devices: list[Device] = []
@@ -52,10 +53,11 @@ class Arriving:
         self._begin()
 
     def add(self, feeds: Iterable[tuple[Told, Any]]) -> None:
-        """These have come too, and are as they are told."""
+        """These have come too, and are as they are told: most of them are behind."""
         for feed, number in zip(feeds, self._others, strict=False):
             self._waiting[number] = feed
             self._enter(number)
+            self._behind.append(number)
         self._begin()
 
     def _enter(self, number: int) -> None:
@@ -92,7 +94,10 @@ class Arriving:
             self._take_up(written(told, self._flushed) if number >= 0 else told, transport)
 
     def _take_first(self) -> bool:
-        """One for whom there is news; False where nobody is left."""
+        """One for whom there is, or may be, news; False where nobody is left."""
+        if self._behind:
+            self._take(self._behind.pop())
+            return True
         for channel in tuple(self._first):
             if numbers := self._by_channel.get(channel):
                 self._take(numbers.pop())

@@ -33,11 +33,19 @@ def push(store: MemoryStore, channel: str) -> int:
 
 
 async def test_those_come_first_on_whose_channel_something_is_published():
-    store, found, taken, told = arriving(["a", "b", "c", "b"])
+    store, found, taken, told = arriving(["a", "b", "c", "b"], flushed={"a": 0, "b": 0, "c": 0})
     push(store, "b")
     assert told == [("b", 0)], "it is in the store, so nobody has to be there before"
     await found.take_all()
     assert [feed.places[0][0] for feed in taken] == ["b", "b", "a", "c"]
+
+
+async def test_who_was_behind_does_not_wait_for_those_who_were_not():
+    store, found, taken, told = arriving(["a", "a"], flushed={"a": 0})
+    store.register("b", "behind")
+    found.add([(Told(0, "behind", (), None, None, [("b", 0, 0, 0, 0, 0, sys.maxsize)], None, "", ""), object())])
+    await found.take_all()
+    assert [feed.device for feed in taken] == ["behind", "d0", "d1"]
 
 
 async def test_who_may_have_an_event_is_there_before_it_is_recalled():
