@@ -203,6 +203,8 @@ class Hub:
 
     def _missed(self, feed: Feed) -> tuple[bytes, bool]:
         """What comes next of that which it has missed; and whether that is all."""
+        if (at_once := self.replay.at_once(feed)) is not None:
+            return at_once, True
         frames: list[bytes] = []
         size, now, end = 0, self._store.clock(), perf_counter() + BATCH_SECONDS
         for steps, place in enumerate(self.replay.ahead(feed)):

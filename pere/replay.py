@@ -14,6 +14,7 @@ from pere.event import ENVELOPE, Event, format_id
 from pere.feed import Feed, Place
 from pere.receipt import NONE
 from pere.redelivery import Redelivery
+from pere.runs import Runs
 from pere.storage import Store
 
 
@@ -23,6 +24,7 @@ class Replay:
     def __init__(self, store: Store, redelivery: Redelivery):
         self.events = 0
         self.gaps = 0
+        self.runs = Runs()
         self._store = store
         self._redelivery = redelivery
 
@@ -92,6 +94,25 @@ class Replay:
             if place.ordinal < place.channel.shelf.backlog.last:
                 return True
         return False  # as it is with most that open
+
+    def at_once(self, feed: Feed) -> bytes | None:
+        """All that it has missed, where it lacks what many do: on one channel, a few events of which none was sent to its device before, and each
+        is still owed. What `ahead` and `read` come to then; None where they have to say."""
+        if len(feed.places) > 1 or feed.care is not None:
+            return None
+        place = feed.places[0]
+        member, shelf = place.member, place.channel.shelf
+        if place.ordinal < place.sent or place.ordinal < place.read:
+            return None
+        run = self.runs.after(shelf, place.ordinal, feed.form)
+        if run is None or run.expires <= self._store.clock():
+            return None
+        if member is not None and not (shelf.audience.members.get(member.device) is member and self._store.owes_all(run.events, member)):
+            return None
+        newest = run.events[-1]
+        place.ordinal, place.id = newest.ordinal, newest.id
+        self.events += len(run.events)
+        return run.frames
 
     def ahead(self, feed: Feed) -> Iterator[Place]:
         """The places of a feed in the order in which they are to be read, each for one event, and before the next one is asked for: the one

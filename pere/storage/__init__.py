@@ -357,6 +357,10 @@ class Store(ABC):
         """Whether the device still owes a receipt for the event; one that is on its way to be kept counts as given."""
 
     @abstractmethod
+    def owes_all(self, events: Iterable[Event], member: Member) -> bool:
+        """Whether it owes one for each of these that asks for receipts. It may be False where that is not at hand."""
+
+    @abstractmethod
     def standing(self, channel: str | None, device: str, id: int) -> tuple[Event, int]:
         """An event (of this channel, if one is given) of whose audience the device is, and the state that stands there: a receipt that is
         on its way to be kept does not show yet. Raises as `record` does, Unavailable included."""

@@ -21,7 +21,7 @@ the log, the ear, the keeper, who is on the way in) has a file of its own.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
@@ -30,6 +30,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import orjson
 
+from pere.audience import Member
 from pere.bulk import Receipt
 from pere.config import DAY, Config
 from pere.entry import Entry
@@ -301,6 +302,9 @@ class RedisStore(Joining):
         if attempt is not None and attempt > 1:
             self._say(("resent", event.id, device, attempt - 1))
         return attempt
+
+    def owes_all(self, events: Iterable[Event], member: Member) -> bool:
+        return super().owes_all(events, member) and all((event.id, member.device) not in self._saying.under_way for event in events)
 
     def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
         return super()._open_slot(event, device) if (event.id, device) not in self._saying.under_way else None

@@ -290,6 +290,9 @@ class SqliteStore(Committing):
         owed = super()._open_slot(event, device)
         return owed if owed is None or not self._flying or (event.id, owed[1]) not in self._flying else None
 
+    def owes_all(self, events: Iterable[Event], member: Member) -> bool:
+        return super().owes_all(events, member) and (not self._flying or self._flying.isdisjoint([(event.id, member.slot) for event in events]))
+
     def attempt(self, event: Event, device: str, again: bool) -> int | None:
         attempt = super().attempt(event, device, again)
         if attempt is not None and attempt > 1 and (entry := self.ledger.entries.get(event.id)) is not None:

@@ -339,6 +339,15 @@ class WorkingSet(Store):
     def owes(self, event: Event, device: str) -> bool:
         return self._open_slot(event, device) is not None
 
+    def owes_all(self, events: Iterable[Event], member: Member) -> bool:
+        entries, is_open, slot = self.ledger.entries, self.ledger.is_open, member.slot
+        for event in events:
+            if event.level != NONE:
+                entry = entries.get(event.id)
+                if entry is None or entry.slots is not None or not 0 <= slot < len(entry.states) or not is_open(entry, slot):
+                    return False
+        return True
+
     def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
         """Where the receipt would be entered that a device owes; None if it owes none."""
         entry = self._entry(event)
