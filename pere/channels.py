@@ -43,7 +43,8 @@ class Channels(dict[str, Channel]):
         super().__init__()
         self.feeds: dict[int, Feed] = {}
         self.behind = 0
-        self.moved: list[Place] | None = None  # those of feeds that have ceased to be live, or come to be of more channels, where somebody wants to know
+        # Feeds that have gone, have ceased to be live or come to be of more channels, and their places, where somebody wants to know.
+        self.moved: dict[Feed, tuple[Place, ...]] | None = None
         self._store = store
         self._wheel = wheel
         self._wildcards: Wishes[set[Feed]] = Wishes()  # feeds by the patterns they listen to
@@ -66,7 +67,7 @@ class Channels(dict[str, Channel]):
             place.ordinal = newest
             channel.shared += 1
             if self.moved is not None:
-                self.moved.append(place)
+                self.moved[feed] = feed.places
             if member is not None:
                 member.since = self._store.clock()
             if feed.live:
@@ -130,13 +131,13 @@ class Channels(dict[str, Channel]):
         """Out of the live set: from here on the feed reads from the backlog."""
         feed.live = False
         self.behind += 1
+        if self.moved is not None:
+            self.moved[feed] = feed.places
         for place in feed.places:
             self._exit(place)
 
     def _exit(self, place: Place) -> None:
         channel, throng = place.channel, place.feed.throng
-        if self.moved is not None:
-            self.moved.append(place)
         if throng is None:
             del channel.live[place.feed.form][place.feed.fd]
             place.ordinal = channel.flushed
@@ -151,6 +152,8 @@ class Channels(dict[str, Channel]):
 
     def leave(self, feed: Feed) -> None:
         """It is closed: out of everything that it was in."""
+        if self.moved is not None:
+            self.moved[feed] = feed.places
         if feed.live:
             for place in feed.places:
                 self._exit(place)

@@ -85,7 +85,7 @@ class Predecessor:
         await self._until_seen()
         if not self._config.is_shared and not self.is_broken:
             # Who is not where it was by the end is found in what has moved.
-            self._hub.channels.moved = []
+            self._hub.channels.moved = {}
             self._live = {feed: number for feed, (number, places) in self._shown.items() if feed.live and not feed.reason and len(feed.places) == places}
             self._but = [number for feed, (number, _) in self._shown.items() if feed not in self._live]
             self._say("saved", [await self._store.save()], [])
@@ -131,8 +131,8 @@ class Predecessor:
         """All that can go on elsewhere. With a store that is shared the others are served meanwhile."""
         hub, followers, clients = self._hub, self._followers, self._door.gate.clients()
         hub.hasten()
-        for place in hub.channels.moved or ():
-            if (shown := self._live.pop(place.feed, -1)) >= 0:
+        for feed in hub.channels.moved or ():
+            if (shown := self._live.pop(feed, -1)) >= 0:
                 self._but.append(shown)
         rest = [feed for feed in hub.feeds.values() if feed not in self._live] if len(self._live) < len(hub.feeds) else []
         for feeds, word, passing in ((rest, "feeds", partial(pass_on, hub)), (followers.feeds(), "followers", followers.pass_on)):
@@ -172,8 +172,8 @@ class Predecessor:
 
     @property
     def moved(self) -> list[tuple[Shelf, Member]]:
-        """Members of which a feed has ceased to be where all others are since what could be saved was."""
-        return [(place.channel.shelf, place.member) for place in self._hub.channels.moved or () if place.member is not None]
+        """Members of which a feed has gone, or has ceased to be where all others are, since what could be saved was."""
+        return [(place.channel.shelf, place.member) for places in (self._hub.channels.moved or {}).values() for place in places if place.member is not None]
 
     async def end(self, left: Mapping[str, int]) -> bool:
         """Nothing more comes, and the store is free; the other need not look for what is `left` to it. Done when it has all, or has died: whether it has."""

@@ -299,25 +299,30 @@ class Meanwhile(deaths.Between):
         super().__init__(here, there, word, -1.0)
 
 
+async def followed_meanwhile(tmp_path, stack: ExitStack, word: str, does, *flags: str) -> Server:
+    """Who takes over; this is done when the word has been said, before the other hears it."""
+    here, loop = str(tmp_path / "between"), asyncio.get_running_loop()
+    meanwhile = Meanwhile(here, str(tmp_path / "h"), word, lambda: asyncio.run_coroutine_threadsafe(does(), loop).result(60))
+    second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here, *flags)))
+    await loop.run_in_executor(None, meanwhile.end)
+    return second
+
+
 @pytest.mark.parametrize(("word", "dies"), [("seen", False), ("looked", False), ("looked", True)])
 async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_ahead_is_known_to_the_next(tmp_path, word, dies):
     with serving(tmp_path) as (first, _), ExitStack() as stack:
         stays, leaves = [await wire.listen(first.port, "c", device=name) for name in ("stays", "leaves")]
         before = json.loads((await wire.request(first.port, "POST", "/push/c", b"1", Idempotency_Key="k1")).body)["id"]
-        said: dict[str, str] = {}
-        here, loop = str(tmp_path / "between"), asyncio.get_running_loop()
+        said = {}
 
-        async def live() -> wire.Feed:
+        async def live() -> None:
             assert (await wire.request(first.port, "DELETE", "/admin/devices/leaves")).status == 204
-            comes = await wire.listen(first.port, "young", device="comes")
+            said["feed"] = await wire.listen(first.port, "young", device="comes")
             said["young"] = json.loads((await wire.request(first.port, "POST", "/push/young", b"2", Idempotency_Key="k2")).body)["id"]
             if dies:
                 first._popen.kill()
-            return comes
 
-        meanwhile = Meanwhile(here, str(tmp_path / "h"), word, lambda: said.update(feed=asyncio.run_coroutine_threadsafe(live(), loop).result(60)))
-        second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here)))
-        await loop.run_in_executor(None, meanwhile.end)
+        second = await followed_meanwhile(tmp_path, stack, word, live)
         for key, channel, id in (("k1", "c", before), ("k2", "young", said["young"])):
             again = await wire.request(second.port, "POST", f"/push/{channel}", b"0", Idempotency_Key=key)
             assert json.loads(again.body)["id"] == id
@@ -338,20 +343,63 @@ async def test_a_feed_that_was_behind_when_it_was_shown_and_has_caught_up_goes_o
             await wire.push(first.port, "c", f"{n} " + "x" * 30_000)
             await other.event()
         assert await number(first.port, "pere_feeds_behind") == 1
-        got, here, loop = [], str(tmp_path / "between"), asyncio.get_running_loop()
+        got = []
 
         async def catch_up() -> None:
             while await number(first.port, "pere_feeds_behind"):
                 got.append((await slow.event()).data)
 
-        meanwhile = Meanwhile(here, str(tmp_path / "h"), "seen", lambda: asyncio.run_coroutine_threadsafe(catch_up(), loop).result(60))
-        second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here)))
-        await loop.run_in_executor(None, meanwhile.end)
+        second = await followed_meanwhile(tmp_path, stack, "seen", catch_up)
         await wire.push(second.port, "c", "150 x")
         got += await slow.events(151 - len(got))
         assert [data.split(" ")[0] for data in got] == [str(n) for n in range(151)] and (await other.event()).data == "150 x"
         for each in (slow, other):
             each.close()
+
+
+@pytest.mark.parametrize("comes", [False, True])
+async def test_a_feed_of_no_channel_yet_that_goes_after_all_was_shown_takes_nobody_with_it(tmp_path, comes):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        feeds, ghost = [await wire.listen(first.port, "c", device="stays")], await wire.listen(first.port, "ghost.*", device="ghost")
+
+        async def live() -> None:
+            ghost.close()
+            while await number(first.port, "pere_feeds") > 1:
+                await asyncio.sleep(0.01)
+            if comes:
+                feeds.append(await wire.listen(first.port, "c", device="comes"))
+
+        second = await followed_meanwhile(tmp_path, stack, "looked", live)
+        assert first.end() == 0
+        await wire.push(second.port, "c", 1)
+        assert [(await feed.event()).data for feed in feeds] == ["1"] * len(feeds) and not any(feed.controls for feed in feeds)
+        for feed in feeds:
+            feed.close()
+
+
+@pytest.mark.parametrize("care", [{}, {"window": 100, "format": "envelope"}])
+async def test_who_was_behind_or_careful_and_went_after_all_was_saved_is_sent_nothing_twice_by_the_next(tmp_path, care):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        slow, got = await wire.listen(first.port, "c", device="slow", buffer=4096, **care), []
+        for n in range(200):
+            await wire.push(first.port, "c", f"{n} " + "x" * 30_000, receipt="none")
+
+        async def read_on() -> None:
+            while len(got) < 120:
+                got.append(await slow.event())
+            slow.close()
+            while await number(first.port, "pere_feeds"):
+                await asyncio.sleep(0.01)
+
+        second = await followed_meanwhile(tmp_path, stack, "looked", read_on)
+        assert first.end() == 0
+        back = await wire.listen(second.port, "c", device="slow", **care)
+        await wire.push(second.port, "c", "last")
+        again = [await back.event()]
+        while "last" not in again[-1].data:
+            again.append(await back.event())
+        assert not {each.id for each in got} & {each.id for each in again}
+        back.close()
 
 
 async def fake(tmp_path, says) -> asyncio.Task:
