@@ -304,7 +304,7 @@ def _allowed(said: Any) -> Scope:
             try:
                 pattern(each if isinstance(each, str) else "")
             except BadRequest:
-                raise bad_token(f'"{name}" has {shown(str(each))} in it, which is neither a channel nor a pattern') from None
+                raise bad_token(f'"{name}" has {shown(each)} in it, which is neither a channel nor a pattern') from None
     return Scope(tuple(push), tuple(feed), said.get("admin", False))
 
 

@@ -129,6 +129,14 @@ def test_what_a_token_allows_may_stand_beside_what_means_nothing_however_deep_th
     assert (grant.subject, grant.scope.feed) == ("d", ("load",))
 
 
+@pytest.mark.parametrize("deep", [1, 250, 300, 1000])
+def test_what_stands_for_a_pattern_is_refused_however_deep_it_is(deep):
+    said = b'{"sub":"d","exp":%d,"pere":{"feed":[%b]}}' % (START + 60, b"[" * deep + b"]" * deep)
+    with pytest.raises(Unauthorized) as caught:
+        Verifier([of_secret(SECRET)]).grant(jwt.api_jws.encode(said, SECRET, "HS256").encode(), START)
+    assert (caught.value.code, "a list" in caught.value.message) == ("bad_token", True)
+
+
 def test_a_revoked_token_is_called_so_whatever_it_allows():
     by = Verifier([of_secret(SECRET)])
     by.revoke("back", REVOKED)

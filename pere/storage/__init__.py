@@ -176,7 +176,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def newest(self) -> int:
-        """An id that no event to come is below, and none that is kept is above."""
+        """An id that all events to come are above, and none that is kept."""
 
     @property
     def writing(self) -> float:

@@ -28,7 +28,8 @@ class Asker(NamedTuple):
 class Commit:
     """What is on its way to the disk, and what is to be done when it is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, newest: int) -> None:
+        self.newest = newest  # the id of the newest event before those that are in it
         self.newest_record = 0
         self.events: list[tuple[DiskShelf, Event, Draft, int, bytes, Callable[[Accepted | Refusal], None]]] = []
         self.changes: list[tuple[int, list[Change]]] = []

@@ -71,6 +71,11 @@ class Committing(Reading):
         self._aged = self._number_before = 0
         self._news = 0  # commits, also failed ones, by which there may be other channels than before, or others registered, or fewer events
 
+    @property
+    def newest(self) -> int:
+        # What is on its way to the disk has its id, and is yet to come.
+        return self._ids.last if self._commit is None else self._commit.newest
+
     def _change(self, entry: Entry, member: Member | None, slot: int, state: int, asker: Asker | None = None) -> None:
         """A change that is no receipt; those are queued where they are told, in `record_many`."""
         if entry not in self._dirty:
@@ -91,7 +96,7 @@ class Committing(Reading):
         self._is_called = False
         if self._commit is not None:
             return
-        commit, batch = Commit(), Batch()
+        commit, batch = Commit(self._ids.last), Batch()
         if self._is_new or self._trouble:
             batch.put("meta", ("born", self.born))
         self._save_columns(commit, batch)

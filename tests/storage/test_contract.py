@@ -196,6 +196,20 @@ async def test_the_newest_id_is_above_all_that_is_kept_and_below_all_to_come(ope
         assert before <= id <= desk.store.newest
 
 
+async def test_an_event_that_is_not_delivered_yet_is_above_the_newest_id(open_desk):
+    desk = await open_desk()
+    for _ in range(20):
+        told, ids, newest = [], [], []
+        desk.store.deliver = lambda event: ids.append(event.id)
+        desk.store.append(a.draft("c"), told.append)
+        while not ids:
+            newest.append(desk.store.newest)
+            await asyncio.sleep(0)
+        assert max(newest, default=0) < ids[0]
+        while not told:
+            await asyncio.sleep(0)
+
+
 async def test_the_ordinals_of_a_channel_have_no_holes(open_desk):
     desk = await open_desk()
     for channel in "cdccd":
