@@ -12,7 +12,8 @@ Who serves (the *predecessor*) waits on the Unix socket `--handover`. Who starts
     predecessor    {"connections": [is_admin, ...]}                                         with theirs
                    {"feeds": [[number, ...], ...]}, {"followers": ...}, {"retries": ...}    where those are, with the sockets of those that have no number (-1)
                    {"live": [true], "but": [number, ...], "flushed": {channel: ordinal}}    all but these are as they were shown, and were written all up to there
-                   {"over": [true], "left": {"news": news, ...}}                            the store is free, and nobody need look for this
+                   {"over": [true], "left": {"news": news, ...},                            the store is free, and nobody need look for this;
+                    "recalled": [[channel, id], ...]}                                       of these events the feeds were not told that they are
     successor      {"serving": true}                                                        they are its own now, and the other may end
 
 With a store that is shared nothing is saved, and the successor says {"seen": true} of each word with feeds, when it serves them: then the next ones come.

@@ -20,7 +20,7 @@ from typing import Any
 from pere.audience import Member
 from pere.config import Config
 from pere.door import Door
-from pere.event import SECURE
+from pere.event import SECURE, Event
 from pere.feed import DRAIN, Feed, bye, ended
 from pere.followers import Followers
 from pere.handover import MOST, VERSION, Broken, Line, Offer, Word, aside, place_of
@@ -52,6 +52,7 @@ class Predecessor:
         self._live: dict[Feed, int] = {}  # those that are to go over as they were shown, and their numbers
         self._but: list[int] = []  # the numbers of all others that were shown
         self._gone: Collection[Feed] = ()  # those that went over as they were shown
+        self._recalled: list[tuple[str, int]] = []  # events, by channel and id, since those that may have them went over
         # What went over: its descriptor, its form, what it is in the middle of being written, and its transport, where that goes on.
         self._kept: list[tuple[int, int | None, str, Any]] = []
         self._speaker = ThreadPoolExecutor(1, thread_name_prefix="pere-handover")
@@ -162,7 +163,13 @@ class Predecessor:
             self._gone = self._live
             self.passed += len(self._gone)
             self._say("live", [True], [], but=self._but, flushed=hub.abandon(self._gone), newest=self._store.newest)
+            self._store.withdraw = partial(self._withdraw, self._store.withdraw, self._store.newest)
         self._say("retries", hub.redelivery.told(), [])
+
+    def _withdraw(self, withdraw: Callable[[Event], None], newest: int, event: Event) -> None:
+        withdraw(event)  # from those who are still here
+        if event.id <= newest:
+            self._recalled.append((event.channel, event.id))
 
     def _goodbye(self, form: int | None, rest: str) -> bytes:
         """The end of a feed; of one that is in the middle of a frame, and of what is none, nothing but that it ends."""
@@ -183,7 +190,7 @@ class Predecessor:
             else:
                 # Everybody waits for this, and nobody is served here who might wait for it to be said: it takes no thread, if all before it has been.
                 await self._until_said()
-                self._line.say({"over": [True], "left": left})
+                self._line.say({"over": [True], "left": left, "recalled": self._recalled})
             self._saying.append(self._speaker.submit(self._line.is_taken))
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})

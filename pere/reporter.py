@@ -74,9 +74,9 @@ class Tail:
 
 
 class Reporter:
-    """Writes to the outboxes of `webhooks`."""
+    """Writes to the outboxes of `webhooks`. Where it `is_alone` there is no other node, and the next process knows only what was kept."""
 
-    def __init__(self, store: Store, webhooks: Webhooks):
+    def __init__(self, store: Store, webhooks: Webhooks, is_alone: bool):
         self._store = store
         self._webhooks = webhooks
         self._loop = asyncio.get_running_loop()
@@ -90,6 +90,8 @@ class Reporter:
         self._said = -SAID  # when it was last said that receipts were lost
         # What was decided while another node told of it, and the moment: should that node die, it is told once more.
         self._untold: deque[tuple[float, tuple[str, Event, float, dict[str, Any]]]] = deque()
+        self._is_alone = is_alone
+        self._is_stopped = False
         webhooks.on_change = self._changed
         store.ledger.on_decision = self._decided
 
@@ -99,6 +101,7 @@ class Reporter:
 
     def start(self) -> None:
         """From now on it is this node that tells."""
+        self._is_stopped = False
         self._changed()
         decided, self._store.decided = self._store.decided, []
         while self._untold:
@@ -109,7 +112,8 @@ class Reporter:
             self._tell(*each)
 
     async def stop(self) -> None:
-        """It is not this node any more that tells."""
+        """It is not this node any more that tells. What is decided until the end, where it is alone, goes into the outboxes all the same, for the next process to send."""
+        self._is_stopped = True
         if self._alarm is not None:
             self._alarm.cancel()
         if self._task is not None:
@@ -248,7 +252,7 @@ class Reporter:
     def _decided(self, word: str, entry: Entry, moment: float) -> None:
         if f"pere.event.{word}" in self._by_type or entry.event.callback:
             told = word, entry.event, moment, entry.summary()
-            if self._webhooks.is_leading:
+            if self._webhooks.is_leading or self._is_alone and self._is_stopped:
                 self._tell(*told)
                 return
             now = self._loop.time()

@@ -120,7 +120,7 @@ class Server:
         if self.spans is not None:
             self.spans.watch(self.store, self.hub, sender)
         self.webhooks = Webhooks(self.store, sender, outside, config, self.measures.post.observe)
-        self.reporter = Reporter(self.store, self.webhooks)
+        self.reporter = Reporter(self.store, self.webhooks, not config.is_shared)
         push = Push(self.store, self.waits, config, self.measures.publish.observe, self.webhooks.can_hear)
         feed = OpenFeed(self.hub, self.store, config, cors, self.gate, guard.look_again)
         receipts = OpenReceipts(self.store, self.followers, config, cors, self.gate, guard.look_again)

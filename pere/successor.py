@@ -89,6 +89,7 @@ class Successor:
         self._connections = 0
         self.is_there = True  # the process that says all this
         self.left: dict[str, int] = {}  # what nobody need look for in the store
+        self._recalled: list[tuple[str, int]] = []  # events, by channel and id, of which the feeds that came do not know it
 
     @classmethod
     async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
@@ -139,7 +140,7 @@ class Successor:
             self.drop()
             return None
         if "over" in word:
-            self._is_over, self.left = True, word["left"]
+            self._is_over, self.left, self._recalled = True, word["left"], word.get("recalled", [])
             return None
         if "connections" in word:
             return word, handed
@@ -233,6 +234,9 @@ class Successor:
         await self._say("serving")
         self._line.close()
         self._come.clear()
+        for channel, id in self._recalled:
+            with contextlib.suppress(Refusal):  # it is not kept any more
+                store.withdraw(store.find(channel, id))
         await arriving.take_all()
         self._hub.redelivery.take_over(retries)
         if taking.taken or self._connections:

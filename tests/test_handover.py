@@ -292,17 +292,22 @@ def test_whoever_is_killed_on_the_way_one_serves_and_nothing_that_was_answered_i
 
 
 class Meanwhile(deaths.Between):
-    """Nobody is killed when the word has been said, but something is done before the other hears it."""
+    """Nobody is killed when a word has been said, but something is done before the other hears it: `does` has that by word, in their order."""
 
-    def __init__(self, here: str, there: str, word: str, does):
-        self._kill = does
-        super().__init__(here, there, word, -1.0)
+    def __init__(self, here: str, there: str, does):
+        self._does = does
+        super().__init__(here, there, next(iter(does)), -1.0)
+
+    def _kill(self) -> None:
+        self._does.pop(self._word)()
+        self._word = next(iter(self._does), "")
 
 
-async def followed_meanwhile(tmp_path, stack: ExitStack, word: str, does, *flags: str) -> Server:
-    """Who takes over; this is done when the word has been said, before the other hears it."""
+async def followed_meanwhile(tmp_path, stack: ExitStack, does, *flags: str) -> Server:
+    """Who takes over; each of these is done when its word has been said, before the other hears it."""
     here, loop = str(tmp_path / "between"), asyncio.get_running_loop()
-    meanwhile = Meanwhile(here, str(tmp_path / "h"), word, lambda: asyncio.run_coroutine_threadsafe(does(), loop).result(60))
+    done = {word: lambda live=live: asyncio.run_coroutine_threadsafe(live(), loop).result(60) for word, live in does.items()}
+    meanwhile = Meanwhile(here, str(tmp_path / "h"), done)
     second = await loop.run_in_executor(None, lambda: stack.enter_context(Server("--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", here, *flags)))
     await loop.run_in_executor(None, meanwhile.end)
     return second
@@ -322,7 +327,7 @@ async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_a
             if dies:
                 first._popen.kill()
 
-        second = await followed_meanwhile(tmp_path, stack, word, live)
+        second = await followed_meanwhile(tmp_path, stack, {word: live})
         for key, channel, id in (("k1", "c", before), ("k2", "young", said["young"])):
             again = await wire.request(second.port, "POST", f"/push/{channel}", b"0", Idempotency_Key=key)
             assert json.loads(again.body)["id"] == id
@@ -349,7 +354,7 @@ async def test_a_feed_that_was_behind_when_it_was_shown_and_has_caught_up_goes_o
             while await number(first.port, "pere_feeds_behind"):
                 got.append((await slow.event()).data)
 
-        second = await followed_meanwhile(tmp_path, stack, "seen", catch_up)
+        second = await followed_meanwhile(tmp_path, stack, {"seen": catch_up})
         await wire.push(second.port, "c", "150 x")
         got += await slow.events(151 - len(got))
         assert [data.split(" ")[0] for data in got] == [str(n) for n in range(151)] and (await other.event()).data == "150 x"
@@ -369,7 +374,7 @@ async def test_a_feed_of_no_channel_yet_that_goes_after_all_was_shown_takes_nobo
             if comes:
                 feeds.append(await wire.listen(first.port, "c", device="comes"))
 
-        second = await followed_meanwhile(tmp_path, stack, "looked", live)
+        second = await followed_meanwhile(tmp_path, stack, {"looked": live})
         assert first.end() == 0
         await wire.push(second.port, "c", 1)
         assert [(await feed.event()).data for feed in feeds] == ["1"] * len(feeds) and not any(feed.controls for feed in feeds)
@@ -391,7 +396,7 @@ async def test_who_was_behind_or_careful_and_went_after_all_was_saved_is_sent_no
             while await number(first.port, "pere_feeds"):
                 await asyncio.sleep(0.01)
 
-        second = await followed_meanwhile(tmp_path, stack, "looked", read_on)
+        second = await followed_meanwhile(tmp_path, stack, {"looked": read_on})
         assert first.end() == 0
         back = await wire.listen(second.port, "c", device="slow", **care)
         await wire.push(second.port, "c", "last")
@@ -400,6 +405,48 @@ async def test_who_was_behind_or_careful_and_went_after_all_was_saved_is_sent_no
             again.append(await back.event())
         assert not {each.id for each in got} & {each.id for each in again}
         back.close()
+
+
+async def test_what_is_answered_when_the_feeds_have_gone_is_told_by_the_next(tmp_path, receiver):
+    webhooks = "--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8"
+    with serving(tmp_path, "sqlite", *webhooks) as (first, _), ExitStack() as stack:
+        office = receiver(204)
+        endpoint = (await wire.request(first.port, "POST", "/webhooks", {"url": office.url})).json
+        while (await wire.request(first.port, "GET", f"/webhooks/{endpoint['id']}")).json["state"] != "active":
+            await asyncio.sleep(0.02)
+        feeds = [await wire.listen(first.port, "c", device="d"), await wire.listen(first.port, "c", device="careful", window=9, format="envelope")]
+        answered, recalled = [(await wire.push(first.port, "c", n, to="d" if n == 0 else ())).json["id"] for n in range(2)]
+        assert await feeds[0].events(2) == ["0", "1"] and (await feeds[1].event()).id == recalled
+        asked = [wire.said("POST", "/feedback/c", b"{}", {"Device": "d", "Last-Event-ID": answered, "Content-Type": "application/json"}), wire.said("DELETE", f"/events/c/{recalled}", b"{}")]
+        lines: list[wire.Wire] = []
+        cut = []
+
+        async def ask() -> None:
+            for request in asked:
+                lines.append(await wire.Wire.open(first.port))
+                await lines[-1].send(request[:-2])
+
+        async def say_the_rest() -> None:
+            for request, line in zip(asked, lines, strict=True):
+                try:
+                    await line.send(request[-2:])
+                    assert (await line.answer()).status == 200
+                except (EOFError, ConnectionError):
+                    cut.append(request)  # the machine is slow, and it came too late
+
+        second = await followed_meanwhile(tmp_path, stack, {"looked": ask, "live": say_the_rest}, *webhooks)
+        assert first.end() == 0
+        for request in cut:
+            line = await wire.Wire.open(second.port)
+            await line.send(request)
+            assert (await line.answer()).status == 200
+            line.close()
+        assert [await feed.control("pere.cancel") for feed in feeds] == [{"id": recalled, "channel": "c"}] * 2
+        while not office.notices("pere.event.completed"):
+            await asyncio.sleep(0.02)
+        assert [each["data"]["id"] for each in office.notices("pere.event.completed")] == [answered]
+        for each in (*feeds, *lines):
+            each.close()
 
 
 async def fake(tmp_path, says) -> asyncio.Task:

@@ -277,6 +277,26 @@ async def test_a_restart_goes_on_where_it_was(hooked, active, answered, until, c
     caplog.clear()
 
 
+async def test_what_is_decided_in_the_last_moment_when_nothing_is_sent_any_more_is_told_after_the_start(hooked, active, push, until, caplog):
+    server = await hooked("sqlite")
+    register(server, "c", "d")
+    there, _ = await active(types=[COMPLETED, EXPIRED])
+    answered, late = await push("c"), await push("c", ttl="10")
+    resign = server._resign
+
+    async def resign_and_commit(seconds: float = 0.0) -> None:
+        await resign(seconds)
+        server.store.record("c", "d", parse_id(answered), PROCESSED, None, lambda *told: None, print)
+        server.store.sweep(server.store.clock() + 20, lambda channel: True)
+
+    server._resign = resign_and_commit
+    await server.stop()
+    await hooked("sqlite")
+    await until(lambda: len(there.notices()) == 2)
+    assert sorted(said["id"] for said in there.notices()) == [f"event_{answered}_completed", f"event_{late}_expired"]
+    caplog.clear()
+
+
 def put_back(server, kind: str):
     """What to call after the server has ended, to have what is kept now: as if it had died now."""
     if kind == "sqlite":
