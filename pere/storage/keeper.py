@@ -6,7 +6,10 @@ is kept by then, and goes on from there. So nothing is written twice, and nothin
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
 
 from pere.storage import keeping, scripts
 from pere.storage.copy import Copy
@@ -15,6 +18,7 @@ from pere.storage.sharedlog import SharedLog
 
 KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
 KEEP_ANYWAY = 20.0  # and after so long also where something is being said
+PIECE = 1_000  # fields and values in one command of Redis, an even number; Lua hands over less than 8,000
 CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
 
 
@@ -51,7 +55,7 @@ class Keeper:
             cut = self._cuts.pop(0)[1]
         if (self._cuts[-1][1] if self._cuts else cut) != n:
             self._cuts.append((now, n))
-        told = await asyncio.get_running_loop().run_in_executor(None, _flat, found)
+        told = await asyncio.get_running_loop().run_in_executor(None, _pieces, found)
         packed = keeping.pack_rows(rows) if rows else b""
         answer = await self._script(
             keys=[log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)],
@@ -62,9 +66,13 @@ class Keeper:
             self._at = now
 
 
-def _flat(found: list[tuple[str, str, object]]) -> list[object]:
+def _pieces(found: Iterable[tuple[str, str, Any]]) -> list[bytes]:
     """As the script takes it. The columns are made small here, which takes a while."""
-    told: list[object] = []
+    by_command: dict[tuple[str, int], list[str | bytes]] = {}
     for kind, name, value in found:
-        told += [scripts.KINDS.index(kind) + 1, name, b"" if value is None else keeping.squeeze(value) if kind == "columns" else value]  # type: ignore[arg-type]
-    return told
+        told = by_command.setdefault(("HDEL" if value is None else "HSET", scripts.KINDS.index(kind) + 1), [])
+        told.append(name)
+        if value is not None:
+            told.append(keeping.squeeze(value) if kind == "columns" else value)
+    # Without the types of MessagePack that are younger than what Redis has of it.
+    return [msgpack.packb((*command, *told[start : start + PIECE]), use_bin_type=False) for command, told in by_command.items() for start in range(0, len(told), PIECE)]

@@ -57,6 +57,7 @@ WEBHOOK = "webhook"  # documents of this kind are endpoints
 VERSION, OLDEST = 2, 1  # of what stands in Redis: what is written, and what is still read
 RETRY = 5  # seconds after which a client may ask again when Redis is away
 MAX_DUE = 1_000  # events that expire in one sweep
+LAST_WORDS = 100  # that go together at the end: the other nodes serve meanwhile
 
 
 class RedisStore(Joining):
@@ -554,8 +555,10 @@ class RedisStore(Joining):
         try:
             if self._trouble is None:
                 self._is_used = lambda channel: False
-                for shelf in self._shelves.values():
+                for shelf in tuple(self._shelves.values()):
                     self._visit(shelf)
+                    if len(self._saying) >= LAST_WORDS:
+                        await self.settle()
                 self._say_present(set(), self.clock())
                 self._say(("gone", self.node))
                 await self.settle()

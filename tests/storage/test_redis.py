@@ -62,6 +62,7 @@ def node(server, io_loop) -> Iterator[Callable[..., Awaitable[RedisStore]]]:
 def hasty(monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.05)
     monkeypatch.setattr(keeper, "KEEP_EVERY", 0.1)
+    monkeypatch.setattr(module, "LAST_WORDS", 2)
 
 
 async def push(store: RedisStore, channel: str = "c", **said: Any) -> Accepted:
@@ -389,6 +390,21 @@ async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     second = await node()
     await alike(first, second)
     assert len(second._recent.after(0)) == 50
+
+
+async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken_away(node):
+    first = await node()
+    await push(first)
+    await join(first, "c", *(f"d{number}" for number in range(2500)))
+    await first._keeper.keep(False, is_last=True)
+    second = await node()
+    await alike(first, second)
+    for number in range(100, 2500):
+        first.unregister("c", f"d{number}")
+    await first.settle()
+    await first._keeper.keep(False, is_last=True)
+    assert await first._log.client.hlen(first._log.keys["members"]) == 100
+    await alike(first, second, await node())
 
 
 async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, monkeypatch):
