@@ -11,6 +11,7 @@ from pere.audience import NOWHERE
 from pere.wishes import Wishes
 
 BEFORE = "before"  # where a device has feeds that are on their way from another process, as if that were another node
+REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itself is told to stop
 FEW = 8  # channels that stand in a tuple, which is small; among more, each is found at once
 
 
@@ -129,13 +130,17 @@ class Devices:
 
     def removed_since(self, name: str, moment: float) -> bool:
         """Whether the device was removed after this moment and has not come back."""
+        return name in self.all_removed_since(moment)
+
+    def all_removed_since(self, moment: float) -> dict[str, float]:
+        """Those that were, and when."""
         # What is older is of no more interest to anybody: dropped from the front, as they stand in the order of time.
         while self.removed:
             oldest = next(iter(self.removed))
             if self.removed[oldest] >= moment:
                 break
             del self.removed[oldest]
-        return name in self.removed
+        return self.removed
 
     def open(self, device: Device, feed: Any) -> None:
         """It has a further feed."""

@@ -4,6 +4,7 @@ It has a store that is not its own yet: what can be had of the file before is, a
 it was to be, this server is dropped, and another one is made as if nothing had been known before.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -63,6 +64,9 @@ class Early:
     async def _drop(self, error: ConfigError | None = None) -> None:
         if error is not None:
             log.info("the store is opened anew", extra={"facts": {"because": str(error)}})
-        store, self._store = self._store, None
+        store, server, self._store, self._server = self._store, self._server, None, None
+        if server is not None and server.spans is not None:
+            # Of what else it has, the outlets of feeds go on. Nobody waits for this, which takes a while.
+            asyncio.get_running_loop().run_in_executor(None, server.spans.close)
         if store is not None:
             await store.forgo()

@@ -19,6 +19,7 @@ from typing import Any
 
 from pere.audience import Member
 from pere.config import Config
+from pere.devices import REMOVED_FOR
 from pere.door import Door
 from pere.event import SECURE, Event
 from pere.feed import DRAIN, Feed, bye, ended
@@ -190,7 +191,8 @@ class Predecessor:
             else:
                 # Everybody waits for this, and nobody is served here who might wait for it to be said: it takes no thread, if all before it has been.
                 await self._until_said()
-                self._line.say({"over": [True], "left": left, "recalled": self._recalled})
+                removed = self._store.devices.all_removed_since(self._store.clock() - REMOVED_FOR)
+                self._line.say({"over": [True], "left": left, "recalled": self._recalled, "removed": removed})
             self._saying.append(self._speaker.submit(self._line.is_taken))
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})

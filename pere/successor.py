@@ -90,6 +90,7 @@ class Successor:
         self.is_there = True  # the process that says all this
         self.left: dict[str, int] = {}  # what nobody need look for in the store
         self._recalled: list[tuple[str, int]] = []  # events, by channel and id, of which the feeds that came do not know it
+        self._removed: dict[str, float] = {}  # devices, and when
 
     @classmethod
     async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
@@ -140,7 +141,7 @@ class Successor:
             self.drop()
             return None
         if "over" in word:
-            self._is_over, self.left, self._recalled = True, word["left"], word.get("recalled", [])
+            self._is_over, self.left, self._recalled, self._removed = True, word["left"], word.get("recalled", []), word.get("removed", {})
             return None
         if "connections" in word:
             return word, handed
@@ -197,6 +198,7 @@ class Successor:
         """Go on with all of it, and with what still comes; then the other process may end. `serve` is called when all is there that must be before."""
         store, taking, arriving = self._store, self._taking, self._arriving
         is_served = not self._is_over
+        store.devices.removed |= self._removed
         connections: list[tuple[bool, socket.socket]] = []
         retries: list[Any] = []
         if is_served:

@@ -334,6 +334,7 @@ async def test_what_is_published_and_who_comes_or_goes_after_the_file_was_read_a
         known = json.loads((await wire.request(second.port, "GET", "/admin/devices")).body)
         assert [each["device"] for each in known["devices"]] == ["comes", "stays"]
         if not dies:
+            assert (await wire.request(second.port, "GET", "/feed/c", Device="leaves")).status == 204, "it is told to stop, as by the one before"
             await wire.push(second.port, "c", 3)
             await wire.push(second.port, "young", 4)
             assert [(await stays.event()).data for _ in range(2)] == ["1", "3"] and [(await said["feed"].event()).data for _ in range(2)] == ["2", "4"]

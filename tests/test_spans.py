@@ -1,11 +1,19 @@
 """Spans: what a real collector is sent of pushes, receipts, commits and webhooks, and how they hang together."""
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from processes import pere
+
+from pere.config import Config
+from pere.early import Early
+from pere.handover import Line
+from pere.parts import open_store
+from pere.server import Server
+from pere.successor import Successor
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -80,3 +88,21 @@ def test_without_its_library_it_says_what_is_missing(tmp_path):
     (tmp_path / "opentelemetry.py").write_text("")
     ended = pere("serve", "--port", "0", "--store", "memory:", "--otlp", "http://127.0.0.1:9/v1/traces", PYTHONPATH=str(tmp_path))
     assert ended.returncode == 2 and "pip install 'pere[otel]'" in ended.stderr
+
+
+async def test_a_server_that_was_made_before_the_other_ended_and_is_not_taken_leaves_no_thread(tmp_path, until, collector):
+    config = Config(port=0, store=f"sqlite:{tmp_path / 'pere.db'}", otlp=f"http://127.0.0.1:{collector.server_address[1]}/v1/traces")
+    await open_store(config).close()
+    here, there = socket.socketpair()
+    line = Line(here)
+
+    def sending() -> int:
+        return sum("Otel" in each.name for each in threading.enumerate())
+
+    early = Early(config, Successor(line, {}), lambda store: Server(config, store))
+    await early.get_ready()
+    assert sending() == 1
+    assert await early.take() is None, "the other has left nothing, for it had no time"
+    await until(lambda: not sending())
+    line.close()
+    there.close()

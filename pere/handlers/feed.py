@@ -7,6 +7,7 @@ from pere import sse
 from pere.auth import FEED
 from pere.config import Config
 from pere.cors import Cors
+from pere.devices import REMOVED_FOR
 from pere.door import Ask
 from pere.errors import BadRequest
 from pere.event import ENVELOPE, RAW, UNCHUNKED, parse_id
@@ -19,7 +20,6 @@ from pere.names import channel_name, is_pattern, pattern, shown
 from pere.search import Search
 from pere.storage import Store
 
-REMOVED_FOR = 60.0  # seconds in which a removed device that reconnects by itself is told to stop
 MAX_ACK_WAIT = 3600.0  # seconds
 MAX_WINDOW = 10_000  # events
 PLACES_OF_A_FEED, LOOKS_OF_A_FEED = 20, 500  # channels, and looks for them, that cost as much as to open a feed

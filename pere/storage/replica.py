@@ -105,7 +105,8 @@ class Replica(MemoryStore):
         if entry is not None:
             event.weight += 2 * len(entry.states)
         shelf.touched = now
-        self._ids.last = id
+        if self._ids.last < id:
+            self._ids.last = id
         self.changes.move(channel, id, self._n)
         self._schedule.add(event, event.expires)
         backlog.append(event)

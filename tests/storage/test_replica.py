@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from pere.config import Config
-from pere.event import LEVELS
+from pere.event import LEVELS, SEQUENCE_BITS
 from pere.receipt import DELIVERED, FAILED, PROCESSED
 from pere.storage.scripts import KINDS
 from pere.storage.shared import Snapshot
@@ -76,3 +76,13 @@ def test_what_goes_the_straight_way_comes_to_the_same(seed: int) -> None:
     for copy in (straight, other):
         assert (copy.events, copy.event_bytes, sum(copy.ledger.expired.values()), sum(map(sum, copy.ledger.receipts))) == (0, 0, 0, 0)
     assert straight.shelved > 50 > other.shelved and any(word == "expired" for word, *_ in heard), "what this is about did not happen"
+
+
+def test_the_newest_id_stays_what_it_is_where_an_older_one_comes_the_straight_way() -> None:
+    copy, heard = copied()
+    newest = BORN + 1_000_000 << SEQUENCE_BITS
+    copy.begin_at(0, BORN, newest, 0, {kind: {} for kind in KINDS}, [])
+    for n in (1, 2):
+        push = ("push", "b", b"1", True, "", (), 60, LEVELS["none"], None, "p", "", "", "")
+        copy.enter(Entry.of(b"%d %d 0 1 there %d" % (n, BORN + n, n), msgpack.packb((BORN / 1000 + n, [push]))))
+    assert (copy.shelved, len(heard), copy.newest) == (1, 2, newest)
