@@ -200,7 +200,7 @@ async def test_an_event_that_is_not_delivered_yet_is_above_the_newest_id(open_de
     desk = await open_desk()
     for _ in range(20):
         told, ids, newest = [], [], []
-        desk.store.deliver = lambda event: ids.append(event.id)
+        desk.store.deliver = lambda event, ids=ids: ids.append(event.id)
         desk.store.append(a.draft("c"), told.append)
         while not ids:
             newest.append(desk.store.newest)
