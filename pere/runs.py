@@ -34,7 +34,10 @@ class Runs:
         backlog = shelf.backlog
         if backlog.recalled or ordinal + 1 < backlog.first or backlog.last - ordinal > MOST:
             return None
-        key = shelf, ordinal, backlog.last, form
+        newest = backlog.at(backlog.last)
+        if newest is None:
+            return None
+        key = shelf, ordinal, newest.id, form  # by its id, for a channel that was forgotten begins anew with the same ordinals
         if key not in self._known:
             if len(self._known) == KEPT:
                 del self._known[next(iter(self._known))]

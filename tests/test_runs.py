@@ -1,5 +1,6 @@
 """What many lack alike is put together once, and each gets what it would have got event by event."""
 
+import made as a
 import orjson
 import pytest
 import uvloop
@@ -7,9 +8,11 @@ import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pere.backlog import Backlog
 from pere.config import Config
-from pere.runs import MOST, MOST_BYTES
+from pere.runs import MOST, MOST_BYTES, Runs
 from pere.server import Server
+from pere.storage import Shelf
 
 
 async def test_a_fleet_that_comes_back_is_given_the_same_run_that_was_made_once(start, listen, push, measured):
@@ -83,6 +86,21 @@ async def test_what_is_much_comes_piece_by_piece(start, listen, push):
         await push("d", text)
     assert await (await listen("d", device="d")).events(70) == wanted
     assert all(len(run.frames) < MOST_BYTES and len(run.events) < MOST for run in server.hub.replay.runs._known.values() if run is not None)
+
+
+def test_what_a_channel_had_before_it_was_forgotten_is_nothing_of_the_one_that_begins_anew():
+    backlog, runs = Backlog(10, 10_000), Runs()
+    shelf = Shelf("c", backlog, 0.0)
+    found = []
+    for id in (11, 21):
+        backlog.begin(0, 0)
+        for ordinal in (1, 2):
+            backlog.append(a.event(id + ordinal, ordinal))
+        run = runs.after(shelf, 0, 0)
+        found.append([event.id for event in run.events] if run is not None else None)
+        while len(backlog):
+            backlog.evict()
+    assert found == [[12, 13], [22, 23]]
 
 
 PUSH = st.tuples(st.just("push"), st.sampled_from(["processed", "processed", "delivered", "none"]), st.sampled_from([()] * 8 + [("d", "e"), ("f",)]))
