@@ -18,6 +18,7 @@ from certificates import Authority
 from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
 from prometheus_client.parser import text_string_to_metric_families
+from pytest_tornasync.plugin import get_test_timeout
 from redises import named
 from tornado.ioloop import IOLoop
 
@@ -55,13 +56,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def io_loop():
+def io_loop(request):
     """A loop of its own for each test, the one that serves in production, which leaves nothing behind. (pytest-tornasync's own fixture
     of this name calls what Tornado has deprecated, and closes descriptors under transports that still use them.)"""
     loop = IOLoop(make_current=True, asyncio_loop=uvloop.new_event_loop())
+    loop.call_later(get_test_timeout(request.node) - 5.0, _tell_where)
     yield loop
     loop.run_sync(_end)
     loop.close()
+
+
+def _tell_where() -> None:
+    """A test is about to take too long, which is all that would be said of it."""
+    for task in asyncio.all_tasks():
+        task.print_stack()
 
 
 async def _end() -> None:
