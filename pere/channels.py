@@ -173,21 +173,28 @@ class Channels(dict[str, Channel]):
             if not place.channel.feeds:
                 del self[place.channel.name]
                 self._store.unfollow(place.channel.name)
-        for pattern in feed.patterns:
-            self._wildcards[pattern].discard(feed)
-            if not self._wildcards[pattern]:
-                del self._wildcards[pattern]
-                self._store.unfollow(pattern)
+        self._want_no_more(feed)
         if feed.device is not None:
             feed.device.seen = now
             self._store.devices.close(feed.device, feed)
         del self.feeds[feed.fd]
 
+    def _want_no_more(self, feed: Feed) -> None:
+        """It joins no channel that is yet to be born."""
+        for pattern in feed.patterns:
+            self._wildcards[pattern].discard(feed)
+            if not self._wildcards[pattern]:
+                del self._wildcards[pattern]
+                self._store.unfollow(pattern)
+
     def abandon(self, feeds: Collection[Feed]) -> dict[str, int]:
         """Nothing more is written to these feeds, which are live and not over TLS: another process goes on with them, and these channels are at their end. Up to
-        which ordinal of each channel they have been. All wait meanwhile, so none of them is taken out of where it stands, which would take 10 us each."""
+        which ordinal of each channel they have been. All wait meanwhile, so none of them is taken out of where it stands, which would take 10 us each; but a channel that
+        is born now is not for them."""
         for feed in feeds:
             feed.reason = PASSED
+            if feed.patterns:
+                self._want_no_more(feed)
         if len(feeds) == len(self.feeds):
             self.feeds.clear()
         else:

@@ -42,6 +42,7 @@ class Predecessor:
 
     def __init__(self, line: Line, hub: Hub, followers: Followers, store: Store, door: Door, config: Config):
         self.passed = 0  # feeds
+        self.flushed: Mapping[str, int] = {}  # up to which ordinal of each channel those had been written to that went over as they were shown
         self._line = line
         self._hub = hub
         self._followers = followers
@@ -163,7 +164,8 @@ class Predecessor:
         if not self._config.is_shared:
             self._gone = self._live
             self.passed += len(self._gone)
-            self._say("live", [True], [], but=self._but, flushed=hub.abandon(self._gone), newest=self._store.newest)
+            self.flushed = hub.abandon(self._gone)
+            self._say("live", [True], [], but=self._but, flushed=self.flushed, newest=self._store.newest)
             self._store.withdraw = partial(self._withdraw, self._store.withdraw, self._store.newest)
         self._say("retries", hub.redelivery.told(), [])
 

@@ -344,7 +344,7 @@ class Server:
         if self.jwks is not None:
             await self.jwks.stop()
         if handing is not None and not config.is_shared:
-            is_followed = await handing.end(await self.store.put_down(handing.moved))
+            is_followed = await handing.end(await self.store.put_down(handing.moved, handing.flushed))
         await self.store.close()
         if self.spans is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.spans.close)

@@ -450,6 +450,55 @@ async def test_what_is_answered_when_the_feeds_have_gone_is_told_by_the_next(tmp
             each.close()
 
 
+async def test_what_is_published_on_a_channel_that_is_born_when_the_feeds_have_gone_comes_once_to_who_listens_by_a_pattern(tmp_path):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        feeds = [await wire.listen(first.port, "c.*", device="d"), await wire.listen(first.port, "c.*")]
+        line = await wire.Wire.open(first.port)
+        request, said = wire.said("POST", "/push/c.young", b"1", {"Idempotency-Key": "k"}), []
+
+        async def ask() -> None:
+            await line.send(request[:-1])
+
+        async def say_the_rest() -> None:
+            with suppress(EOFError, ConnectionError):  # the machine is slow, and it came too late
+                await line.send(request[-1:])
+                said.append((await line.answer()).status)
+
+        second = await followed_meanwhile(tmp_path, stack, {"looked": ask, "live": say_the_rest})
+        assert first.end() == 0
+        await wire.request(second.port, "POST", "/push/c.young", b"1", Idempotency_Key="k")
+        await wire.push(second.port, "c.young", 2)
+        assert [[json.loads(data)["data"] for data in await feed.events(2)] for feed in feeds] == [[1, 2]] * 2, said
+        for each in (*feeds, line):
+            each.close()
+
+
+async def test_what_is_published_when_the_feeds_have_gone_was_not_sent_to_who_goes_before_the_next_serves(tmp_path):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        feed, line = await wire.listen(first.port, "c", device="d", format="envelope"), await wire.Wire.open(first.port)
+        request, said = wire.said("POST", "/push/c", b"1"), []
+
+        async def ask() -> None:
+            await wire.push(first.port, "young", 0)  # so the next has to look again how far each channel is
+            await line.send(request[:-1])
+
+        async def say_the_rest() -> None:
+            with suppress(EOFError, ConnectionError):  # the machine is slow, and it came too late
+                await line.send(request[-1:])
+                said.append((await line.answer()).json["id"])
+            feed.reset()
+
+        second = await followed_meanwhile(tmp_path, stack, {"looked": ask, "live": say_the_rest})
+        assert first.end() == 0
+        for id in said:
+            (device,) = (await wire.request(second.port, "GET", f"/events/c/{id}/devices")).json["devices"]
+            assert device["state"] == "pending"
+        back = await wire.listen(second.port, "c", device="d", format="envelope")
+        assert [json.loads(each)["attempt"] for each in await back.events(len(said))] == [1] * len(said)
+        for each in (line, back):
+            each.close()
+
+
 async def fake(tmp_path, says) -> asyncio.Task:
     """Somebody serves, who says this to whoever comes to take over, and dies."""
     path = str(tmp_path / "h")

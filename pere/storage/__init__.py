@@ -9,7 +9,7 @@ It is a little longer than a file should be: the contract stands here whole, wit
 import builtins
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -403,9 +403,10 @@ class Store(ABC):
         been: as long as it is as much, who has read of them need not read it again."""
         return 0
 
-    async def put_down(self, moved: Iterable[tuple[Shelf, Member]]) -> dict[str, int]:
+    async def put_down(self, moved: Iterable[tuple[Shelf, Member]], flushed: Mapping[str, int]) -> dict[str, int]:
         """The first part of `close`, where another process goes on with the feeds and waits for the store: done when it may have it. Nothing is told to this one any more.
-        Since `save`, feeds of these members were `moved` from where all others are. Returns what the other need not look for."""
+        Since `save`, feeds of these members were `moved` from where all others are, which have been written to up to the ordinals `flushed` of their channels. Returns what
+        the other need not look for."""
         await self.close()
         return {}
 

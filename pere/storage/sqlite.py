@@ -450,7 +450,7 @@ class SqliteStore(Committing):
                     await self._pause()
         return self._news
 
-    async def put_down(self, moved: Iterable[tuple[Shelf, Member]]) -> dict[str, int]:
+    async def put_down(self, moved: Iterable[tuple[Shelf, Member]], flushed: Mapping[str, int]) -> dict[str, int]:
         if self._is_down:
             return {}
         self._is_down = True
@@ -458,9 +458,9 @@ class SqliteStore(Committing):
         for shelf, member in moved:
             assert isinstance(shelf, DiskShelf)
             self._moved[member] = shelf
-        for shelf in self._shelves.values():
+        for name, shelf in self._shelves.items():
             assert isinstance(shelf, DiskShelf)
-            shelf.shown = shelf.backlog.last
+            shelf.shown = flushed.get(name, shelf.backlog.last)
             self._show(shelf)
         await self._save_all()
         # What was kept after all, though the disk said that it was not, is in the file and not here.

@@ -50,7 +50,7 @@ class Desk:
 
     async def followed(self, early: SqliteStore | None) -> dict[str, Any]:
         """How things stand for who has the file next."""
-        before, left = self.store, await self.store.put_down(())
+        before, left = self.store, await self.store.put_down((), {})
         if early is None:
             self.store = self.open()
         else:
@@ -153,7 +153,7 @@ async def test_a_file_that_was_put_in_its_place_or_has_gone_is_not_taken_for_it(
     desk.store = desk.open()
     for does in (lambda: os.replace(tmp_path / "copy.db", desk.path), lambda: os.unlink(desk.path)):
         early = await desk.early()
-        left = await desk.store.put_down(())
+        left = await desk.store.put_down((), {})
         does()
         with pytest.raises(ConfigError, match="replaced"):
             early.take(left, {})
@@ -179,7 +179,7 @@ async def test_what_was_answered_is_known_though_the_last_save_could_not_be_made
     desk.store.record(None, "d1", first.id, PROCESSED, None, lambda state, outcome: None, lambda refusal: None)
     await desk.store.settle()
     desk.store._journal._connection.execute("pragma query_only = 1")
-    before, left = desk.store, await desk.store.put_down(())
+    before, left = desk.store, await desk.store.put_down((), {})
     assert left == {} and before.trouble() is not None
     desk.store = early
     early.take(left, {})
@@ -236,7 +236,7 @@ async def test_whose_feed_closes_in_the_last_moment_was_sent_no_more_than_that(d
     early = await desk.early()
     goes.position, goes.live, goes.feeds = 1, 0, 0
     await desk.push("c1", "k2")
-    before, left = desk.store, await desk.store.put_down([(shelf, goes)])
+    before, left = desk.store, await desk.store.put_down([(shelf, goes)], {})
     desk.store = early
     early.take(left, {"c1": 2})
     await before.close()
