@@ -31,7 +31,7 @@ class Known:
     """A head that is known. The same in all that are like it: `method`, `path` and `route`, `query` unless a part of that differs (None), and of `headers` all but
     those that are `varying`."""
 
-    __slots__ = ("headers", "match", "method", "path", "query", "route", "varying")
+    __slots__ = ("headers", "match", "method", "path", "pattern", "query", "route", "varying")
 
     def __init__(self, ask: Any, pattern: bytes, varying: tuple[bytes, ...], has_fixed_query: bool):
         self.method: bytes = ask.method
@@ -39,6 +39,7 @@ class Known:
         self.query: bytes | None = ask.query if has_fixed_query else None
         self.headers: dict[bytes, bytes] = ask.headers
         self.route = ask.route
+        self.pattern = pattern
         self.match = re.compile(pattern, re.DOTALL).fullmatch
         self.varying = varying
 
@@ -87,6 +88,8 @@ class Newcomers:
                 del self._seen[next(iter(self._seen))]
             self._seen[pattern] = None
             return
+        if any(known.pattern == pattern for known in self._known.get(line, ())):
+            return  # it came where there was a parser already
         if self._count >= MOST:
             self._count -= len(self._known.pop(next(iter(self._known))))
         kinds = self._known.setdefault(line, [])

@@ -86,6 +86,21 @@ async def test_a_connection_that_goes_on_is_read_by_the_parser_from_there():
                 assert (await caller.answer()).json["body"] == plainly(one)["body"]
 
 
+async def test_a_head_that_is_known_takes_nobodys_place_though_it_comes_again_where_there_is_a_parser():
+    async with opened() as house:
+        for program in ("another", "this"):
+            for _ in range(2):
+                await said(house, feed("d", f"X-Program: {program}"))
+            house.door.newcomers.rest()
+        caller = await house.caller()
+        for number in range(LESSONS * 2):
+            await caller.say(request("POST /hot", b"body") if not number else feed(f"d{number}", "X-Program: this"))
+            await caller.answer()
+            house.door.newcomers.rest()
+        assert len(house.door.newcomers._known[b"GET /hot/a HTTP/1.1"]) == house.door.newcomers._count == 2
+        assert not (await said(house, feed("d", "X-Program: another")))[1]
+
+
 OTHER = [
     feed(path="/hot/b"), feed("d", "X: y"), feed("d" * 201), feed("d d"), feed("\xe9"), feed(""), feed("d", "Device: e"), feed("d", "Origin: https://a.example"),
     feed("d", "Connection: close"), feed("d", "Expect: nothing"), feed().replace(b"HTTP/1.1", b"HTTP/1.0"), feed().replace(b"Device", b"device"),
