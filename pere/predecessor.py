@@ -34,6 +34,7 @@ log = logging.getLogger("pere.handover")
 
 LOOK = 0.001  # seconds between two looks at who has been answered meanwhile
 HALF = 0.1  # seconds in which who has said half a request may say the rest, once all others wait
+COPIES = 100  # connections that go over in one turn: fewer than files that are no connections may be open (`gate.SPARE`)
 FEW = 50  # feeds that are shown at once, or go over where both serve: a millisecond or some
 
 
@@ -119,11 +120,13 @@ class Predecessor:
         self._door.is_passing = True
         while left := [each for each in self._door.connections if not each.is_secured]:
             hurry()
-            for some in _pieces(left):
+            for some in _pieces(left, COPIES):
                 over = [(fd, is_admin(each)) for each in some if (fd := each.pass_on()) is not None]
                 self._connections += len(over)
                 self._kept += [(fd, None, "", None) for fd, _ in over]
                 self._say("connections", [told for _, told in over], [fd for fd, _ in over])
+                # What is closed is so in the next turn, and each of these has two descriptors until then.
+                await asyncio.sleep(0)
             left = [each for each in left if each in self._door.connections]
             if not left or loop.time() > until or self.is_broken or not self._config.is_shared and loop.time() > half_until and all(each.is_half_said for each in left):
                 break

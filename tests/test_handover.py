@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from redises import named, needed
 from bench.handing import listening
 from bench.load import restart
 from pere.config import Config
+from pere.gate import SPARE
 from pere.handover import VERSION, Broken, Line, place_of, visit
 
 
@@ -176,6 +178,28 @@ async def test_what_is_under_way_is_answered_first(tmp_path):
         assert await device.events(2 if kept else 1) == ["2", "3"][not kept :]
         for each in (device, waiting, half, fresh, gone):
             each.close()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit, which Linux has")
+async def test_as_many_connections_as_may_be_open_go_over(tmp_path):
+    with serving(tmp_path) as (first, follow):
+        feed = await wire.listen(first.port, "c", device="d")
+        lines = [await wire.Wire.open(first.port) for _ in range(250)]
+        for line in lines:
+            await line.send(wire.said("GET", "/healthz"))
+            assert (await line.answer()).status == 200
+        # As if it had been started with so many files as it takes these connections for.
+        most = len(os.listdir(f"/proc/{first.pid}/fd")) + SPARE - 20
+        resource.prlimit(first.pid, resource.RLIMIT_NOFILE, (most, most))
+        second = follow()
+        assert first.end() == 0
+        await wire.push(second.port, "c", 1)
+        assert (await feed.event()).data == "1" and not feed.controls
+        for line in lines:
+            await line.send(wire.said("GET", "/healthz"))
+            assert (await line.answer()).status == 200
+            line.close()
+        feed.close()
 
 
 async def test_what_a_token_allows_ends_when_it_does(tmp_path):
