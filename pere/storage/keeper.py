@@ -6,7 +6,7 @@ is kept by then, and goes on from there. So nothing is written twice, and nothin
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -18,8 +18,11 @@ from pere.storage.sharedlog import SharedLog
 
 KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
 KEEP_ANYWAY = 20.0  # and after so long also where something is being said
-PIECE = 1_000  # fields and values in one command of Redis, an even number; Lua hands over less than 8,000
+PIECE = 1_000  # fields and values in one command of Redis; Lua hands over less than 8,000
+PIECE_BYTES = 512 * 1024  # of values, unless one alone has more; Redis takes no argument above its `proto-max-bulk-len`, 512 MB unless somebody says otherwise
 CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
+
+Field = tuple[str | bytes, ...]  # its name, and its value unless it is to go
 
 
 class Keeper:
@@ -68,11 +71,22 @@ class Keeper:
 
 def _pieces(found: Iterable[tuple[str, str, Any]]) -> list[bytes]:
     """As the script takes it. The columns are made small here, which takes a while."""
-    by_command: dict[tuple[str, int], list[str | bytes]] = {}
+    by_command: dict[tuple[str, int], list[Field]] = {}
     for kind, name, value in found:
         told = by_command.setdefault(("HDEL" if value is None else "HSET", scripts.KINDS.index(kind) + 1), [])
-        told.append(name)
-        if value is not None:
-            told.append(keeping.squeeze(value) if kind == "columns" else value)
+        told.append((name,) if value is None else (name, keeping.squeeze(value) if kind == "columns" else value))
     # Without the types of MessagePack that are younger than what Redis has of it.
-    return [msgpack.packb((*command, *told[start : start + PIECE]), use_bin_type=False) for command, told in by_command.items() for start in range(0, len(told), PIECE)]
+    return [msgpack.packb((*command, *piece), use_bin_type=False) for command, told in by_command.items() for piece in _cut(told)]
+
+
+def _cut(told: Iterable[Field]) -> Iterator[list[str | bytes]]:
+    piece: list[str | bytes] = []
+    size = 0
+    for each in told:
+        if piece and (len(piece) >= PIECE or size + len(each[-1]) > PIECE_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece += each
+        size += len(each[-1])
+    if piece:
+        yield piece

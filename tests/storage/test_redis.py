@@ -407,6 +407,17 @@ async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken
     await alike(first, second, await node())
 
 
+async def test_no_piece_of_what_changed_is_longer_than_redis_takes(node, server):
+    assert server.ask("CONFIG", "SET", "proto-max-bulk-len", str(1024 * 1024)) == b"+OK"  # the least that it can be; it is 512 MB unless somebody says otherwise
+    first = await node(max_event_bytes=700_000)
+    for number in range(40):
+        await push(first, data=b"%d" % number * (1 if number == 7 else 30_000))
+    await push(first, data=b"1" * 700_000)
+    await first._keeper.keep(False, is_last=True)
+    await alike(first, await node(max_event_bytes=700_000))
+    assert await first._log.client.hlen(first._log.keys["events"]) == len(first.open("c").backlog) > 20
+
+
 async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 3600)
     store = await node()
