@@ -13,7 +13,7 @@ import orjson
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from pere import __version__
-from pere.config import is_loopback
+from pere.config import is_loopback, without_password
 from pere.errors import ConfigError, Unavailable
 from pere.keys import Key, of_jwks
 
@@ -100,7 +100,7 @@ def check_url(url: str) -> None:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise ConfigError("--jwt-jwks is a URL such as https://login.example/.well-known/jwks.json")
+        raise ConfigError(f"--jwt-jwks is a URL such as https://login.example/.well-known/jwks.json, not {without_password(url)!r}")
     if parts.scheme == "http" and not is_loopback(host):
         raise ConfigError("--jwt-jwks is https, unless it is on loopback: who could change the keys on the way could mint tokens")
     if parts.username is not None or parts.password is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import uvloop
 
 from pere import systemd
-from pere.config import Config
+from pere.config import Config, strangers
 from pere.early import Early
 from pere.errors import StoreInUse
 from pere.handover import Deposit, Line
@@ -36,6 +36,9 @@ def serve(config: Config, ready: Callable[[Server], None] = lambda server: None,
     """Serve until SIGTERM or SIGINT; a second one ends it at once. After SIGINT nothing is left to a manager, for nobody is to follow. `ready` is called when it listens, `facts` stand in every line of
     the log, and `layers` say what the settings are by the time of a SIGHUP. Raises OSError where the address cannot be had, ConfigError for a setting that cannot be."""
     set_up(config.log_level, config.log_format, facts)
+    if facts is None or facts.get("worker") == 1:  # which says it for all
+        for name, meant in strangers():
+            log.warning("%s is no setting%s", name, f"; is {meant} meant?" if meant else "")
     handed = systemd.inherited()
     left = handed.pop(systemd.HANDOVER, [])
     config, sockets = systemd.adopted(config, handed)

@@ -111,7 +111,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_1():
         port = taken.getsockname()[1]
         done = pere("serve", "--port", str(port))
     assert done.returncode == 1
-    assert re.fullmatch(f"pere: cannot listen on 127.0.0.1:{port}: .*in use.*\n", done.stderr)
+    assert re.fullmatch(f"pere: cannot listen on 127.0.0.1:{port}: .*in use; `pere doctor` says by whom, and --port names another one\n", done.stderr)
 
 
 @pytest.mark.parametrize("how", [SIGINT, SIGTERM])
@@ -128,6 +128,12 @@ def test_what_is_json_is_pushed_as_json_and_all_else_as_text(url):
     for data in ('{"n": 1}', "1.10", "plain text", "{broken", '"end"'):
         pushed(url, "kinds", data)
     assert [event["data"] for event in heard(url, "kinds")] == [{"n": 1}, 1.1, "plain text", "{broken"]
+
+
+def test_who_slips_in_json_is_told_that_it_goes_as_text(url):
+    done = pere("push", "slips", '{"n": 1', "--url", url)
+    assert (done.returncode, done.stderr) == (0, "pere: this is not JSON, so it goes as text: unexpected end of data: line 1 column 8 (char 7)\n")
+    assert pere("push", "slips", "[INFO] as it is meant", "--url", url).stderr == ""
 
 
 def test_who_pushes_to_nobody_is_told(url):

@@ -1,7 +1,9 @@
 """`pere config`: what a server would be told, and by whom."""
 
 import json
+import re
 from dataclasses import fields
+from signal import SIGTERM
 
 import pytest
 from processes import Served, pere
@@ -90,6 +92,12 @@ def test_a_slip_of_the_pen_in_a_variable_is_told_and_is_no_failure():
     done = pere("config", "--changed", PERE_PROT="8080")
     assert (done.returncode, done.stderr) == (0, "pere: PERE_PROT is no setting; is PERE_PORT meant?\n")
     assert told(PERE_PROT="8080")["unknown"] == ["PERE_PROT"]
+
+
+def test_a_server_says_so_too_and_starts():
+    with Served(PERE_PROT="8080", PERE_XYZZY="1") as served:
+        assert served.end(SIGTERM) == 0
+        assert re.findall(r"warning (.*)", served.err) == ["PERE_PROT is no setting; is PERE_PORT meant?", "PERE_XYZZY is no setting"]
 
 
 def test_a_flag_that_is_none_is_a_wrong_command_line():

@@ -431,6 +431,7 @@ async def test_what_others_made_up_is_text_on_every_page_and_nobody_frames_it(st
             await page.get_by_label("Channel", exact=True).fill(name)
             await page.get_by_label("Type (optional)").fill(name)
             await page.get_by_role("button", name="Push").click()
+            await page.get_by_text("Pushed as text to").wait_for()
             await page.get_by_role("list", name="What the device was told").get_by_role("listitem").filter(has_text=f"{name}{name} ·").get_by_text(FIRES).wait_for()
         await page.get_by_label("Channel", exact=True).fill(FIRES[:50])
         await page.get_by_role("button", name="Push").click()

@@ -313,6 +313,10 @@ async def test_a_feed_that_is_asked_for_wrongly_is_refused_and_says_why(start, a
     assert (server.hub.feeds, server.hub.channels, server.store.devices.known) == ({}, {}, {})
 
 
+async def test_who_slips_in_from_is_told_what_it_may_be(ask):
+    assert (await ask("GET", "/feed/c?from=last")).json["message"] == "from is new, all or an id, and an event id is <unix ms>-<seq>, not 'last'"
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("target", ["/feed", "/feed/c"])
 async def test_a_feed_is_only_read(ask, method, target):

@@ -147,6 +147,8 @@ def test_only_a_store_delivers_to_the_hub():
 
 # Settings
 
+LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
+
 
 def documented() -> list[str]:
     """The flags in the first column of the README's table."""
@@ -155,6 +157,17 @@ def documented() -> list[str]:
 
 def test_every_setting_is_documented():
     assert [flag(setting.name) for setting in fields(Config) if flag(setting.name) not in documented()] == []
+
+
+def test_every_setting_is_told_with_its_default_and_as_its_help_has_it():
+    told = {row[0]: row[1:] for row in re.findall(r"^\| `(--[\w-]+)` \| `\w+` \| (.+?) \| (.+) \|$", LINK.sub(r"\1", section("Settings")), re.M)}
+
+    def as_told(default: object) -> str:
+        if isinstance(default, str):
+            return f"`{default}`" if default else "none"
+        return str(default).lower() if isinstance(default, bool) else f"{default:.15g}"
+
+    assert told == {flag(each.name): (as_told(each.default), each.metadata["help"]) for each in fields(Config)}
 
 
 def test_no_setting_is_documented_that_is_none_or_twice():

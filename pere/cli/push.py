@@ -82,6 +82,8 @@ def command(channel: str | None, data: str | None, lines: BinaryIO | None, every
         async with client(url, device) as server:
             for number in range(1, times + 1) if times else endless(1):
                 payload = sample(number, device) if data is None else as_pushed(data)
+                if number == 1 and not as_json:
+                    tell_if_meant_as_json(payload)
                 answer = await server.push(channel, payload, key=key, **wanted)
                 if as_json:
                     click.echo(orjson.dumps(answer))
@@ -190,6 +192,15 @@ def as_pushed(text: str) -> str | bytes:
     except orjson.JSONDecodeError:
         return text
     return text.encode()
+
+
+def tell_if_meant_as_json(payload: object) -> None:
+    """Text that begins as JSON does is most often JSON with a slip in it."""
+    if isinstance(payload, str) and payload.lstrip().startswith(("{", "[{", '["')):
+        try:
+            orjson.loads(payload)
+        except orjson.JSONDecodeError as error:
+            click.echo(f"pere: this is not JSON, so it goes as text: {error}", err=True)
 
 
 def sample(number: int, device: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, fields
+from errno import EADDRINUSE
 from functools import partial
 from typing import Any
 
@@ -90,5 +91,7 @@ def told(config: Config) -> Iterator[None]:
         click.echo(f"pere: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        click.echo(f"pere: cannot listen on {error.filename or f'{config.host}:{config.port}'}: {error.strerror or error}", err=True)
+        where = str(error.filename or f"{config.host}:{config.port}")
+        remedy = f"; `pere doctor` says by whom, and {'--admin-port' if where.endswith(f':{config.admin_port}') else '--port'} names another one" if error.errno == EADDRINUSE and ":" in where else ""
+        click.echo(f"pere: cannot listen on {where}: {error.strerror or error}{remedy}", err=True)
         sys.exit(1)

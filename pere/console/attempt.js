@@ -46,7 +46,7 @@ function push(outcome) {
 		try {
 			const pushed = await ask("POST", `/push/${part(channel.value.trim())}?${query}`, { body: data.value, headers: { "Content-Type": kind, ...(!token.get() && { Device: "console" }) } });
 			told.className = "hint";
-			put(told, `Pushed to ${some(pushed.audience, "device")}: ${pushed.id}`);
+			put(told, `Pushed${kind.startsWith("text") ? " as text" : ""} to ${some(pushed.audience, "device")}: ${pushed.id}`);
 			outcome.element.hidden = false;
 			outcome.follow(pushed.channel, pushed.id);
 		} catch (trouble) {

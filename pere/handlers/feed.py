@@ -174,7 +174,10 @@ def start_of(query: Query, parse: Callable[[str], int]) -> int | None:
     word = query.one("from")
     if word is None or word == "new":
         return None
-    return 0 if word == "all" else parse(word)
+    try:
+        return 0 if word == "all" else parse(word)
+    except BadRequest as error:
+        raise BadRequest(error.code, f"from is new, all or an id, and {error.message}") from None
 
 
 class FeedHead(Handler):
