@@ -28,6 +28,8 @@ from pere.storage import Store
 
 log = logging.getLogger("pere.handover")
 
+UNHEARD = 60.0  # seconds that a revocation may be older than when it is heard of: the clock of the node that said it may be behind, and it was on its way
+
 
 class Held(asyncio.Protocol):
     """A feed on its way: its client has nothing to say, and if it goes the transport closes."""
@@ -66,13 +68,13 @@ class Taking:
         transport.close()
 
     def follower(self, about: list[Any], transport: Any, since: float) -> None:
-        """`since` is when it was described: its tokens may have been revoked on the way."""
+        """`since` is when it was described: its tokens may have been revoked on the way, or before, where the other process had not heard of it."""
         if transport.is_closing():
             return
         feed = self._followers.take_over(transport, about)
         feed.count_for(self._account(about[-2]))
         self.taken += 1
-        if self._revoked.get(about[5], 0.0) > since:
+        if self._revoked.get(about[5], 0.0) > since - UNHEARD:
             feed.close(KICKED, bye(KICKED, self._hub.retry))
 
 

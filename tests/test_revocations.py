@@ -1,6 +1,7 @@
 """Tokens that are taken back: at once, for the feeds that are open too, and over every end of the server."""
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -10,9 +11,11 @@ from minting import SECRET, bearer, token
 from pere import search
 from pere.config import Config
 from pere.errors import Unavailable
+from pere.event import RAW
 from pere.parts import open_store
 from pere.search import Search
 from pere.storage.memory import MemoryStore
+from pere.successor import Taking
 
 
 @pytest.fixture(params=["memory:", "sqlite"])
@@ -43,6 +46,19 @@ async def opened(server, target: str, text: str) -> wire.Feed:
 
 async def get(server, target: str, text: str) -> wire.Answer:
     return await wire.request(server.port, "GET", target, Authorization=f"Bearer {text}")
+
+
+@pytest.mark.parametrize("before", [-1.0, 1.0])
+async def test_a_feed_of_receipts_whose_token_was_taken_back_before_another_process_handed_it_over_or_on_the_way_ends(start, before):
+    server = await start(jwt_secret=SECRET)
+    ours, theirs = socket.socketpair()
+    taking = Taking(server.store, server.hub, server.followers, server.gate, server.door.outlets, server.verifier.revoked)
+    now = server.store.clock()
+    server.verifier.revoke("p", now)
+    taking.follower([RAW, "c", 0, None, True, "p", now + 600, None, ""], await taking.open(ours), now + before)
+    theirs.settimeout(10)
+    assert b'"reason":"kicked"' in theirs.recv(10_000)
+    theirs.close()
 
 
 async def test_a_token_that_was_taken_back_opens_nothing_and_its_feeds_end(kept):
