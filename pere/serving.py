@@ -112,7 +112,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
         await (server.follow(before) if before is not None else server.start())
         following = Following(config, server.listeners, follow)
         if config.handover:
-            following.open()
+            _wait_for_next(following, before is not None or bool(taken))
     except BaseException:
         await store.close()
         raise
@@ -155,7 +155,17 @@ async def _handing(server: Server, following: Following, ended: asyncio.Event, a
             return handing, is_left
         log.error("the process that was to take over has died, and this one goes on")
         ended.clear()
+        _wait_for_next(following, True)
+
+
+def _wait_for_next(following: Following, is_serving: bool) -> None:
+    """Let somebody follow. Raises OSError where nobody can, unless `is_serving`, for whom devices rely on that."""
+    try:
         following.open()
+    except OSError as error:
+        if not is_serving:
+            raise
+        log.error("no process can take over from this one", extra={"facts": {"path": error.filename, "because": error.strerror}})
 
 
 async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]], left: list[socket.socket]) -> Successor | None:

@@ -523,6 +523,36 @@ async def test_what_is_published_when_the_feeds_have_gone_was_not_sent_to_who_go
             each.close()
 
 
+async def test_who_has_taken_over_and_cannot_wait_for_the_next_serves_all_the_same(tmp_path):
+    with serving(tmp_path) as (first, _), ExitStack() as stack:
+        feed = await wire.listen(first.port, "c", device="d")
+
+        async def take_its_place() -> None:
+            (tmp_path / "between").write_text("mine")
+
+        second = await followed_meanwhile(tmp_path, stack, {"looked": take_its_place})
+        assert first.end() == 0
+        await wire.push(second.port, "c", 1)
+        assert (await feed.event()).data == "1" and not feed.controls
+        second.until("no process can take over from this one")
+        feed.close()
+        assert second.end(signal.SIGTERM) == 0 and (tmp_path / "between").read_text() == "mine"
+
+
+async def test_who_goes_on_after_a_successor_has_died_and_cannot_wait_for_another_serves_all_the_same(tmp_path):
+    with serving(tmp_path) as (first, _):
+        feeds = [await wire.listen(first.port, "c", device="d"), await wire.listen(first.port, "c", version="1.0")]
+        heir, sockets = follower(tmp_path)
+        (tmp_path / "h").write_text("mine")
+        for each in (*sockets, heir):
+            each.close()
+        first.until("no process can take over from this one")
+        await wire.push(first.port, "c", 1)
+        assert [(await feed.event()).data for feed in feeds] == ["1", "1"] and not feeds[0].controls
+        for each in feeds:
+            each.close()
+
+
 async def fake(tmp_path, says) -> asyncio.Task:
     """Somebody serves, who says this to whoever comes to take over, and dies."""
     path = str(tmp_path / "h")
