@@ -106,8 +106,9 @@ class Feed(asyncio.Protocol):
         self.rest: list[bytes | memoryview] | None = None  # what the transport was left to write since it is full
         self.written = now
         self.fd: int = transport.get_extra_info("socket").fileno()
-        self.pause_early()
+        # In this order, or what the transport says of what is still under way on it is said to who had it before.
         transport.set_protocol(self)
+        self.pause_early()
 
     def pause_early(self) -> None:
         """Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport."""

@@ -97,6 +97,23 @@ async def test_an_ask_knows_that_it_came_over_tls(secured, authority, until):
     line.close()
 
 
+@pytest.mark.parametrize("target", ["/feed/c", "/receipts/c"])
+async def test_a_feed_that_is_asked_for_in_one_breath_with_the_end_of_the_handshake_is_live_once(secured, authority, until, target):
+    """The server has something of its own to say then that is still under way when the connection becomes a feed."""
+    server = await secured()
+    feed = await wire.Feed.open(server.port)
+    await feed.shake_hands(authority.context, wire.said("GET", target, headers={"Device": "d"}))
+    assert b"200 OK" in await feed.until(b"pere.hello")
+    await until(lambda: not server.hub.channels.behind)
+    feed.close()
+    await until(lambda: not server.hub.feeds and not server.followers.count())
+    assert server.hub.channels.behind == 0
+    way = wire.Secure(server.port, authority.context)
+    id = (await wire.push(way, "c", "while it is away", to="d")).json["id"]
+    told = (await wire.request(way, "GET", f"/events/c/{id}")).json
+    assert (told["counts"]["pending"], told["counts"]["sent"]) == (1, 0)
+
+
 # Handshakes that come to nothing
 
 

@@ -84,10 +84,16 @@ class Wire:
             raise
         return wire
 
-    async def shake_hands(self, context: ssl.SSLContext) -> None:
+    async def shake_hands(self, context: ssl.SSLContext, request: bytes = b"") -> None:
+        """And say this in one breath with the end of it."""
         self._arriving, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._arriving, self._leaving, server_hostname="localhost")
-        await self._over_tls(self.tls.do_handshake)
+        self.tls = tls = context.wrap_bio(self._arriving, self._leaving, server_hostname="localhost")
+
+        def shake() -> None:
+            tls.do_handshake()
+            tls.write(request)
+
+        await self._over_tls(shake)
 
     async def _over_tls(self, step: Callable[[], Any]) -> Any:
         """Do this as soon as enough has arrived for it; bytes that it has to say are sent."""
