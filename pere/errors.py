@@ -23,6 +23,8 @@ A refusal has a `code` for machines, which never changes, and a `message` for pe
 was wanted. This file knows HTTP's status codes and nothing else of HTTP.
 """
 
+import sys
+
 import orjson
 
 
@@ -137,3 +139,8 @@ class StoreInUse(ConfigError):
 def internal() -> Refusal:
     """What a client is told of a mistake that is ours."""
     return Refusal("internal", "something went wrong in the server, and was logged there")
+
+
+def installing(extra: str) -> str:
+    """What is typed to install an extra for the very Python that runs here; any other `pip` finds no PERE to add it to."""
+    return f"{sys.executable} -m pip install 'pere[{extra}]'"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pere.auth import Verifier
 from pere.config import Config, networks, without_password
-from pere.errors import ConfigError
+from pere.errors import ConfigError, installing
 from pere.outside import Outside
 from pere.storage import Store
 from pere.storage.memory import MemoryStore
@@ -36,7 +36,7 @@ def spans_to(url: str) -> Any:
     try:
         from pere.spans import Spans
     except ImportError as error:
-        raise ConfigError(f"--otlp needs what `pip install 'pere[otel]'` installs ({error})") from None
+        raise ConfigError(f"--otlp needs what `{installing('otel')}` installs ({error})") from None
     return Spans.to(url)
 
 
@@ -95,6 +95,6 @@ def open_store(config: Config, left: Mapping[str, int] = {}) -> Store:
         try:
             from pere.storage.redis import RedisStore
         except ImportError as error:
-            raise ConfigError(f"--store {kind}: needs what `pip install 'pere[redis]'` installs ({error})") from None
+            raise ConfigError(f"--store {kind}: needs what `{installing('redis')}` installs ({error})") from None
         return RedisStore(config, time.time, config.store)
     raise ConfigError(f"--store is memory:, sqlite:PATH or redis://HOST, not {without_password(config.store)!r}")

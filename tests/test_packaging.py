@@ -181,7 +181,7 @@ def test_what_needs_an_extra_says_which_and_with_it_goes_further(machine, tmp_pa
     # Whoever serves on this machine is left alone.
     nobody = {"PERE_URL": "http://127.0.0.1:1"}
     refused = run(str(machine() / "bin/pere"), *arguments, folder=tmp_path, **nobody)
-    assert refused.returncode == 2 and f"pip install 'pere[{extra}]'" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and f"{machine() / 'bin/python'}" in refused.stderr and f" -m pip install 'pere[{extra}]'" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
     further = run(str(machine(extra) / "bin/pere"), *arguments, folder=tmp_path, **nobody)
     assert further.returncode and "pip install" not in further.stderr and "Traceback" not in further.stderr, further.stderr
 

@@ -313,4 +313,6 @@ def test_a_server_is_handed_over_as_it_is_printed(tmp_path):
         taking = stack.enter_context(Shell(next_one, **variables))
         for line in printed.splitlines():
             taking.until(re.match(r"\S+ info +([a-z ]+) ", line)[1], 60)
+        words = [re.match(r"\S+ info +([a-z ]+) ", line)[1] for line in printed.splitlines()]
+        assert words == re.findall(rf" info +({'|'.join(words)}) ", taking.text)
         assert serving.end(60) == 0 and feed.readline()

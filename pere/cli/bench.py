@@ -22,6 +22,7 @@ from rich.table import Table
 
 from pere import __version__
 from pere.cli.visit import DEFAULT_URL, INTERRUPTED, fail
+from pere.errors import installing
 from pere.load import picture
 from pere.load.crew import Crew
 from pere.load.fleet import Fleet, Trouble, raise_limit
@@ -131,7 +132,7 @@ def command(scenario: str, url: str, pid: int | None, processes: int | None, jwt
     if plot is not None and not Path(plot).absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {Path(plot).parent}", param_hint="--plot")
     if plot is not None and find_spec("matplotlib") is None:
-        raise click.UsageError("--plot needs what `pip install 'pere[bench]'` installs")
+        raise click.UsageError(f"--plot needs what `{installing('bench')}` installs")
     host, port = aim(url, anywhere)
     target = Target(host, port, feed_path, push_path, feedback_path, push_body, push_type, feedback_body, feedback_type, headers, jwt_secret)
     processes = processes or max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2) - 1)

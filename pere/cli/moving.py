@@ -14,7 +14,7 @@ from pere.cli.bar import progress
 from pere.cli.serve import option, typed
 from pere.cli.trouble import spoken
 from pere.config import SHARED, Config, types, without_password
-from pere.errors import ConfigError
+from pere.errors import ConfigError, installing
 from pere.layers import gather
 from pere.storage import backup as copying
 
@@ -124,7 +124,7 @@ async def copied(source: str, target: str, config: Config, is_forced: bool, watc
     try:
         from pere.storage import filed
     except ImportError as error:
-        raise ConfigError(f"this needs what `pip install 'pere[redis]'` installs ({error})") from None
+        raise ConfigError(f"this needs what `{installing('redis')}` installs ({error})") from None
     if source.startswith(SHARED):
         async with shared(source, config) as there:
             contents = await there.take(watched)

@@ -17,7 +17,7 @@ from rich.table import Table
 from pere.cli.bar import progress
 from pere.cli.trouble import spoken
 from pere.config import SHARED, without_password
-from pere.errors import BadRequest, ConfigError
+from pere.errors import BadRequest, ConfigError, installing
 from pere.event import parse_id
 from pere.names import channel_name, is_pattern, pattern
 from pere.space import space
@@ -181,7 +181,7 @@ def opened(path: str) -> "Archive | Onlooker":
     try:
         from pere.storage.onlooker import Onlooker
     except ImportError as error:
-        raise ConfigError(f"{without_password(path)}: needs what `pip install 'pere[redis]'` installs ({error})") from None
+        raise ConfigError(f"{without_password(path)}: needs what `{installing('redis')}` installs ({error})") from None
     return Onlooker(path)
 
 

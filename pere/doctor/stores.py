@@ -15,7 +15,7 @@ from typing import Any
 
 from pere.config import SHARED, Config
 from pere.doctor import Finding, Findings, advice, counted, ok, wrong
-from pere.errors import ConfigError
+from pere.errors import ConfigError, installing
 from pere.event import given_at
 from pere.space import space
 from pere.storage import schema
@@ -161,7 +161,7 @@ def _redis(config: Config) -> Findings:
     try:
         from pere.storage import sharedlog
     except ImportError as error:
-        yield wrong("store", f"--store {config.store.partition(':')[0]}: needs redis-py ({error})", "pip install 'pere[redis]'")
+        yield wrong("store", f"--store {config.store.partition(':')[0]}: needs redis-py ({error})", installing("redis"))
         return
     try:
         client, prefix = sharedlog.connect(config.store, sharedlog.TIMEOUT)
