@@ -272,6 +272,8 @@ class Listeners:
 
     async def _by_unix(self, path: str) -> None:
         given, taken = self._given.get("unix"), self._taken.get("unix")
+        while taken and not os.path.exists(path):
+            taken.pop().close()  # somebody has removed its file, and nobody can come by it any more
         listening = (given or taken or [socket.socket(socket.AF_UNIX)])[0]
         try:
             if not given and not taken:

@@ -553,6 +553,19 @@ async def test_who_goes_on_after_a_successor_has_died_and_cannot_wait_for_anothe
             each.close()
 
 
+async def test_who_takes_over_a_unix_socket_whose_file_somebody_has_removed_makes_it_anew(tmp_path):
+    with serving(tmp_path, "sqlite", "--unix", str(tmp_path / "u")) as (first, follow):
+        feeds = [await wire.listen(first.port, "c", device="d"), await wire.listen(str(tmp_path / "u"), "c", device="unix")]
+        (tmp_path / "u").unlink()
+        second = follow()
+        assert first.end() == 0
+        await wire.push(str(tmp_path / "u"), "c", 1)
+        assert [(await feed.event()).data for feed in feeds] == ["1", "1"] and not any(feed.controls for feed in feeds)
+        assert second.end(signal.SIGTERM) == 0 and not (tmp_path / "u").exists()
+        for each in feeds:
+            each.close()
+
+
 async def fake(tmp_path, says) -> asyncio.Task:
     """Somebody serves, who says this to whoever comes to take over, and dies."""
     path = str(tmp_path / "h")
