@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from pere.errors import BadRequest, Forbidden, Unauthorized
-from pere.jws import bad_token, bytes_of, claims_of, key_of, no_token, parts_of
+from pere.jws import bad_token, bytes_of, claims_of, key_of, parts_of
 from pere.names import DEVICE, pattern, shown, whole
 
 if TYPE_CHECKING:  # a server without keys has no use for all that keys need
@@ -152,7 +152,9 @@ class Verifier:
 
     def grant(self, token: bytes, now: float) -> Grant:
         """What a token allows. Raises Unauthorized where it does not hold; UnknownKey, which is one, where its key may yet be found."""
-        grant = self.known.get(token) or self._remember(token)
+        grant = self.known.get(token)
+        if grant is None:
+            grant = self._remember(token)
         expires: float = grant.expires  # type: ignore[assignment]  # which a token always has
         if now >= expires:
             raise Unauthorized("expired_token", f"the token expired {now - expires + self._leeway:.0f} s ago")
@@ -200,10 +202,7 @@ class Verifier:
         return over
 
     def _verify(self, token: bytes) -> Grant:
-        parts = parts_of(token)
-        if parts is None:
-            raise no_token()
-        message, header, body, signature = parts.groups()
+        message, header, body, signature = parts_of(token)
         for key in self._keys_of(header):
             if key.signed(message, signature):
                 return self._grant(claims_of(body))
@@ -230,12 +229,12 @@ class Verifier:
 
     def _grant(self, claims: dict[str, Any]) -> Grant:
         """What verified claims allow. Raises Unauthorized where they are none, are for somebody else, or revoked."""
-        expires, issued = _time(claims, "exp"), _time(claims, "iat") if "iat" in claims else None
-        if expires is None:
+        if "exp" not in claims:
             raise bad_token("the token has no exp")
+        expires, issued = _time(claims, "exp"), _time(claims, "iat") if "iat" in claims else None
         if (audience := claims.get("aud")) != self._audience:
             self._check_audience(audience)
-        begins = max(_time(claims, "nbf") or 0.0, issued or 0.0) if "nbf" in claims else issued
+        begins = max(_time(claims, "nbf"), issued or 0.0) if "nbf" in claims else issued
         if self._max_age and (issued is None or expires - issued > self._max_age):
             raise Unauthorized("long_token", f"a token holds at most {self._max_age:g} s here, and says so by iat and exp")
         subject = claims.get("sub", "")
@@ -273,13 +272,11 @@ NUMBERS = (int, float)
 SILENT: dict[str, Any] = {}
 
 
-def _time(claims: dict[str, Any], name: str) -> float | None:
-    """A NumericDate (RFC 7519, 2); None if there is none."""
-    value = claims.get(name)
+def _time(claims: dict[str, Any], name: str) -> float:
+    """A NumericDate (RFC 7519, 2), which is there."""
+    value = claims[name]
     if value.__class__ in NUMBERS and 0 <= value < 1e11:
         return value
-    if value is None and name not in claims:
-        return None
     raise bad_token(f"{name} is a number of seconds since 1970")
 
 

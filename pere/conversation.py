@@ -17,7 +17,7 @@ from tornado.web import Application
 from pere.door import Ask, Door
 from pere.errors import Refusal, internal
 from pere.exchange import Exchange
-from pere.limits import CHANNELS, Account
+from pere.limits import Account
 from pere.line import Work
 from pere.peers import of_socket
 
@@ -27,7 +27,7 @@ log = logging.getLogger("pere.http")
 class Conversation(asyncio.Protocol):
     """One client's connection, until it closes or is detached. `app` is what stands behind the door for those who come this way."""
 
-    __slots__ = ("_ask", "_closing", "_ended", "_in_line", "_parser", "_queued", "_stuck", "_took_at", "_unsent", "_waiters",
+    __slots__ = ("_alike", "_ask", "_closing", "_ended", "_growing", "_in_body", "_in_head", "_in_line", "_parser", "_queued", "_stuck", "_took_at", "_unsent", "_waiters",
                  "account", "address", "app", "busy", "door", "is_expected", "is_fresh", "pending", "rest", "served", "since", "transport", "turn")
 
     def __init__(self, door: Door, app: Application | None = None):
@@ -36,7 +36,10 @@ class Conversation(asyncio.Protocol):
         self.app = app or door.app
         self.busy: Ask | Exchange | object | None = None  # the request that is being answered
         self._parser: Any = None  # as long as nobody needs one; it and the connection hold each other
+        self._alike: Any = None  # what recognises the next request, if it is like the last one (see `recognising.py`)
         self._ask: Ask | None = None  # the request whose body is arriving
+        self._in_head = self._in_body = False  # where in a request the client is
+        self._growing = 0  # bytes of a body that is not whole yet, which count in `Door.held` too
         self.pending: deque[Ask] | None = None  # those that wait behind it
         self._queued = 0  # bytes of their bodies
         self.rest: bytes | memoryview = b""  # what is not parsed before its turn comes; both count in `Door.held`
@@ -44,12 +47,10 @@ class Conversation(asyncio.Protocol):
         self._closing = False  # nothing that comes from now on is read
         self.is_fresh = True  # it has asked nothing yet
         self._ended = False  # the client says no more, and is still owed answers
-        self.served = 0  # in the newest turn
-        self.turn = 0.0
+        self.turn = 0.0  # the newest one in which it was served, and how much then
         self.since = door.wheel.now  # when what we wait for began: a head, a body, or the next request
         self._stuck = False  # the client does not read, so nothing more is written, and nothing more is read
         self._unsent = 0  # bytes that waited for it when we last looked
-        self._took_at = 0.0  # when it last took some of them
         self._waiters: list[asyncio.Future[None]] | None = None
         self.is_expected = False  # the gate has let it in already
         self.account: Account | None = None  # of whoever is at the other end, if that is no proxy of ours and has limits
@@ -68,7 +69,7 @@ class Conversation(asyncio.Protocol):
         """Somebody has connected; who cannot stay is told so and cut."""
         self.transport = transport
         door, peer = self.door, transport.get_extra_info("peername")
-        self.address = of_socket(peer)
+        self.address = address = of_socket(peer)
         if peer is None:
             # It was reset before we took it, so nobody knows whose it was; and what it said is still there to be read.
             self._closing = True
@@ -76,12 +77,10 @@ class Conversation(asyncio.Protocol):
             return
         refusal = None
         if not self.is_expected:
-            self.account = account = door.gate.account(self.address, is_socket=True)
-            refusal = door.gate.enter(account, len(door.connections) + door.handshakes)
+            self.account, refusal = door.gate.enter(address, len(door.connections) + door.handshakes)
         door.connections.add(self)
         if refusal is not None:
             # As cheap as can be: nothing is read, and nobody waits for the client to go.
-            self.account = None
             self._closing = True
             door.gate.note(refusal)
             transport.write(door.goodbye(refusal))
@@ -192,17 +191,18 @@ class Conversation(asyncio.Protocol):
             ask.refuse(ask.refusal)
         else:
             try:
-                self.door.guard(ask, self._let_in)
+                self.door.guard(ask)
             except Exception as error:
                 self._give_up(ask, error)
 
-    def _let_in(self, ask: Ask) -> None:
+    def let_in(self, ask: Ask) -> None:
         """The guard has nothing against it, or leaves it to the handler, which may be for everybody."""
         if self.busy is not ask:
             return  # the client went away while its key was being fetched
-        if ask.grant.subject:
-            self.door.gate.charge_subject(ask.grant, ask.route.kind)
-        if ask.route.hot is None:
+        grant, route = ask.grant, ask.route
+        if grant.subject:
+            self.door.gate.charge_subject(grant, route.kind)
+        if route.hot is None:
             self.door.line.is_enough = True
             self.busy = exchange = Exchange(self, ask)
             exchange.start()
@@ -210,7 +210,7 @@ class Conversation(asyncio.Protocol):
             ask.refuse(ask.refusal)
         else:
             try:
-                ask.route.hot(ask)
+                route.hot(ask)
             except Exception as error:
                 self._give_up(ask, error)
 
@@ -250,23 +250,6 @@ class Conversation(asyncio.Protocol):
         """See Ask."""
         own = "https" if self.is_secured else "http"
         return self.door.proxies.scheme(self.address, ask.fields, own)
-
-    def charge(self, ask: Ask, kind: int, count: int) -> None:
-        """See Ask."""
-        if ask.account is not None:
-            self.door.gate.charge(ask.account, kind, count)
-        if ask.grant.subject:
-            self.door.gate.charge_subject(ask.grant, kind, count)
-
-    def bring(self, ask: Ask, channels: list[str]) -> None:
-        """See Ask."""
-        self.charge(ask, CHANNELS, len(channels))
-        if ask.grant.subject:
-            self.door.gate.bring(ask.grant.subject, channels)
-
-    def note(self, refusal: Refusal) -> None:
-        """See Ask."""
-        self.door.gate.note(refusal)
 
     def go_on_with(self, ask: Ask, some: Callable[[Ask], bool]) -> None:
         """See `Ask.go_on`."""

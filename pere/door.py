@@ -22,7 +22,7 @@ from pere.cors import Cors
 from pere.crowd import Crowds
 from pere.errors import Refusal
 from pere.gate import Gate
-from pere.limits import REQUESTS, Account
+from pere.limits import CHANNELS, REQUESTS, Account
 from pere.line import AT_ONCE, MUCH, Line
 from pere.newcomers import LESSONS, Newcomers
 from pere.outlets import Outlets
@@ -67,11 +67,11 @@ class Door:
 
     `routes` maps a method and the first segment of a path to its Route: `POST /push`, and `POST /push/` where the path goes
     on. `cors` makes the header lines that answer an Origin. `guard` is asked of each request whether it may come in: it gives it its
-    grant and calls the other function, now or later, or refuses it.
+    grant and has its connection let it in, now or later, or refuses it.
     """
 
     def __init__(self, app: Application, config: Config, routes: dict[bytes, Route], cors: Cors,
-                 wheel: Wheel, gate: Gate, guard: "Callable[[Ask, Callable[[Ask], None]], None] | None" = None):
+                 wheel: Wheel, gate: Gate, guard: "Callable[[Ask], None] | None" = None):
         self.app = app
         self.config = config
         self.routes = routes
@@ -201,7 +201,7 @@ class Ask:
 
     def note(self, refusal: Refusal) -> None:
         """It is refused, or a part of it is: where a limit is the reason, that is counted."""
-        self.connection.note(refusal)
+        self.connection.door.gate.note(refusal)
 
     def refuse(self, refusal: Refusal) -> None:
         self.note(refusal)
@@ -239,13 +239,16 @@ class Ask:
 
     def charge(self, kind: int, count: int) -> None:
         """It turned out to be so many more than one of a kind. Raises TooMany."""
-        if count > 0:
-            self.connection.charge(self, kind, count)
+        if count > 0 and self.account is not None:
+            self.connection.door.gate.charge(self.account, kind, count)
+        if count > 0 and self.grant.subject:
+            self.connection.door.gate.charge_subject(self.grant, kind, count)
 
     def bring(self, channels: list[str]) -> None:
         """These channels come into being by it, if there are any. Raises TooMany."""
-        if channels:
-            self.connection.bring(self, channels)
+        self.charge(CHANNELS, len(channels))
+        if channels and self.grant.subject:
+            self.connection.door.gate.bring(self.grant.subject, channels)
 
     def go_on(self, some: "Callable[[Ask], bool]") -> None:
         """It is much: do the rest in line, piece by piece. `some` does one, and tells whether there are more."""
@@ -265,7 +268,7 @@ class Ask:
         return connection.door.outlets.take(connection.detach())
 
 
-def everybody(ask: Ask, then: Callable[[Ask], None]) -> None:
+def everybody(ask: Ask) -> None:
     """The guard of a door that has none."""
     ask.grant = OPEN
-    then(ask)
+    ask.connection.let_in(ask)

@@ -12,12 +12,11 @@ from typing import Any
 from pere.auth import Grant
 from pere.config import Config, flag
 from pere.errors import ConfigError, Full, Refusal, TooMany
-from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Buckets, Rate, client_of, has_room
+from pere.limits import CHANNELS, CONNECTS, NEW, WORDS, Account, Accounts, Brought, Buckets, Rate, Subjects, Takers, client_of, has_room
 from pere.peers import Proxies
 
 SWEEP = 2_000  # accounts that are looked at once a second, beside those that newcomers clear away: half a millisecond
 SOON = 5  # seconds after which to try again where nobody can know when there will be room
-LINGER = 60.0  # seconds for which what a subject has used is at hand, though it says nothing any more: else each receipt would look for it anew
 SPARE = 128  # open files that are no connections; two for each of the queues of `queues.py`
 
 # Whose limit it was: that of one client, or that of the whole server.
@@ -28,8 +27,8 @@ class Gate:
     """`time` is the wheel's. `feeds` tells how many are open, `channels` how many are kept; `limited` counts what was refused."""
 
     def __init__(self, config: Config, time: Callable[[], float]):
-        self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS], Account)
-        self.subjects = Accounts([_rate(config, f"subject_{word}") for word in WORDS], Buckets, linger=LINGER)
+        self.accounts = Accounts([_rate(config, f"peer_{word}") for word in WORDS])
+        self.subjects = Subjects([_rate(config, f"subject_{word}") for word in WORDS])
         self.brought = Brought()
         self.feeds: Callable[[], int] = lambda: 0
         self.channels: Callable[[], int] = lambda: 0
@@ -69,23 +68,24 @@ class Gate:
         """Whose each account is."""
         return {account: client for client, account in self.accounts.known.items()}
 
-    def enter(self, account: Account | None, connections: int) -> Refusal | None:
-        """Somebody connects, beside so many who did and have no feed. Why they cannot stay; or None, and then they count among the
-        connections of the account until somebody says otherwise."""
+    def enter(self, address: str, connections: int) -> tuple[Account | None, Refusal | None]:
+        """Somebody connects from this address, beside so many who did and have no feed. Their account, among whose connections they count until somebody
+        says otherwise, if they have one; or why they cannot stay."""
+        account = self.account(address, is_socket=True)
         held = connections + self.feeds()
         if held >= self._most:
             refusal = self._full("connections", ALL, f"no more than {self._most} connections are open at once")
         elif account is None:
-            return None
+            return None, None
         elif not has_room(account.connections + account.feeds, held, self._most, self._config.max_connections_per_peer):
             refusal = self._full("connections", CLIENT, f"one client may not have more than the {account.connections + account.feeds} connections that this one has")
         elif wait := self.accounts.take(account.full, CONNECTS, self.time()):
             refusal = self._too_many(CONNECTS, wait, self.accounts, CLIENT)
         else:
             account.connections += 1
-            return None
+            return account, None
         self.on_turned_away()
-        return refusal
+        return None, refusal
 
     def note(self, refusal: Refusal) -> None:
         """Something is refused: that is counted where the reason is a limit."""
@@ -117,10 +117,11 @@ class Gate:
         now = self.time()
         return not self.subjects.take(self._buckets(grant, now), kind, now)
 
-    def _buckets(self, grant: Grant, now: float) -> list[float]:
-        account = self.subjects.of(grant.subject, now)
-        grant.buckets = account.full if account.is_kept else None
-        return account.full
+    def _buckets(self, grant: Grant, now: float) -> Buckets:
+        subjects = self.subjects
+        buckets = subjects.of(grant.subject, now)
+        grant.buckets = buckets if buckets is not subjects.crowd else None
+        return buckets
 
     def admits(self, account: Account, kind: int) -> bool:
         """The same for one of a client."""
@@ -144,7 +145,7 @@ class Gate:
         if own and not has_room(own, feeds, config.max_feeds, 0):
             raise self._full("feeds", SUBJECT, f"one subject may not have more than the {own} feeds that this one has")
 
-    def _too_many(self, kind: int, wait: float, accounts: Accounts[Any], whose: str) -> TooMany:
+    def _too_many(self, kind: int, wait: float, accounts: Takers[Any], whose: str) -> TooMany:
         word, rate = WORDS[kind], accounts.rates[kind]
         assert rate is not None
         # To the next whole second, after which there is room.

@@ -19,16 +19,13 @@ from pere.door import Ask
 from pere.errors import BadRequest, Forbidden, Refusal
 from pere.peers import UNIX
 
-BEARER = re.compile(rb"bearer +([^ ]+)", re.IGNORECASE).fullmatch  # RFC 9110, 11.1: the scheme may be written as one likes
 QUERY = re.compile(rb"(?:^|&)access_token=([^&]*)")
 COOKIE = b"pere_token"
 SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # RFC 9110, 9.2.1
 
-Then = Callable[[Ask], None]
-
 
 class Guard:
-    """The guard of a door. `verifier` is None where there are no keys. `channel_of` reads the channel out of a path. `fetch` has the keys
+    """The guard of a door, which is `look_at`. `verifier` is None where there are no keys. `channel_of` reads the channel out of a path. `fetch` has the keys
     fetched that come and go, and then calls back; it says no where that was done just now. `waking` tells what calls back when the
     store has read what other nodes have said, tokens that they took back included; None where that is at hand. Raises Refusal for what may not come in."""
 
@@ -50,14 +47,15 @@ class Guard:
 
         return renewed
 
-    def __call__(self, ask: Ask, then: Then) -> None:
+    def look_at(self, ask: Ask) -> None:
+        """Whether it may come in: as a guard says so (see `Door`)."""
         verifier = self._verifier
         if verifier is not None:
             wait = self._waking()
             if wait is None or not tokens(ask):
-                self._ask_for_token(ask, then, verifier)
+                self._ask_for_token(ask, verifier)
             else:
-                wait(partial(self._ask_again, ask, then, verifier, False))
+                wait(partial(self._ask_again, ask, verifier, False))
             return
         # No page comes by a Unix socket.
         if not self._is_ours(ask.headers.get(b"host", b"")) and ask.connection.address != UNIX:
@@ -66,18 +64,18 @@ class Guard:
         if ask.method not in SAFE or ask.route.hot is not None and (ask.query or b"device" in ask.headers):
             self._check_page(ask, b"*" in self._origins)
         ask.grant = OPEN
-        then(ask)
+        ask.connection.let_in(ask)
 
     def look_again(self, ask: Ask) -> None:
         """Whether a request that was let in would be now: what it asks for has taken its time, and its token may have ended meanwhile."""
         if self._verifier is not None:
             self._verifier.grant(self._token(ask), self._clock())
 
-    def _ask_for_token(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool = False) -> None:
+    def _ask_for_token(self, ask: Ask, verifier: Verifier, is_second_time: bool = False) -> None:
         try:
             ask.grant = grant = verifier.grant(self._token(ask), self._clock())
         except UnknownKey as unknown:
-            if not is_second_time and self._fetch(partial(self._ask_again, ask, then, verifier, True)):
+            if not is_second_time and self._fetch(partial(self._ask_again, ask, verifier, True)):
                 return
             ask.refusal = unknown
         except Refusal as refusal:
@@ -86,15 +84,15 @@ class Guard:
             route = ask.route
             if route.hot is not None:
                 grant.check(route.needs, self._channel_of(ask.path) if route.has_channel else None)
-            then(ask)
+            ask.connection.let_in(ask)
             return
         if ask.route.needs is ANYBODY:
             ask.refusal = None
-        then(ask)
+        ask.connection.let_in(ask)
 
-    def _ask_again(self, ask: Ask, then: Then, verifier: Verifier, is_second_time: bool) -> None:
+    def _ask_again(self, ask: Ask, verifier: Verifier, is_second_time: bool) -> None:
         try:
-            self._ask_for_token(ask, then, verifier, is_second_time)
+            self._ask_for_token(ask, verifier, is_second_time)
         except Refusal as refusal:
             ask.refuse(refusal)
 
@@ -103,10 +101,10 @@ class Guard:
         headers = ask.headers
         if b"cookie" in headers or b"access_token=" in ask.query:
             return self._one_of(ask, tokens(ask))
-        match = BEARER(headers.get(b"authorization", b""))
-        if match is None:
+        token = bearer_of(headers)
+        if token is None:
             raise NoToken
-        return match[1]
+        return token
 
     def _one_of(self, ask: Ask, given: dict[bytes, bool]) -> bytes:
         if not given:
@@ -162,12 +160,15 @@ def tokens(ask: Ask) -> dict[bytes, bool]:
     if ask.query and b"access_token=" in ask.query:
         for token in QUERY.findall(ask.query):
             found[unquote_to_bytes(token)] = False
-    if (bearer := bearer_of(ask)) is not None:
+    if (bearer := bearer_of(headers)) is not None:
         found[bearer] = False
     return found
 
 
-def bearer_of(ask: Ask) -> bytes | None:
+def bearer_of(headers: dict[bytes, bytes]) -> bytes | None:
     """The token in the Authorization header, if there is one."""
-    match = BEARER(ask.headers.get(b"authorization", b""))
-    return match[1] if match is not None else None
+    scheme, _, rest = headers.get(b"authorization", b"").partition(b" ")
+    token = rest.lstrip(b" ")
+    if not token or b" " in token or scheme.lower() != b"bearer":  # RFC 9110, 11.1: the scheme may be written as one likes
+        return None
+    return token

@@ -31,8 +31,7 @@ class Handshakes:
     def take(self, visitor: socket.socket, address: Any) -> None:
         """Somebody has connected."""
         door, gate = self._door, self._door.gate
-        account = gate.account(of_socket(address), is_socket=True)
-        refusal = gate.enter(account, len(door.connections) + door.handshakes)
+        account, refusal = gate.enter(of_socket(address), len(door.connections) + door.handshakes)
         if refusal is not None:
             gate.note(refusal)
             if not self._secured:

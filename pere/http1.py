@@ -11,11 +11,10 @@ import logging
 import os
 
 import httptools
-from tornado.web import Application
 
 from pere.auth import ANYBODY
 from pere.crowd import AGAIN
-from pere.door import Ask, Door, Route
+from pere.door import Ask, Route
 from pere.errors import BadRequest, Full, Refusal, Timeout, TooLarge, Unsupported, internal
 from pere.heads import MARKED, UNUSUAL, check_codings, check_fragment, check_host, check_lengths, check_repeated, check_upgrade, expects_word, length_of, long_headers, long_line, resolved
 from pere.line import MUCH
@@ -34,14 +33,7 @@ MAX_HOSTS = 64  # that are remembered as good
 class Connection(Recognising):
     """A conversation in HTTP/1.1."""
 
-    __slots__ = ("_body", "_fields", "_growing", "_in_body", "_in_head", "_partial", "_received", "_url", "_wire")
-
-    def __init__(self, door: Door, app: Application | None = None):
-        super().__init__(door, app)
-        self._alike = self._model = self._lessons = None
-        self._in_head = False
-        self._in_body = False
-        self._growing = 0  # bytes of a body that is not whole yet, which count in `Door.held`
+    __slots__ = ("_body", "_fields", "_partial", "_received", "_url", "_wire")
 
     # What arrives
 
@@ -54,7 +46,7 @@ class Connection(Recognising):
         elif self._parser is not None or (found := self.door.newcomers.read(data)) is None:
             self._parse(data)
         else:
-            self._take(*found)
+            self._take(found)
 
     def _put_by(self, data: bytes) -> None:
         """It is parsed when its turn comes, and nothing more is read until then."""
@@ -71,6 +63,7 @@ class Connection(Recognising):
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
+            self._model = self._lessons = None
             self._url = b""
             self._fields: list[tuple[bytes, bytes]] = []
             self._body: bytes | bytearray = b""
@@ -91,8 +84,9 @@ class Connection(Recognising):
         elif self._in_body:
             self._measure_body()
 
-    def _take(self, known: Known, query: bytes, headers: dict[bytes, bytes]) -> None:
+    def _take(self, found: tuple[Known, bytes, dict[bytes, bytes]]) -> None:
         """A request that needed no parser."""
+        known, query, headers = found
         ask = Ask(self, known.method, known.path, query, "1.1", True, headers, None, known.route)
         self.since = self.door.wheel.now
         try:
@@ -216,7 +210,7 @@ class Connection(Recognising):
 
     def _charge(self, ask: Ask) -> None:
         door = self.door
-        ask.account = account = self.account if not door.proxies.trusts(self.address) else door.gate.account(ask.peer)
+        ask.account = account = door.gate.account(ask.peer) if door.proxies.trusts(self.address) else self.account
         if account is not None:
             door.gate.charge(account, ask.route.kind)
 

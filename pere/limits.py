@@ -30,6 +30,7 @@ FULL = [0.0] * len(WORDS)
 EMPTY = [math.inf] * len(WORDS)
 MAX_ACCOUNTS = 100_000  # clients that are told apart at once; some 200 bytes each
 LOOKS = 3  # accounts that are looked at for each that is made: more are cleared away than made
+LINGER = 60.0  # seconds for which what a subject has used is at hand, though it says nothing any more: else each receipt would look for it anew
 
 RATE = re.compile(r"([0-9]{1,7}(?:\.[0-9]{1,3})?)/([0-9]{1,9})")
 
@@ -65,27 +66,17 @@ class Rate:
         return (full, wait) if wait > 1e-9 * self.interval * self.burst else (full + count * self.interval, 0.0)
 
 
-class Buckets:
-    """What one client has taken: `full` is when each of its buckets is full again. Once it is not kept, there may be other ones for the same client."""
-
-    __slots__ = ("full", "is_kept")
-
-    def __init__(self) -> None:
-        self.full = FULL.copy()
-        self.is_kept = False
-
-    def is_idle(self, now: float) -> bool:
-        """Whether new ones would say the same."""
-        return max(self.full) <= now
+Buckets = list[float]  # when each bucket of somebody is full again
 
 
-class Account(Buckets):
-    """And what it holds: `connections`, `feeds` and `handshakes`; `served` is what it was given in the newest `turn` of the loop."""
+class Account:
+    """What one client has taken, and what it holds: `full` is its buckets; `connections`, `feeds` and `handshakes`; `served` is what it was given in the
+    newest `turn` of the loop."""
 
-    __slots__ = ("connections", "feeds", "handshakes", "served", "turn")
+    __slots__ = ("connections", "feeds", "full", "handshakes", "served", "turn")
 
     def __init__(self) -> None:
-        super().__init__()
+        self.full: Buckets = FULL.copy()
         self.connections = 0
         self.feeds = 0
         self.handshakes = 0  # which are connections too
@@ -93,42 +84,41 @@ class Account(Buckets):
         self.turn = 0.0
 
     def is_idle(self, now: float) -> bool:
-        return not self.connections and not self.feeds and super().is_idle(now)
+        """Whether a new one would say the same."""
+        return not self.connections and not self.feeds and max(self.full) <= now
 
 
-Kept = TypeVar("Kept", bound=Buckets)
+Kept = TypeVar("Kept", Account, Buckets)
 
 
-class Accounts(Generic[Kept]):
-    """One account for each client that has used anything of late, as `make` makes them. What is idle is cleared away, and nothing else is: no
-    stranger can make us forget what somebody has used. Where there are too many all the same, those who come new share one account.
-    Clients can be made up, unless an idle account is to `linger` for so many seconds: then those who come new clear nothing away before half of
-    all that may be kept are."""
+class Takers(Generic[Kept]):
+    """What each has taken who has used anything of late, as `make` makes it. What is idle is cleared away, and nothing else is: no stranger can make us
+    forget what somebody has used. Where there are too many all the same, those who come new share what one has, the `crowd`. Names can be made up,
+    unless what is idle is to `linger` for so many seconds: then those who come new clear nothing away before half of all that may be kept is."""
 
-    def __init__(self, rates: Sequence[Rate | None], make: Callable[[], Kept], most: int = MAX_ACCOUNTS, linger: float = 0.0):
+    def __init__(self, rates: Sequence[Rate | None], make: Callable[[], Kept], most: int, linger: float):
         self.known: dict[str, Kept] = {}
         self.rates = tuple(rates)
-        self._make = make
+        self.crowd: Kept = make()
+        self._make: Callable[[], Kept] = make
         self._most = most
         self._plenty = most // 2 if linger else 0
         self._linger = linger
-        self._crowd = make()
         self._round: list[str] = []  # those that are yet to be looked at
 
-    def of(self, client: str, now: float) -> Kept:
+    def of(self, name: str, now: float) -> Kept:
         known = self.known
-        account = known.get(client)
-        if account is None:
+        found = known.get(name)
+        if found is None:
             if len(known) >= self._plenty:
                 self.clear(now, LOOKS)
                 if len(known) >= self._most:
-                    return self._crowd
-            account = known[client] = self._make()
-            account.is_kept = True
-        return account
+                    return self.crowd
+            found = known[name] = self._make()
+        return found
 
-    def take(self, buckets: list[float], kind: int, now: float, count: int = 1) -> float:
-        """Take so many of a kind out of the buckets of an account. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
+    def take(self, buckets: Buckets, kind: int, now: float, count: int = 1) -> float:
+        """Take so many of a kind out of somebody's buckets. Returns 0, or in how many seconds there will be room for them, and then nothing was taken."""
         rate = self.rates[kind]
         if rate is None:
             return 0.0
@@ -139,19 +129,45 @@ class Accounts(Generic[Kept]):
         return wait
 
     def clear(self, now: float, looks: int) -> None:
-        """Look at so many accounts, all in turn, and drop the idle ones."""
+        """Look at so many, all in turn, and drop the idle ones."""
         known = self.known
         for _ in range(min(looks, len(known))):
             if not self._round:
                 self._round = list(known)
-            client = self._round.pop()
-            account = known[client]
-            if account.is_idle(now - self._linger):
-                del known[client]
-                account.is_kept = False
-                # Who has kept the buckets alone finds nothing in them, and so looks for the account that counts.
-                kept, account.full = account.full, account.full[:]
-                kept[:] = EMPTY
+            name = self._round.pop()
+            if self._is_idle(known[name], now - self._linger):
+                self._drop(known.pop(name))
+
+    def _is_idle(self, kept: Kept, now: float) -> bool:
+        """Whether a new one would say the same."""
+        raise NotImplementedError
+
+    def _drop(self, kept: Kept) -> None:
+        """It does not count any more."""
+
+
+class Accounts(Takers[Account]):
+    """An account for each client."""
+
+    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS):
+        super().__init__(rates, Account, most, 0.0)
+
+    def _is_idle(self, kept: Account, now: float) -> bool:
+        return kept.is_idle(now)
+
+
+class Subjects(Takers[Buckets]):
+    """The buckets of each subject, which a token keeps too once they have been looked for."""
+
+    def __init__(self, rates: Sequence[Rate | None], most: int = MAX_ACCOUNTS, linger: float = LINGER):
+        super().__init__(rates, FULL.copy, most, linger)
+
+    def _is_idle(self, kept: Buckets, now: float) -> bool:
+        return max(kept) <= now
+
+    def _drop(self, kept: Buckets) -> None:
+        # Who has kept them finds nothing in them, and so looks for those that count.
+        kept[:] = EMPTY
 
 
 class Brought:

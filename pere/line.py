@@ -43,11 +43,12 @@ class Line:
     def is_over(self, client: Any, weight: int) -> bool:
         """Whether a client has had its turn, when so much more of it is to be served."""
         now = self._time()
-        if client.turn != now:
-            client.turn, client.served = now, 0
-        client.served += weight
-        is_over: bool = client.served > AT_ONCE
-        return is_over
+        if client.turn == now:
+            weight += client.served
+        else:
+            client.turn = now
+        client.served = weight
+        return weight > AT_ONCE
 
     def slice(self, client: Any) -> int:
         """How many bytes of it are parsed now."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pere.heads import Fields
 
 UNIX = "unix:"  # who comes by a Unix socket
+NOBODY: frozenset[str] = frozenset()
 MAX_HOPS = 20  # addresses that are read: no chain of proxies is longer
 
 
@@ -30,7 +31,7 @@ class Proxies:
         self._networks = networks
         self._unix = unix
         self._are_there = unix or bool(networks)
-        self.trusts: Callable[[str], bool] = lru_cache(maxsize=1024)(self._is_trusted) if self._are_there else lambda address: False
+        self.trusts: Callable[[str], bool] = lru_cache(maxsize=1024)(self._is_trusted) if self._are_there else NOBODY.__contains__
 
     def peer(self, address: str, fields: Fields) -> str:
         """The client behind the socket's `address`. Where a word is no address, it is the proxy that said so."""

@@ -17,9 +17,9 @@ LAST_AGAIN = object()  # as AGAIN, where it is the last on its connection, becau
 class Recognising(Conversation):
     """One client's connection, and what its last request has taught."""
 
-    __slots__ = ("_alike", "_lessons", "_model", "fd")
+    __slots__ = ("_lessons", "_model", "fd")
 
-    _alike: Alike | None  # what recognises the next request, if it is like the last one
+    _alike: Alike | None
     _model: Ask | None  # what may be learned from, until it is, or is not to be
     _lessons: Lessons | None
 

@@ -109,8 +109,8 @@ class Server:
         self.verifier = verifier_of(config)
         self.revocations = Revocations(self.store, self.verifier, self.followers.kick) if self.verifier is not None else None
         self.jwks = jwks_of(config, self.verifier)
-        guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False,
-                      self.store.waking)
+        self.guard = guard = Guard(config, self.verifier, self.store.clock, channel_of, self.jwks.fetch if self.jwks is not None else lambda then: False,
+                                   self.store.waking)
 
         cors = Cors(config.origins)
         self.waits = Waits(self.store)
@@ -142,7 +142,7 @@ class Server:
         self._table = self._handlers()
         self.app = self._app(PUBLIC, ADMIN)
         self._forget_receipts = feedback.forget
-        self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard)
+        self.door = Door(self.app, config, hot, cors, self.wheel, self.gate, guard.look_at)
         self.hub.line_up = self.door.line.join
         self._renew_bodies(config)()
         self._collector = Collector(self.store, self.hub, self.followers, self.door, self.gate, self.webhooks, self.measures, words(config.metrics_channels), self.answered, self.watchdog)

@@ -13,8 +13,8 @@ from minting import SECRET, bearer
 from pere.auth import Grant
 from pere.config import Config
 from pere.errors import ConfigError, TooMany
-from pere.gate import LINGER, SPARE, Gate, most_connections
-from pere.limits import CONNECTS, REGISTRATIONS, REQUESTS, Accounts, Buckets, Rate
+from pere.gate import SPARE, Gate, most_connections
+from pere.limits import CONNECTS, LINGER, REGISTRATIONS, REQUESTS, Rate, Subjects
 
 OTHER = "127.0.0.2"
 POST = b"POST /push/c HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1"
@@ -348,7 +348,7 @@ def test_a_subject_gets_what_buckets_of_its_own_hold_whatever_tokens_it_has_and_
 
 def test_those_beyond_all_that_are_told_apart_share_one_account_whatever_they_ask_for():
     gate = Gate(Config(subject_connects="1/2"), lambda: 1000.0)
-    gate.subjects = Accounts(gate.subjects.rates, Buckets, most=1, linger=LINGER)
+    gate.subjects = Subjects(gate.subjects.rates, most=1)
     first, *others = (Grant(name) for name in "abcd")
     for _ in range(2):
         gate.charge_subject(first, CONNECTS)

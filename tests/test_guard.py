@@ -1,8 +1,14 @@
 """Web pages, names and cookies: who makes a browser ask, and whether it is they who may."""
 
+import re
+
 import pytest
 import wire
+from hypothesis import given
+from hypothesis import strategies as st
 from minting import SECRET, token
+
+from pere.guard import bearer_of
 
 PUSH = ("POST", "/push/c", b"1")
 
@@ -126,3 +132,14 @@ async def test_any_origin_is_not_one_that_may_use_a_cookie(start):
     assert (await ask(server, Authorization=f"Bearer {text}", Origin="https://evil.example")).status == 201
     assert (await ask(server, target=f"/push/c?access_token={text}", Origin="https://evil.example")).status == 201
     assert (await ask(server, Authorization=f"Bearer {text}", Cookie=f"pere_token={text}", Origin="https://evil.example")).status == 201
+
+
+# Where a token stands
+
+
+@given(st.builds(lambda scheme, spaces, rest: scheme + b" " * spaces + rest, st.sampled_from([b"Bearer", b"bearer", b"BEARER", b"Bearer\t", b"Basic", b"", b" Bearer"]),
+                 st.integers(0, 3), st.text(alphabet="a.\xe9 \t=", max_size=4).map(lambda text: text.encode("latin-1"))))
+def test_a_bearer_is_the_one_word_behind_its_scheme(said):
+    found = re.fullmatch(rb"bearer +([^ ]+)", said, re.IGNORECASE)  # RFC 6750, 2.1; RFC 9110, 11.1
+    assert bearer_of({b"authorization": said}) == (found[1] if found is not None else None)
+    assert bearer_of({}) is None

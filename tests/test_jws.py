@@ -45,10 +45,7 @@ def by_pyjwt(token: bytes) -> Any:
 
 def by_us(token: bytes) -> Any:
     try:
-        parts = parts_of(token)
-        if parts is None:
-            return None
-        message, header, body, signature = parts.groups()
+        message, header, body, signature = parts_of(token)
         return claims_of(body) if key_of(header)[0] == "HS256" and KEY.signed(message, signature) else None
     except Unauthorized as refusal:
         assert refusal.code == "bad_token"

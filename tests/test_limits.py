@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pere.errors import ConfigError
-from pere.limits import CONNECTS, PUSHES, RECEIPTS, WORDS, Account, Accounts, Brought, Rate, client_of, has_room
+from pere.limits import CONNECTS, PUSHES, RECEIPTS, WORDS, Account, Accounts, Brought, Rate, Subjects, client_of, has_room
 
 
 def accounts(per_second=10.0, burst=5, **more):
-    return Accounts([Rate(per_second, burst)] * len(WORDS), Account, **more)
+    return Accounts([Rate(per_second, burst)] * len(WORDS), **more)
+
+
+def subjects(per_second=10.0, burst=5, **more):
+    return Subjects([Rate(per_second, burst)] * len(WORDS), **more)
 
 
 # A bucket
@@ -66,7 +70,7 @@ def test_each_kind_has_a_bucket_of_its_own_and_so_has_each_client():
 
 
 def test_where_there_is_no_rate_there_is_no_limit():
-    all = Accounts([None] * len(WORDS), Account)
+    all = Accounts([None] * len(WORDS))
     one = all.of("a", 0.0)
     assert all.take(one.full, PUSHES, 0.0, sys.maxsize) == 0
     assert one.is_idle(0.0)
@@ -176,26 +180,25 @@ def test_clearing_looks_at_all_in_turn():
 
 
 def test_who_has_kept_the_buckets_of_an_account_that_was_cleared_away_finds_nothing_in_them():
-    all = accounts()
-    one = all.of("a", 0.0)
-    buckets = one.full
-    all.clear(1.0, 1)
-    assert not one.is_kept
+    all = subjects()
+    buckets = all.of("a", 0.0)
+    all.clear(100.0, 1)
+    assert all.known == {}
     assert buckets == [math.inf] * len(WORDS)
-    assert all.take(one.full, PUSHES, 1.0) == 0.0
+    assert all.of("a", 100.0) == [0.0] * len(WORDS)
 
 
-def test_an_idle_account_lingers_if_it_is_to():
-    all = accounts(linger=60)
-    all.take(all.of("a", 0.0).full, PUSHES, 0.0)
+def test_what_a_subject_has_taken_lingers_when_it_is_idle():
+    all = subjects(linger=60)
+    all.take(all.of("a", 0.0), PUSHES, 0.0)
     all.clear(59.0, 1)
     assert "a" in all.known
     all.clear(61.0, 1)
     assert "a" not in all.known
 
 
-def test_where_idle_accounts_linger_none_makes_way_before_half_of_all_that_may_be_kept_are():
-    all = accounts(linger=60, most=10)
+def test_no_subject_makes_way_before_half_of_all_that_may_be_kept_are():
+    all = subjects(linger=60, most=10)
     for n in range(5):
         all.of(str(n), 0.0)
     all.of("4", 1000.0)

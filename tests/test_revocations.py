@@ -103,7 +103,7 @@ async def test_a_token_that_is_minted_afterwards_is_good(kept):
     assert (await get(server, "/events/c", text)).error == (401, "revoked_token")
     # `iat` is of whole seconds: only the next one is surely later.
     server.store.clock = lambda: time.time() + 2
-    server.door.guard._clock = server.store.clock
+    server.guard._clock = server.store.clock
     assert (await get(server, "/events/c", token("d", push=["c"], issued=2))).status == 200
 
 

@@ -33,9 +33,6 @@ class Nobody:
     def answer(self, ask: Ask, status: int, body: bytes, more: bytes) -> None:
         assert status == 200
 
-    def charge(self, ask: Ask, kind: int, count: int) -> None:
-        """There is no limit."""
-
 
 def ask(path: bytes, device: bytes, body: bytes, **headers: bytes) -> Ask:
     fields: dict[bytes, bytes] = {b"device": device, b"content-type": b"application/json"}

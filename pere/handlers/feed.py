@@ -93,16 +93,21 @@ class OpenFeed:
             start, form, ack_wait, window = wishes(query, form)
             if (ack_wait or window) and not device:
                 raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
-        wanted = device, patterns, form, start, cursor, ack_wait, window
-        if not patterns and not self._store.lags(cursor or 0, *channels):
-            self._begin(ask, channels, *wanted)
-            return
+        if patterns or self._store.lags(cursor or 0, *channels):
+            self._begin_when_there(ask, channels, device, patterns, form, start, cursor, ack_wait, window)
+        else:
+            self._begin(ask, channels, device, patterns, form, start, cursor, ack_wait, window)
+
+    def _begin_when_there(self, ask: Ask, channels: list[str], device: str, patterns: tuple[str, ...], form: int, start: int | None, cursor: int | None,
+                          ack_wait: float, window: int) -> None:
+        """What the patterns mean is looked for first; and another node may have sent the device something a moment ago, or heard it: that is to be at hand
+        here too, or it would come twice."""
         is_later = False
 
         def begin(named: Collection[str]) -> None:
             if is_later:
                 self._look_again(ask)
-            self._begin(ask, named, *wanted)
+            self._begin(ask, named, device, patterns, form, start, cursor, ack_wait, window)
 
         def search_and_begin() -> None:
             if not patterns:
@@ -112,7 +117,6 @@ class OpenFeed:
             ask.charge(CONNECTS, search.looks // LOOKS_OF_A_FEED)
             self._look(ask, search, lambda: begin(search.found()))
 
-        # Another node may have sent it something a moment ago, or heard it: first that is to be at hand here too, or it would come twice.
         self._reaching.first(ask, cursor or 0, (*channels, *patterns), search_and_begin)
         is_later = True
 

@@ -114,7 +114,7 @@ class Feedback:
             channel = channel_of(ask.path)
         except BadRequest:
             return None  # which was its answer, and will be that of the next one
-        if self._bearers is not None and (bearer_of(ask) is None or b"cookie" in ask.headers):
+        if self._bearers is not None and (bearer_of(ask.headers) is None or b"cookie" in ask.headers):
             return None  # a token that is not in the header, or may not be there alone, takes the usual way
         return self._alike(channel, ask.headers.get(b"content-type", b""))
 
