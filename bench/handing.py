@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,11 +20,19 @@ os.execv(sys.executable, [sys.executable, "-m", "pere", *sys.argv[1:]])
 
 
 def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> socket.socket:
-    made = socket.socket(family)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(address)
-    made.listen(4096)
-    return made
+    """Where no port is named, it is one below those that the system gives to whoever connects: nobody has it by the time when the next process listens there."""
+    while True:
+        is_any = address[1:] == (0,)
+        made = socket.socket(family)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            made.bind((address[0], random.SystemRandom().randrange(11_000, 32_000)) if is_any else address)
+            made.listen(4096)
+            return made
+        except OSError:
+            made.close()
+            if not is_any:
+                raise
 
 
 def handed(sockets: Sequence[socket.socket], arguments: Sequence[str], env: dict[str, str], names: str = "", **more: Any) -> "subprocess.Popen[bytes]":

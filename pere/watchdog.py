@@ -57,10 +57,10 @@ class Watchdog:
 
     def _run(self) -> None:
         newest, since, looked = self._turned(), time.monotonic(), time.monotonic()
-        while not self._end.wait(min(OFTEN, (self._config.watchdog or OFTEN) / 4, (self._manager or OFTEN) / 4)):
+        while not self._end.wait(pause := min(OFTEN, (self._config.watchdog or OFTEN) / 4, (self._manager or OFTEN) / 4)):
             now, turned = time.monotonic(), self._turned()
-            # Where we slept too, it was the machine or the process that was stopped.
-            if turned != newest or now - looked > 2 * OFTEN:
+            # Where we slept too, it was the machine or the process that was stopped; which is no sign that what was stuck before goes on.
+            if turned != newest or now - looked > 2 * pause and not self._is_told[LOOP]:
                 newest, since = turned, now
             looked = now
             limit = self._config.watchdog

@@ -31,7 +31,7 @@ import uvloop
 # pytest finds the words of the tests beside this file, and so must `python -m tests.deaths`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from processes import ENVIRONMENT
+from processes import ENVIRONMENT, free_port
 from redises import named
 
 from bench.load import restart
@@ -169,9 +169,7 @@ class Chain:
 
 async def measure(kind: str, folder: Path, plan: list[tuple[str, str, float]], devices: int = 40, per_second: float = 40.0) -> dict[str, Any]:
     """What became of a load while all of the plan happened."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = listening.getsockname()[1]
-    listening.close()
+    port = free_port()
     chain = Chain(named(kind, folder), folder, port)
     restart.RETRY = float(BACK)
     load = restart.Load(port, devices, per_second)

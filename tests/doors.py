@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 import uvloop
+from passing import passes
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.iostream import StreamClosedError
@@ -322,6 +323,10 @@ class House:
         self.logged = logged
         self.port = 0
         self.callers: list[Caller] = []
+
+    def later(self, seconds: float) -> None:
+        """So much time passes for whoever is too slow."""
+        passes(self.door.wheel, seconds)
 
     async def caller(self, receive_buffer: int = 0) -> "Caller":
         """A client with a connection of its own; a small `receive_buffer` lets the server feel that it does not read."""

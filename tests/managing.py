@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from contextlib import suppress
 from typing import Self
 
 from processes import ENVIRONMENT, SECONDS, Process
@@ -50,6 +51,12 @@ class Notices:
         while name not in said:
             said += self.next()
         return said
+
+    def drain(self) -> None:
+        """What has been said so far is of no interest."""
+        with suppress(BlockingIOError):
+            while True:
+                self.next(0)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import orjson
 import pytest
 import wire
 from minting import PRIVATE, SECRET, bearer, token
+from passing import passes
 
 from pere.auth import NOBODY
 from pere.handlers.base import Elsewhere, Handler, NotThere
@@ -503,13 +504,26 @@ async def test_a_cookie_beside_the_header_is_seen_though_the_rest_is_the_same(ke
 # The end of a token
 
 
+def expires(server):
+    """An hour passes for all feeds."""
+
+    def later() -> float:
+        return time.time() + 3601
+
+    server.hub.clock = later
+    for each in server.followers._all():
+        each.clock = later
+    passes(server.wheel, 3601)
+
+
 async def test_a_feed_ends_with_its_token(kept):
-    server = await kept(heartbeat=60)
+    server = await kept(heartbeat=3600)
     feeds = []
     for target, may in (("/feed/c", {"feed": ["c"]}), ("/receipts/c", {"push": ["c"]})):
         feeds.append(wire.Feed((await wire.Wire.open(server.port)).sock))
-        await feeds[-1].start(target, bearer("d", expires=0.3, **may))
+        await feeds[-1].start(target, bearer("d", expires=3600, **may))
         await feeds[-1].control("pere.hello")
+    expires(server)
     for feed in feeds:
         assert (await feed.control("pere.bye"))["reason"] == "expired"
         assert await feed.end() == [] and feed.is_whole
@@ -541,8 +555,9 @@ async def test_a_clock_that_is_set_forward_ends_a_feed_at_its_next_turn(kept):
 async def test_a_client_that_went_away_while_its_token_expires_hurts_nobody(kept, until):
     server = await kept()
     feed = wire.Feed((await wire.Wire.open(server.port)).sock)
-    await feed.start("/feed/c", bearer("d", feed=["c"], expires=0.3))
+    await feed.start("/feed/c", bearer("d", feed=["c"], expires=3600))
+    await feed.control("pere.hello")
     feed.reset()
+    expires(server)
     await until(lambda: not server.hub.feeds)
-    await asyncio.sleep(0.1)
     assert server.hub.closes["gone"] + server.hub.closes["expired"] == 1

@@ -6,7 +6,7 @@ import signal
 import wire
 from browsers import patiently
 from minting import SECRET, bearer, token
-from processes import Served
+from processes import Served, free_port
 
 pytestmark = patiently
 
@@ -129,7 +129,7 @@ async def test_tabs_of_one_device_share_one_feed_and_another_takes_over_when_it_
 
 async def test_a_server_that_is_killed_and_comes_back_has_lost_nothing_and_nothing_is_done_twice(tmp_path, chromium):
     store = ("--store", f"sqlite:{tmp_path}/pere.db", "--retry", "0.1")
-    first = Served(*store)
+    first = Served(*store, port=free_port())
     port = first.port
 
     async def story(context):
@@ -351,7 +351,7 @@ async def test_control_frames_refusals_and_types_are_told(start, chromium):
 
 async def test_the_browsers_own_eventsource_comes_back_by_itself_and_goes_on_where_it_was(tmp_path, chromium):
     store = ("--store", f"sqlite:{tmp_path}/pere.db", "--retry", "0.1")
-    first = Served(*store)
+    first = Served(*store, port=free_port())
     port = first.port
 
     async def story(context):

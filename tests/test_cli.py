@@ -10,7 +10,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 from click.testing import CliRunner
-from processes import ENVIRONMENT, PERE, Process, Served, pere
+from processes import ENVIRONMENT, PERE, Process, Served, free_port, pere
 from terminals import Terminal
 
 from pere.cli import VERBS, main
@@ -342,7 +342,7 @@ def test_a_pattern_listens_to_channels_that_are_born_later(url):
 
 
 def test_a_listener_survives_the_end_of_its_server():
-    with Served("--retry", "0.2") as first:
+    with Served("--retry", "0.2", port=free_port()) as first:
         with Process("listen", "c", "--device", "d", "--url", first.url) as device:
             device.until("pere.hello")
             first.kill()

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import orjson
 import pytest
-from processes import Served
+from processes import Served, free_port
 
 from pere.client import Client, backoff
 from pere.errors import Refusal, Stranger
@@ -342,7 +342,7 @@ async def test_a_push_waits_an_event_is_asked_for_again_and_taken_back():
 
 async def test_a_listener_survives_the_end_of_its_server():
     lost = asyncio.Event()
-    with Served() as first:
+    with Served(port=free_port()) as first:
         async with Client(first.url, device="d") as client, aclosing(client.frames("c", on_lost=lambda *_: lost.set())) as feed:
             assert (await anext(feed)).event == "pere.hello"
             first.kill()

@@ -259,14 +259,14 @@ async def test_so_many_handlers_work_at_once_and_no_more_and_where_they_are_ende
 # What it is told besides
 
 
-async def test_a_gap_is_told(url, push):
+async def test_a_gap_is_told(url, push, start, until):
     async with Device(await url(backlog_events=5)) as device:
         await device.opened()
         await push("c", 0)
         await device.has(0)
         device.task.cancel()
         await asyncio.gather(device.task, return_exceptions=True)
-        await asyncio.sleep(0.05)
+        await until(lambda: not start.servers[-1].hub.feeds)
         ids = [await push("c", n) for n in range(1, 11)]
         device.events.clear()
         device.task = asyncio.ensure_future(device._listen())
@@ -416,10 +416,10 @@ async def test_what_was_answered_before_the_end_of_a_process_is_told_by_the_next
 
     address = await url()
     with dbm.open(str(tmp_path / "kept"), "c") as kept:
-        async with Device(address, kept=kept, timeout=0.01) as device:
+        async with Device(address, kept=kept) as device:
             await device.opened()
             # The server is not there any more for whatever is asked, and this process will not see it again.
-            device.client._http._base = "http://127.0.0.1:1"
+            device.client._http._base, device.client._http.timeout = "http://127.0.0.1:1", 0.01
             id = await push("c", 1)
             await device.until(lambda: len(device.events) == 1 and device.client.unanswered == 1)
         assert [key for key in kept.keys()] == [f"d {id}".encode()]

@@ -11,7 +11,7 @@ import pytest
 from between import Between
 from listener import Device, in_a_hurry  # noqa: F401  # a fixture
 from minting import SECRET, token
-from processes import Served
+from processes import Served, free_port
 from test_client import DONE, PAGE, answer, feed, refused, scripted
 
 from pere import Client, Event, Refusal
@@ -49,8 +49,7 @@ async def test_a_proxy_that_begins_to_hold_bytes_back_is_noticed_by_the_heartbea
         await device.has(1)
         between.hold()
         await push("c", 2)
-        await device.until(lambda: device.told(Lost))
-        assert "was silent for too long (0.25 s)" in causes(device)[0]
+        await device.until(lambda: any("was silent for too long (0.25 s)" in cause for cause in causes(device)))
         between.flow()
         await push("c", 3)
         await device.has(1, 2, 3)
@@ -60,8 +59,8 @@ async def test_a_proxy_that_holds_all_back_from_the_start_is_noticed_by_the_hell
     async with await behind() as between:
         between.hold()
         async with Device(between.url, timeout=0.3) as device:
-            await device.until(lambda: device.told(Lost))
-            assert "was silent for too long" in causes(device)[0]
+            # On a machine that is very busy even a connection may take too long, which is another cause.
+            await device.until(lambda: any("was silent for too long" in cause for cause in causes(device)))
             between.flow()
             await device.opened()
             await push("c", 1)
@@ -84,7 +83,7 @@ async def test_a_feed_with_nothing_but_heartbeats_is_not_given_up(behind, push):
         await push("c", 1)
         await device.has(1)
         # On a machine that is very busy even a heartbeat may be late; then it was told.
-        assert len(device.told(Opened)) == 1 + len(device.told(Lost))
+        await device.until(lambda: len(device.told(Opened)) == 1 + len(device.told(Lost)))
 
 
 async def test_who_works_for_long_does_not_take_that_for_silence(behind, push):
@@ -123,9 +122,9 @@ async def test_a_machine_that_slept_opens_its_feeds_anew(behind, push, monkeypat
 
 def test_how_long_this_machine_slept_is_no_matter_of_the_wall_clock(monkeypatch):
     slept = sleep.clock()
-    before = slept()
+    before = max(slept() for _ in range(9))  # two clocks are read, one after the other, and somebody may come between
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert slept() - before == pytest.approx(0, abs=0.01)
+    assert max(slept() for _ in range(9)) - before == pytest.approx(0, abs=0.01)
 
 
 async def test_a_proxy_that_the_environment_names_is_gone_through(behind, monkeypatch):
@@ -271,18 +270,18 @@ async def test_what_comes_again_after_it_was_answered_is_not_handed_on_but_answe
 # Tokens
 
 
-async def test_a_token_that_expires_in_mid_stream_is_replaced_by_a_new_one(behind):
+async def test_a_token_that_expires_in_mid_stream_is_replaced_by_a_new_one(behind, start):
     given = []
 
     async def give():
-        # The first one holds for a moment only.
-        given.append(token("d", feed=["c"], push=["c"], expires=1.0 if not given else 3600))
+        given.append(token("d", feed=["c"], push=["c"], expires=1800 if not given else 7200))
         return given[-1]
 
     async with await behind(jwt_secret=SECRET, heartbeat=0.1, jwt_leeway=0.0) as between, Device(between.url, token=give, silence=20) as device:
         await device.opened()
         await device.client.push("c", 1)
         await device.has(1)
+        start.servers[-1].hub.clock = lambda: time.time() + 3600
         await device.opened(2)
         assert [news.reason for news in device.told(Bye)] == ["expired"]
         await device.client.push("c", 2)
@@ -327,7 +326,7 @@ async def test_a_channel_that_is_not_ours_ends_the_feed(behind):
 # Not now
 
 
-async def test_who_is_told_to_wait_waits_as_long_as_he_was_told(behind):
+async def test_who_is_told_to_wait_waits_as_long_as_he_was_told(behind, start):
     async with await behind(limits_exempt="", max_batch=2, peer_pushes="20/2", peer_receipts="20/2") as between, Device(between.url) as device:
         await device.opened()
         pushed = [await device.client.push("c", n, patience=30) for n in range(3)]
@@ -335,6 +334,9 @@ async def test_who_is_told_to_wait_waits_as_long_as_he_was_told(behind):
         await device.has(0, 1, 2)
         for each in pushed:
             assert (await device.client.wait("c", each["id"], until="complete"))["counts"]["processed"] == 1
+        gate = start.servers[-1].gate
+        now = gate.time()
+        gate.time = lambda: now  # else a machine that is slow enough pushes no faster than it may
         with pytest.raises(Refusal) as caught:
             for _ in range(3):
                 await device.client.push("c", 1)
@@ -372,8 +374,8 @@ async def test_a_name_that_nobody_knows_is_told_and_tried_again():
 
 async def test_a_server_that_is_killed_and_comes_back_has_lost_and_doubled_nothing(tmp_path, monkeypatch):
     flags = ("--store", f"sqlite:{tmp_path}/p.db", "--retry", "0.1")
-    served = Served(*flags)
-    port = served.port
+    port = free_port()
+    served = Served(*flags, port=port)
     try:
         async with Device(served.url, answer=None) as device, Client(served.url) as shop:
             await device.opened()

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from nodes import FOREIGN, packages
 from programs import needed
-from processes import Process, Served
+from processes import Process, Served, free_port
 
 from pere import SyncClient
 
@@ -38,7 +38,7 @@ def test_what_others_read_feeds_with_loses_and_doubles_nothing_while_the_server_
     flags = ("--store", f"sqlite:{tmp_path}/p.db", "--retry", "0.1")
     pushed = []
     with ExitStack() as stack:
-        served = stack.enter_context(Served(*flags))
+        served = stack.enter_context(Served(*flags, port=free_port()))
         readers = {name: stack.enter_context(Reader(script, f"{served.url}/feed/c")) for name, script in READERS.items()}
         shop = stack.enter_context(SyncClient(served.url))
 

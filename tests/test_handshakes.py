@@ -75,13 +75,16 @@ async def test_who_waits_for_a_handshake_when_the_server_ends_is_let_go(secured,
 
 @pytest.mark.parametrize("how", ["is silent", "says what is not TLS", "goes"])
 async def test_a_handshake_that_comes_to_nothing_leaves_nothing_behind(secured, come, until, how):
-    server = await secured(head_timeout=0.3)
+    server = await secured(head_timeout=0.3 if how == "is silent" else 3600)
     lines = [await come() for _ in range(20)]
-    await until(lambda: server.door.handshakes == 20)
+    if how != "is silent":  # else the first have been let go before the last have come, on a slow machine
+        await until(lambda: server.door.handshakes == 20)
     for line in lines:
         if how == "goes":
             line.reset()
-        elif how != "is silent":
+        elif how == "is silent":
+            assert await line.rest() == b""
+        else:
             await line.send(b"GET / HTTP/1.1\r\n\r\n")
     await until(lambda: not server.door.handshakes)
     account, = server.gate.accounts.known.values()
@@ -153,9 +156,9 @@ async def test_certificates_are_checked_as_ever(secured, come):
 
 async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_takes_them_again(start, come, until, monkeypatch):
     monkeypatch.setattr("pere.listening.CROWD", 5)
-    monkeypatch.setattr("pere.listening.MOMENT", 60.0)
+    monkeypatch.setattr("pere.listening.MOMENT", 3600.0)
     monkeypatch.setattr("pere.listening.CALM", 3600.0)
-    monkeypatch.setattr("pere.listening.TURN", 60.0)  # else one that takes long passes for many, and nobody comes behind it here
+    monkeypatch.setattr("pere.listening.TURN", 3600.0)  # else one that takes long passes for many, and nobody comes behind it here
     server = await start(limits_exempt="", max_connections_per_peer=20, reuse_port=True)
     listener, = server.listeners._open
     fleet = [await _knock(server.port) for _ in range(20)]
@@ -190,7 +193,8 @@ async def test_a_crowd_is_taken_some_at_a_time_and_when_it_is_over_the_loop_take
 
 async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_connected(start, until, monkeypatch):
     monkeypatch.setattr("pere.listening.CROWD", 5)
-    monkeypatch.setattr("pere.listening.MOMENT", 60.0)
+    monkeypatch.setattr("pere.listening.MOMENT", 3600.0)
+    monkeypatch.setattr("pere.listening.CALM", 3600.0)
     server = await start(limits_exempt="", max_connections_per_peer=20, reuse_port=True)
     listener, = server.listeners._open
     socks = [await _knock(server.port) for _ in range(26)]

@@ -9,6 +9,7 @@ import uvloop
 import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passing import passes
 
 from pere.config import Config
 from pere.errors import Gone, NotFound
@@ -417,14 +418,15 @@ async def test_a_feed_that_is_slow_for_too_long_is_cut_counted_and_resumes(start
 
 
 async def test_a_feed_that_reads_slowly_but_reads_is_not_cut(start, narrow, listen, push):
-    server = await start(stuck_after=1, heartbeat=0.1)
+    server = await start(stuck_after=10, heartbeat=1)
     narrow(server)
     slow = await listen("c", buffer=4096)
     ids = [await push("c", 60_000 * "x" + str(n)) for n in range(2)]
     # The socket is never empty, but for longer than it takes to be cut it never stands still for so long.
     for _ in range(10):
         await slow.sip(4096)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.02)
+        passes(server.wheel, 2)
     assert (server.hub.channels.behind, server.hub.closes["slow"]) == (1, 0)
     assert [(await slow.event()).id for _ in ids] == ids
 

@@ -88,7 +88,10 @@ def proved(there: Receiver, secret: str) -> list[dict]:
 
 
 @STORES
-async def test_receipts_are_told_in_a_batch_as_followers_are_told(hooked, active, answered, until, kind):
+async def test_receipts_are_told_in_a_batch_as_followers_are_told(hooked, active, answered, until, kind, monkeypatch):
+    for module in (notices, reporter):
+        monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(reporter, "OLDEST", 3600)  # however slowly the receipts come, they go together
     server = await hooked(kind)
     register(server, "c", "d1", "d2")
     there, endpoint = await active(types=[RECEIPTS], content_type="application/cloudevents+json")
@@ -195,15 +198,18 @@ async def test_a_push_names_who_is_told_of_this_event_whatever_it_hears_of(hooke
 
 
 @MEMORY_AND_REDIS
-async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, active, listen, until):
-    await hooked()
+async def test_a_device_is_news_when_it_comes_and_when_it_stays_away(hooked, active, listen, until, monkeypatch):
+    server = await hooked()
     there, endpoint = await active(types=[CONNECTED, DISCONNECTED], channels=["c"])
     feed = await listen("c", device="d")
     await listen("elsewhere", device="e")
     await until(lambda: there.got)
+    monkeypatch.setattr(reporter, "AWAY", 60)
     feed.close()
+    await until(lambda: server.reporter._away)
     feed = await listen("c", device="d")
-    await asyncio.sleep(2 * reporter.AWAY)
+    assert not server.reporter._away
+    monkeypatch.setattr(reporter, "AWAY", 0.1)
     feed.close()
     await until(lambda: len(there.got) == 2)
     assert [(said["type"], [each["device"] for each in said["data"]["devices"]]) for said in proved(there, endpoint["secret"])] == [
@@ -353,12 +359,11 @@ async def test_a_server_that_wishes_to_be_left_alone_is(hooked, active, answered
     register(server, "c", "d")
     there, endpoint = await active(503, 204, types=[RECEIPTS])
     there.headers = {"Retry-After": "3000"}
-    loop = asyncio.get_running_loop()
+    there.at.clear()
     await answered("c", "d")
-    await until(lambda: there.got)
-    began = loop.time()
     await until(lambda: len(there.got) == 2)
-    assert loop.time() - began > 0.9 * courier.MAX_RETRY_AFTER
+    first, second = there.at
+    assert second - first > 0.9 * courier.MAX_RETRY_AFTER
     caplog.clear()
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 import wire
-from processes import Served
+from processes import Served, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -77,7 +77,7 @@ async def test_a_signal_says_goodbye_to_every_feed_and_spreads_their_return(how)
 
 
 async def test_feeds_come_back_after_a_kill_and_are_told_that_the_past_is_lost():
-    with Served() as first:
+    with Served(port=free_port()) as first:
         feed = await wire.listen(first.port, "c", device="d")
         id = (await wire.push(first.port, "c", "before")).json["id"]
         assert (await feed.event()).id == id
@@ -98,7 +98,7 @@ async def test_feeds_come_back_after_a_kill_and_are_told_that_the_past_is_lost()
 
 
 async def test_a_fleet_that_never_stops_survives_a_restart_of_its_server():
-    with Served("--retry", "0.1") as first:
+    with Served("--retry", "0.1", port=free_port()) as first:
         port = first.port
 
         async def device(name: str, seen: asyncio.Queue[tuple[str, str]]) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from importlib import import_module
 
 import pytest
-from processes import ENVIRONMENT, Process, Served
+from processes import ENVIRONMENT, Process, Served, free_port
 from programs import needed
 from readme import blocks, snippet
 from werkzeug.serving import make_server
@@ -46,7 +46,7 @@ def test_every_device_answers_for_what_it_is_sent_and_comes_back_after_its_serve
     needed("curl", "curl")
     flags = ("--store", f"sqlite:{tmp_path}/p.db")
     with ExitStack() as stack:
-        served = stack.enter_context(Served(*flags))
+        served = stack.enter_context(Served(*flags, port=free_port()))
         programs = {name: stack.enter_context(Program(name, tmp_path, served.port)) for name in DEVICES}
         shop = stack.enter_context(SyncClient(served.url))
         names = [device for _, device in DEVICES.values()]

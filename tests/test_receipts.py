@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import orjson
 import pytest
 import wire
-from processes import Served
+from processes import Served, free_port
 from redises import MEMORY_AND_REDIS, named
 
 from pere.config import Config
@@ -513,14 +513,13 @@ async def answered(port: int, device: str, ids: list[str], taken: list[tuple[str
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_follower_sees_every_receipt_once_and_in_order_whatever_happens_to_the_server(tmp_path, how):
-    port, devices, rounds = 0, [f"d{number}" for number in range(8)], 4
+    port, devices, rounds = free_port(), [f"d{number}" for number in range(8)], 4
     seen: list[tuple[str, str, str]] = []
     taken: list[tuple[str, str]] = []
     sent: set[tuple[str, str]] = set()
     last = ""
     for turn in range(rounds + 1):
         with Served("--store", f"sqlite:{tmp_path}/pere.db", "--retry", "0.1", port=port) as served:
-            port = served.port
             feed = await followed(port, last=last, **({} if last else {"from_": "all"}))
             reader = None
             try:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 import wire
+from passing import passes
 from redises import named
 
 from pere import redelivery
@@ -44,9 +45,7 @@ def later(start):
 
     async def later(seconds: float) -> None:
         server = start.servers[-1]
-        now = server.wheel.time
-        server.wheel.time = lambda: now() + seconds
-        server.wheel.advance(server.wheel.time())
+        passes(server.wheel, seconds)
         await done(server)
 
     return later

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 import wire
 from managing import Managed, Notices
-from processes import Process, Served, pere
+from processes import Process, Served, free_port, pere
 from redises import needed
 
 from bench.handing import listening
@@ -109,14 +109,16 @@ class Shared(MemoryStore):
 
 
 async def test_pushes_and_receipts_are_answered_while_feeds_are_let_go(start, connect, until, monkeypatch):
-    monkeypatch.setattr(drain, "FEW", 1.0)
-    server = await start(Shared(Config(port=0)), drain_seconds=60.0)
+    monkeypatch.setattr(drain, "FEW", 0.0)
+    server = await start(Shared(Config(port=0)), drain_seconds=3600.0)
     feeds = [await wire.listen(server.port, "c", device=f"d{n}") for n in range(20)]
     publisher, device = await connect(), await connect()
     for line in (publisher, device):
         await line.send(wire.said("GET", "/healthz"))
         await line.answer()
     stopping = asyncio.ensure_future(server.stop())
+    await until(lambda: server._collector.drain)
+    server._collector.drain._began -= 3600 / 20  # in which one of them leaves
     await until(lambda: len(server.hub.feeds) == 19)
     await publisher.send(wire.said("POST", "/push/c", b"1"))
     id = (await publisher.answer()).json["id"]
@@ -149,7 +151,8 @@ async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start):
         await wire.Wire.open(server.port)
 
 
-async def test_who_has_just_come_and_not_spoken_yet_is_heard(start, connect, until):
+async def test_who_has_just_come_and_not_spoken_yet_is_heard(start, connect, until, monkeypatch):
+    monkeypatch.setattr("pere.http1.GRACE", 3600.0)
     server = await start()
     fresh, known = await connect(), await connect()
     await known.send(wire.said("GET", "/healthz"))
@@ -287,9 +290,7 @@ def test_whoever_connects_while_no_process_is_there_waits_and_is_not_refused(tmp
 
 @pytest.mark.parametrize("how", ["handed over", "shared"])
 def test_who_follows_another_waits_for_its_file_while_its_socket_takes_connections(tmp_path, tcp, how):
-    store, port, said = f"sqlite:{tmp_path / 'pere.db'}", tcp.getsockname()[1], []
-    if how == "shared":
-        tcp.close()
+    store, port, said = f"sqlite:{tmp_path / 'pere.db'}", tcp.getsockname()[1] if how == "handed over" else free_port(), []
 
     def one() -> Process:
         return Managed([tcp], "serve", "--store", store) if how == "handed over" else Process("serve", "--port", str(port), "--reuse-port", "--store", store)

@@ -147,12 +147,12 @@ async def test_an_idle_connection_is_closed_at_the_end(start, connect):
     assert await line.rest() == b""
 
 
-async def test_a_request_that_had_begun_is_still_answered_and_told_that_the_server_is_not_ready(start, connect):
+async def test_a_request_that_had_begun_is_still_answered_and_told_that_the_server_is_not_ready(start, connect, until):
     server = await start()
     lines = [await connect() for _ in range(2)]
     for line in lines:
         await line.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n")
-    await asyncio.sleep(0.05)
+    await until(lambda: sum(connection._in_head for connection in server.door.connections) == 2)
     stopping = asyncio.ensure_future(server.stop())
     await asyncio.sleep(0)
     for line in lines:

@@ -61,7 +61,7 @@ def test_ctrl_c_ends_it_too(url):
 
 
 def test_a_server_that_goes_away_is_told_and_found_again():
-    with Served() as first:
+    with Served(port=free_port()) as first:
         with Terminal("top", "--every", "0.2", "--url", first.url) as terminal:
             terminal.until("pushes/s")
             first.kill()

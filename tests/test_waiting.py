@@ -6,6 +6,7 @@ import pytest
 import wire
 from redises import MEMORY_AND_REDIS, named
 
+from pere import waiting
 from pere.config import Config
 from pere.event import parse_id
 from pere.parts import open_store
@@ -23,6 +24,38 @@ def begin(start, tmp_path):
 
 async def online(listen, *devices: str):
     return [await listen("c", device=device) for device in devices]
+
+
+class Handed:
+    """The time of those who wait, which is handed in: a machine may take as long as it likes for what is to happen meanwhile."""
+
+    get_running_loop = staticmethod(asyncio.get_running_loop)
+
+    def __init__(self):
+        self._alarms = {}
+
+    def _alarm(self, seconds):
+        return self._alarms.setdefault(seconds, asyncio.Event())
+
+    async def wait(self, futures, timeout):
+        over = asyncio.ensure_future(self._alarm(timeout).wait())
+        await asyncio.wait((*futures, over), return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+
+    async def sleep(self, seconds):
+        await self._alarm(seconds).wait()
+
+    async def passes(self, seconds):
+        """As soon as somebody waits for so many seconds, they are over."""
+        while seconds not in self._alarms:
+            await asyncio.sleep(0.001)
+        self._alarms[seconds].set()
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    monkeypatch.setattr(waiting, "asyncio", made := Handed())
+    return made
 
 
 def later(ask, *args, **headers) -> "asyncio.Task[wire.Answer]":
@@ -50,11 +83,12 @@ async def test_a_push_is_answered_with_its_tally_once_its_need_is_met(begin, lis
 
 
 @STORES
-async def test_a_push_whose_time_is_over_is_answered_as_things_stand(begin, listen, ask, feedback, kind):
+async def test_a_push_whose_time_is_over_is_answered_as_things_stand(begin, listen, ask, feedback, kind, handed):
     await begin(kind)
     a, _ = await online(listen, "a", "b")
-    answer = later(ask, "POST", "/push/c", b"1", Prefer="wait=1")
+    answer = later(ask, "POST", "/push/c", b"1", Prefer="wait=7")
     await feedback("c", "a", (await a.event()).id)
+    await handed.passes(7)
     told = (await answer).json
     assert ((await answer).status, told["satisfied"], told["counts"]["processed"], told["counts"]["sent"]) == (201, False, 1, 1)
 
@@ -262,8 +296,7 @@ async def test_a_status_that_stays_as_it_was_is_not_modified(listen, ask, push):
 
 
 @MEMORY_AND_REDIS
-async def test_receipts_that_come_together_are_told_together(start, connect, listen, ask, push, until, monkeypatch):
-    monkeypatch.setattr("pere.waiting.LINGER", 1.0)  # where a machine is busy, together takes longer
+async def test_receipts_that_come_together_are_told_together(start, connect, listen, ask, push, until, handed):
     server = await start()
     names = [f"d{number}" for number in range(50)]
     await online(listen, *names)
@@ -273,6 +306,9 @@ async def test_receipts_that_come_together_are_told_together(start, connect, lis
     await until(lambda: server.waits.open)
     for line, name in zip(lines, names, strict=True):
         await line.send(wire.said("POST", "/feedback/c", b"", {"Device": name, "Last-Event-ID": id}))
+    for line in lines:
+        assert (await line.answer()).status == 200
+    await handed.passes(waiting.LINGER)
     assert (await answer).json["counts"]["processed"] == 50
 
 

@@ -37,9 +37,9 @@ async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manag
         server._popen.send_signal(signal.SIGHUP)
         server.until(r"the loop is stuck seconds=(?s:.*)in from_file\b")
         manager.until("RELOADING")
+        manager.drain()  # what was said before it counted as stuck
         filled(path, "max_to = 8").join()
-        said = manager.until("READY")
-        assert said.count("WATCHDOG") <= 4, "what was said in the 0.2 s before it counted as stuck"
+        assert "WATCHDOG" not in manager.until("READY")
         server.until("reloaded changed=--max-to")
         server.until("the loop goes on")
         assert manager.next() == {"WATCHDOG": "1"}

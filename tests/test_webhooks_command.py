@@ -12,7 +12,7 @@ from time import sleep, time
 
 import pytest
 from click.testing import CliRunner
-from processes import ENVIRONMENT, Process, Served, pere
+from processes import ENVIRONMENT, Process, Served, free_port, pere
 from standardwebhooks.webhooks import Webhook
 
 from pere.cli import main
@@ -199,9 +199,7 @@ def test_a_notice_is_shown_by_its_data_or_as_it_is():
 
 
 def test_an_endpoint_is_added_answers_is_looked_after_and_removed():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     with Served("--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8") as served:
         def told(verb: str, *arguments: str) -> dict:
             done = pere("webhooks", verb, *arguments, "--url", served.url, "--json")
@@ -232,9 +230,7 @@ def test_an_endpoint_is_added_answers_is_looked_after_and_removed():
 
 
 def test_what_was_given_up_is_listed_and_replayed():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = str(sock.getsockname()[1])
+    port = str(free_port())
     with Served("--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8") as served:
         def run(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
             done = pere("webhooks", verb, *arguments, "--url", served.url)

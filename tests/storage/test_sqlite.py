@@ -19,7 +19,7 @@ import orjson
 import pytest
 import wire
 from made import NOW
-from processes import ENVIRONMENT, Served
+from processes import ENVIRONMENT, Served, free_port
 from test_contract import HOUR, Clock, Desk
 
 from pere.config import KIB, MIB, Config
@@ -540,7 +540,7 @@ async def test_what_was_read_from_the_file_is_at_hand_only_as_far_as_it_is_small
 
 
 async def test_a_device_that_was_away_for_long_is_sent_everything(tmp_path):
-    with Served("--store", f"sqlite:{tmp_path / 'pere.db'}", "--backlog-events", "10") as served:
+    with Served("--store", f"sqlite:{tmp_path / 'pere.db'}", "--backlog-events", "10", port=free_port()) as served:
         feed = await wire.listen(served.port, "c", device="d")
         feed.close()
         batch = [{"channel": "c", "data": n} for n in range(700)]
