@@ -119,11 +119,13 @@ class Channels(dict[str, Channel]):
             self._enter(place)
 
     def _enter(self, place: Place) -> None:
-        feed = place.feed
-        if feed.throng is None:
-            place.channel.live.setdefault(feed.form, {})[feed.fd] = place
-        else:
+        feed, live = place.feed, place.channel.live
+        if feed.throng is not None:
             feed.throng.enter(place)
+        elif feed.form in live:
+            live[feed.form][feed.fd] = place
+        else:
+            live[feed.form] = {feed.fd: place}
         if place.member is not None:
             place.member.live += 1
 

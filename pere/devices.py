@@ -63,14 +63,12 @@ class Devices:
 
     def register(self, name: str, channel: str) -> Device:
         """The device, which now counts as registered on the channel too."""
-        device = self.known.get(name)
-        if device is None:
-            device = self.add(name)
+        device = self.known.get(name) or self.add(name)
         channels = device.channels
-        if channel in channels:
-            return device
         if not channels:
             device.channels = (channel,)
+        elif channel in channels:
+            return device
         elif isinstance(channels, dict):
             channels[channel] = None
         else:

@@ -25,7 +25,6 @@ from pere.gate import Gate
 from pere.limits import CHANNELS, REQUESTS, Account
 from pere.line import AT_ONCE, MUCH, Line
 from pere.newcomers import LESSONS, Newcomers
-from pere.outlets import Outlets
 from pere.peers import Proxies
 from pere.shape import Again, Shapes
 from pere.wheel import Wheel
@@ -91,7 +90,6 @@ class Door:
         self.crowds = Crowds(self)
         self.newcomers = Newcomers(LESSONS if self.small >= MUCH else 0)  # what comes at once is measured by nobody else
         self.loop = asyncio.get_running_loop()
-        self.outlets = Outlets(self.loop)
         self.line = Line(self.loop.time, self.loop.call_soon)
         self.hosts: set[bytes] = set()  # what stood in Host of late, and may
         self._heads: dict[int, bytes] = {}
@@ -261,11 +259,10 @@ class Ask:
             then()
 
     def outlet(self) -> Any:
-        """What stands in the place of the transport to who only writes from now on; this connection forgets it."""
+        """The transport, which is for who only writes from now on; this connection forgets it."""
         tally = self.route.tally
         tally[200] = tally.get(200, 0) + 1
-        connection = self.connection
-        return connection.door.outlets.take(connection.detach())
+        return self.connection.detach()
 
 
 def everybody(ask: Ask) -> None:

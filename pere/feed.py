@@ -1,7 +1,7 @@
-"""One open feed: a socket that only we write to. No parser, no handler and no request live behind it.
+"""One open feed: a socket that only we write to. No parser, no handler and no request live behind it, and mostly no transport.
 
 A feed is *live* while its socket takes everything at once; the hub then writes to its descriptor directly. When the socket is
-full, what it did not take waits in the transport, and the feed is *behind* until that has gone. Which events it gets is
+full, what it did not take waits, and the feed is *behind* until that has gone. Which events it gets is
 the hub's business.
 """
 
@@ -17,6 +17,7 @@ from pere.audience import Member
 from pere.devices import Device
 from pere.event import SECURE, UNCHUNKED
 from pere.limits import Account
+from pere.outlets import Outlet, Outlets
 from pere.sse import chunk, frame
 
 # Why a feed was closed: each is counted by name.
@@ -63,6 +64,7 @@ class Owner(Protocol):
     """Who keeps the feeds: the hub. `clock` is seconds since 1970, `retry` in how many to come back."""
 
     clock: Callable[[], float]
+    outlets: Outlets
     retry: float
 
     def catch_up(self, feed: "Feed") -> None:
@@ -78,18 +80,17 @@ class Owner(Protocol):
         """Its turn on the wheel has come."""
 
 
-class Feed(asyncio.Protocol):
-    """The protocol of a connection that has become a feed. `form` is how events are written for it (`event.RAW` and so on);
+class Feed(Outlet):
+    """What a connection has become. `form` is how events are written for it (`event.RAW` and so on);
     `expires` is when its token does, in seconds since 1970, if it has one."""
 
-    __slots__ = ("account", "care", "device", "expires", "fd", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "reason", "rest", "stuck_since", "throng", "transport",
-                 "unsent", "written")
+    __slots__ = ("account", "care", "device", "expires", "form", "greeting", "is_waiting", "live", "owner", "patterns", "places", "stuck_since", "throng", "waited", "written")
 
-    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
-                 expires: float | None = None):
+    def __init__(self, owner: Owner, form: int, device: Device | None, patterns: tuple[str, ...], now: float, expires: float | None = None):
+        self.reason = ""
+        self.unsent = None
         self.owner = owner
         self.expires = expires
-        self.transport = transport
         self.form = form
         self.device = device
         self.patterns = patterns
@@ -100,19 +101,9 @@ class Feed(asyncio.Protocol):
         self.live = False
         self.throng: Any = None  # what it belongs to, where its client has very many (`throng.py`)
         self.is_waiting = False  # for its registration to be kept, or for an event that is being fetched
-        self.reason = ""
         self.stuck_since = 0.0  # since when the socket is full and takes nothing
-        self.unsent = 0  # bytes that waited for it when we last looked
-        self.rest: list[bytes | memoryview] | None = None  # what the transport was left to write since it is full
+        self.waited = 0  # bytes that waited for it when we last looked
         self.written = now
-        self.fd: int = transport.get_extra_info("socket").fileno()
-        # In this order, or what the transport says of what is still under way on it is said to who had it before.
-        transport.set_protocol(self)
-        self.pause_early()
-
-    def pause_early(self) -> None:
-        """Pause at the first byte that the socket does not take: the backlog is the buffer, not the transport."""
-        self.transport.set_write_buffer_limits(high=0)
 
     def count_for(self, account: Account | None) -> None:
         """Until it is closed, it is one of the feeds of this account."""
@@ -125,34 +116,6 @@ class Feed(asyncio.Protocol):
         if self.account is not None:
             self.account.feeds -= 1
         self.owner.left(self)
-
-    def write(self, data: bytes) -> bool:
-        """Write, and tell whether the socket took it all. What it did not take is not lost: it waits in the transport."""
-        if self.reason:
-            return False
-        if not self.transport.get_write_buffer_size():
-            try:
-                taken = os.write(self.fd, data)
-            except BlockingIOError:
-                taken = 0
-            except OSError:
-                self.close(GONE)
-                return False
-            if taken == len(data):
-                return True
-            data = data[taken:]
-        self.keep(data)
-        return False
-
-    def keep(self, rest: bytes | memoryview) -> None:
-        """Let the transport write what the socket did not take, and say when it has."""
-        self.transport.write(rest)
-        if self.rest is None:
-            self.rest = []
-        self.rest.append(rest)
-        if not self.stuck_since and not self.transport.get_write_buffer_size():
-            # The socket had room again by now, so nobody will call back.
-            asyncio.get_running_loop().call_soon(self.resume_writing)
 
     def tell(self, frame: bytes) -> None:
         """Write a frame that is not in the order of the backlog."""
@@ -168,10 +131,10 @@ class Feed(asyncio.Protocol):
         it is not full."""
         if not self.stuck_since:
             return None
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self.unsent:
+        waiting = self.waiting()
+        if waiting < self.waited:
             self.stuck_since = now  # slow, but not stuck: it took something since we last looked
-        self.unsent = unsent
+        self.waited = waiting
         if now - self.stuck_since >= most:
             self.close(SLOW)
             return 0.0
@@ -186,29 +149,21 @@ class Feed(asyncio.Protocol):
         if self.reason:
             return
         self._leave(reason)
-        if self.stuck_since:
-            # It reads nothing, so it would never read the end either.
-            self.transport.abort()
-        else:
-            self.transport.close()
+        self._end()
+
+    def _end(self) -> None:
+        self.abort()
 
     def pass_on(self) -> tuple[int, bytes]:
         """Leave the connection to another process: our descriptor of it, which stays open, and what is still to be written to it before anything else."""
         self._leave(PASSED)
-        size = self.transport.get_write_buffer_size()
-        if not size:
+        if self.unsent is None:
             return self.fd, b""
-        own = os.dup(self.fd)
-        self.transport.abort()  # or it would be written twice; that closes a descriptor, and not the connection
-        return own, b"".join(self.rest or ())[-size:]
+        own, rest = os.dup(self.fd), b"".join(self.unsent)
+        self.abort()  # or it would be written twice; that closes a descriptor, and not the connection
+        return own, rest
 
-    # What the transport says
-
-    def data_received(self, data: bytes) -> None:
-        """A feed has nothing to hear: what its client sends on is dropped."""
-
-    def eof_received(self) -> None:
-        """The client has gone; the transport closes."""
+    # What its socket says
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.reason:
@@ -219,8 +174,7 @@ class Feed(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.stuck_since = 0.0
-        self.unsent = 0
-        self.rest = None
+        self.waited = 0
         if not self.reason:
             self.owner.catch_up(self)
 
@@ -243,31 +197,92 @@ class Feed(asyncio.Protocol):
         return max(left, 0.001)
 
 
-class SecureFeed(Feed):
+class Carried(Feed, asyncio.Protocol):
+    """A feed whose transport stays, as its protocol: where there is no epoll, or no more descriptors can be had."""
+
+    __slots__ = ("transport",)
+
+    high = 0  # pause at the first byte that the socket does not take: the backlog is the buffer, not the transport
+
+    def __init__(self, transport: Any, owner: Owner, form: int, device: Device | None, patterns: tuple[str, ...], now: float, expires: float | None = None):
+        super().__init__(owner, form, device, patterns, now, expires)
+        self.transport = transport
+        self.fd = transport.get_extra_info("socket").fileno()
+        # In this order, or what the transport says of what is still under way on it is said to who had it before.
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=self.high)
+
+    def is_closing(self) -> bool:
+        is_closing: bool = self.transport.is_closing()
+        return is_closing
+
+    def waiting(self) -> int:
+        size: int = self.transport.get_write_buffer_size()
+        return size
+
+    def write(self, data: bytes) -> bool:
+        if self.reason or not self.waiting():
+            return super().write(data)
+        self.keep(data)  # behind what is under way, which may be from before it was a feed
+        return False
+
+    def keep(self, rest: bytes | memoryview) -> None:
+        self.transport.write(rest)
+        self.unsent = [*(self.unsent or ()), rest]
+        if not self.stuck_since and not self.waiting():
+            # The socket had room again by now, so nobody will call back.
+            asyncio.get_running_loop().call_soon(self.resume_writing)
+
+    def resume_writing(self) -> None:
+        self.unsent = None
+        super().resume_writing()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def _end(self) -> None:
+        if self.stuck_since:
+            # It reads nothing, so it would never read the end either.
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def pass_on(self) -> tuple[int, bytes]:
+        size = self.waiting()
+        if not size:
+            self.unsent = None
+        own, rest = super().pass_on()
+        return own, rest[-size:]
+
+
+class SecureFeed(Carried):
     """A feed over TLS. What it is sent has to be encrypted for it alone, so it goes by the transport, which also has up to 64 KiB
     under way below the encryption before it says that the socket is full."""
 
     __slots__ = ()
 
-    def __init__(self, owner: Owner, transport: Any, form: int, device: Device | None, patterns: tuple[str, ...], now: float,
-                 expires: float | None = None):
-        super().__init__(owner, transport, form | SECURE, device, patterns, now, expires)
+    high = 1  # at 0 it would count as full when it is empty
 
-    def pause_early(self) -> None:
-        # At 0 it would count as full when it is empty.
-        self.transport.set_write_buffer_limits(high=1)
+    def __init__(self, transport: Any, owner: Owner, form: int, device: Device | None, patterns: tuple[str, ...], now: float, expires: float | None = None):
+        super().__init__(transport, owner, form | SECURE, device, patterns, now, expires)
 
     def write(self, data: bytes) -> bool:
         if self.reason:
             return False
-        if self.transport.is_closing():
+        if self.is_closing():
             self.close(GONE)
             return False
         self.transport.write(data)
         # If something is left, `pause_writing` was called, and `resume_writing` will be.
-        return not self.transport.get_write_buffer_size()
+        return not self.waiting()
 
 
-def kind_of(transport: Any) -> type[Feed]:
-    """What becomes of this connection."""
-    return Feed if transport.get_extra_info("sslcontext") is None else SecureFeed
+def become(transport: Any, owner: Owner, form: int, device: Device | None, patterns: tuple[str, ...], now: float, expires: float | None = None) -> Feed:
+    """What becomes of a connection, by its transport, which goes if it can; or by the outlet that is held for one that another process had."""
+    feed = Feed(owner, form, device, patterns, now, expires)
+    if isinstance(transport, Outlet):
+        transport.outlets.replace(transport, feed)
+    elif not owner.outlets.take(transport, feed):
+        kind = Carried if transport.get_extra_info("sslcontext") is None else SecureFeed
+        feed = kind(transport, owner, form, device, patterns, now, expires)
+    return feed

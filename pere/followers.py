@@ -18,7 +18,8 @@ from pere.auth import OPEN, Grant
 from pere.config import Config
 from pere.errors import Refusal
 from pere.event import SECURE
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, SLOW, Feed, bye, kind_of
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, SLOW, Feed, become, bye
+from pere.outlets import Outlets
 from pere.storage import Page, Store
 from pere.wheel import Wheel
 
@@ -33,10 +34,11 @@ class Follower:
     """One feed of receipts. `position` is the number up to which it has been given all; `gap` is where something began to be missing
     that it has not been told of yet. It is idle when it is up to date, and nobody said since that there is more. `grant` is who it is."""
 
-    __slots__ = ("channel", "clock", "feed", "gap", "grant", "is_from_all", "is_idle", "is_reading", "is_wanted", "position", "retry", "_all")
+    __slots__ = ("channel", "clock", "feed", "gap", "grant", "is_from_all", "is_idle", "is_reading", "is_wanted", "outlets", "position", "retry", "_all")
 
     def __init__(self, all: "Followers", transport: Any, form: int, channel: str, position: int, grant: Grant):
         self.clock = all.clock
+        self.outlets = all.outlets
         self.retry = all.retry
         self.channel = channel
         self.grant = grant
@@ -45,7 +47,7 @@ class Follower:
         self.is_from_all = not position  # and so misses nothing before the first that it is given
         self.is_reading = self.is_wanted = self.is_idle = False
         self._all = all
-        self.feed = kind_of(transport)(self, transport, form, None, (), all.now, grant.expires)
+        self.feed = become(transport, self, form, None, (), all.now, grant.expires)
 
     def catch_up(self, feed: Feed) -> None:
         """There may be more, or there is room in its socket again."""
@@ -104,12 +106,13 @@ class Follower:
 class Followers:
     """All of them. The tallies are plain integers that metrics read."""
 
-    def __init__(self, store: Store, wheel: Wheel, config: Config):
+    def __init__(self, store: Store, wheel: Wheel, outlets: Outlets, config: Config):
         self.written = 0
         self.gaps = 0
         self.closes = dict.fromkeys((GONE, SLOW, DRAIN, KICKED, EXPIRED, PASSED), 0)
         self.taken_over = 0  # from the process before this one
         self.clock = store.clock
+        self.outlets = outlets
         self.retry = config.retry
         self._store = store
         self._wheel = wheel

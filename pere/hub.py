@@ -23,8 +23,9 @@ from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
 from pere.event import format_id
-from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, bye, kind_of
+from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, become, bye
 from pere.limits import Account
+from pere.outlets import Outlets
 from pere.redelivery import Redelivery
 from pere.replay import Replay
 from pere.storage import Store
@@ -40,13 +41,11 @@ BATCH_STEPS = 4_096  # those included that are not for this feed
 BATCH_SECONDS = 0.002  # what is not at hand is looked up in the file, which takes a hundred times as long
 CHECK = 16  # events after which that is looked at
 
-CARELESS = b'"ack_wait":null,"window":null'  # what most feeds ask for
-
 
 class Hub:
     """All open feeds. The tallies are plain integers that metrics read; `line_up` has an account's work done when its turn comes."""
 
-    def __init__(self, store: Store, wheel: Wheel, config: Config):
+    def __init__(self, store: Store, wheel: Wheel, outlets: Outlets, config: Config):
         self.channels = Channels(store, wheel)
         self.broadcast = Broadcast(self.channels, store, wheel, self.catch_up)
         self.redelivery = Redelivery(store, wheel)
@@ -57,11 +56,13 @@ class Hub:
         self.taken_over = 0  # from the process before this one
         self.line_up: Callable[[Account, Any], None] = lambda account, work: None
         self.clock = store.clock
+        self.outlets = outlets
         self.retry = config.retry
         self._store = store
         self._wheel = wheel
         self._config = config
         self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
+        self._way_on = lru_cache(maxsize=256)(self._make_way_on)
         self._throngs: dict[Account, Throng] = {}
 
     @property
@@ -99,7 +100,7 @@ class Hub:
         if known is not None:
             for other in known.feeds:
                 hasten(other)  # where this one begins is after what was sent to the device
-        feed = kind_of(transport)(self, transport, form, known, patterns, self._wheel.now, expires)
+        feed = become(transport, self, form, known, patterns, self._wheel.now, expires)
         if account is not None:
             self.count_for(feed, account)
         if ack_wait or window:
@@ -111,17 +112,18 @@ class Hub:
             told += self.replay.begin(place, start, cursor)
         feed.places = tuple(places)
         hello = self._hello(feed, cursor if cursor is not None else start) + told
-        feed.greeting = greeting
         self.enlist(feed)
         self.opens += 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
-        if known is not None:
+        feed.greeting = greeting
+        if known is None or store.is_assured(device):
+            feed.greeting += hello
+            self.catch_up(feed)
+        else:
             # Who was greeted is registered, so it may not be told before that is kept.
             feed.is_waiting = True
-            store.assure(device, partial(self._greet, feed, hello))
-        else:
-            self._greet(feed, hello, None)
+            store.assure(device, partial(self._assured, feed, hello))
         return feed
 
     def count_for(self, feed: Feed, account: Account) -> None:
@@ -138,9 +140,14 @@ class Hub:
     def enlist(self, feed: Feed) -> None:
         """It is open, and has a pulse from now on; what it has missed it is still to catch up with."""
         self.channels.enlist(feed)
-        self._wheel.add(feed, feed.soon(self._config.heartbeat))
+        heartbeat = self._config.heartbeat
+        delay = feed.soon(heartbeat)
+        if delay == heartbeat:
+            self._wheel.add_alike(feed, delay)
+        else:
+            self._wheel.add(feed, delay)
 
-    def _greet(self, feed: Feed, hello: bytes, refusal: Refusal | None) -> None:
+    def _assured(self, feed: Feed, hello: bytes, refusal: Refusal | None) -> None:
         if refusal is not None:
             feed.close(UNKEPT, bye(UNKEPT, max(self._config.retry, refusal.retry_after or 0)))
             return
@@ -163,14 +170,16 @@ class Hub:
             for place in places:
                 if place.ordinal < place.channel.shelf.backlog.last:
                     wanted = min(wanted, place.id)
+        care = feed.care
+        where = places[0].channel.name if len(places) == 1 and not feed.patterns else ""
+        way_on = self._way_on(wanted, where, care.ack_wait, care.window) if care is not None else self._way_on(wanted, where)
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
-        return feed.control(b'event: pere.hello\ndata: {"device":%b,"position":"%b","feedback":"/feedback%b",%b,%b}\n\n' % (
-            b'"%b"' % feed.device.name.encode() if feed.device is not None else b"null",
-            _position(wanted),
-            b"/" + places[0].channel.name.encode() if len(places) == 1 and not feed.patterns else b"",
-            b'"ack_wait":%b,"window":%b' % (_or_null(feed.care.ack_wait), _or_null(feed.care.window)) if feed.care is not None else CARELESS,
-            self._manners,
-        ))
+        return feed.control(b'event: pere.hello\ndata: {"device":"%b"%b' % (feed.device.name.encode(), way_on) if feed.device is not None else b'event: pere.hello\ndata: {"device":null' + way_on)
+
+    def _make_way_on(self, position: int, channel: str, ack_wait: float = 0.0, window: int = 0) -> bytes:
+        """The rest of it, which those who come to one channel while nothing is pushed there have alike."""
+        return b',"position":"%b","feedback":"/feedback%b","ack_wait":%b,"window":%b,%b}\n\n' % (
+            format_id(position).encode(), b"/" + channel.encode() if channel else b"", _or_null(ack_wait), _or_null(window), self._manners)
 
     # A feed reads
 
@@ -185,9 +194,11 @@ class Hub:
         if feed.live or feed.stuck_since or feed.reason or feed.is_waiting:
             return
         data, feed.greeting, is_up_to_date = feed.greeting, b"", True
-        if self.replay.is_behind(feed):
-            missed, is_up_to_date = self._missed(feed)
-            data += missed
+        for place in feed.places:
+            if place.ordinal < place.channel.shelf.backlog.last:
+                missed, is_up_to_date = self._missed(feed)
+                data += missed
+                break
         is_room = True
         if data:
             feed.written = self._wheel.now
@@ -196,10 +207,17 @@ class Hub:
             place.mark()
         if not is_room:
             return  # it calls back when its socket has drained, or has been closed
-        if is_up_to_date:
-            self._join(feed)
-        elif not feed.is_waiting:
-            asyncio.get_running_loop().call_soon(self.catch_up, feed)
+        if not is_up_to_date:
+            if not feed.is_waiting:
+                asyncio.get_running_loop().call_soon(self.catch_up, feed)
+        elif feed.care is None:
+            # Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
+            # what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice.
+            for place in feed.places:
+                if place.channel.pending:
+                    self.broadcast.flush()
+            if not feed.reason:
+                self.channels.join(feed)
 
     def _missed(self, feed: Feed) -> tuple[bytes, bool]:
         """What comes next of that which it has missed; and whether that is all."""
@@ -214,17 +232,6 @@ class Hub:
             if size >= BATCH_BYTES or len(frames) >= BATCH_EVENTS or steps == BATCH_STEPS or (steps % CHECK == CHECK - 1 and perf_counter() > end):
                 return b"".join(frames), False
         return b"".join(frames), not feed.is_waiting
-
-    def _join(self, feed: Feed) -> None:
-        """Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
-        what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice."""
-        if feed.care is not None:
-            return
-        for place in feed.places:
-            if place.channel.pending:
-                self.broadcast.flush()
-        if not feed.reason:
-            self.channels.join(feed)
 
     def fall_behind(self, feed: Feed) -> None:
         """Its socket is full."""
@@ -285,12 +292,6 @@ class Hub:
         """Let every feed go. Each is told another time to come back, between once and twice `retry`, so that they do not all come at once."""
         for feed in list(self.feeds.values()):
             feed.close(reason, bye(reason, self._config.retry * (1 + random.random())))
-
-
-@lru_cache(maxsize=256)
-def _position(id: int) -> bytes:
-    # Who comes while nothing is pushed goes on after the same event.
-    return format_id(id).encode()
 
 
 def _or_null(number: float) -> bytes:

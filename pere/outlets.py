@@ -1,8 +1,8 @@
 """Sockets that are only written to, as those of feeds are.
 
 A transport holds all that it takes to read and to write, which is 1.3 KiB (measured, uvloop), and a quiet feed uses none of it: it is written to by its
-descriptor, and has nothing to say. So when a connection becomes a feed its transport goes, and an Outlet comes into its place, which means the same
-by the same names, as far as a feed knows them: it drops what it hears, keeps what the socket does not take, and tells when there is room again and when the other end has gone. One
+descriptor, and has nothing to say. So when a connection becomes a feed its transport goes, and the feed itself is the Outlet in its place: it drops what it
+hears, keeps what the socket does not take, and is told when there is room again and when the other end has gone. One
 epoll watches all of them. Where there is no epoll (macOS), and over TLS, the transport stays.
 """
 
@@ -15,64 +15,76 @@ import socket
 import sys
 from typing import Any
 
+import uvloop.loop
+
 LEFT = 64  # files that can still be opened beside the copies: a transport is closed only in the next turn, and meanwhile somebody else may connect
 HEARD = 65_536  # bytes that are dropped at once
 READ, WRITE = getattr(select, "EPOLLIN", 0), getattr(select, "EPOLLOUT", 0)
+PLAIN = (uvloop.loop.TCPTransport, uvloop.loop.UnixTransport) if READ else ()  # type: ignore[attr-defined]  # transports of mere sockets
 
 
 class Outlet:
-    """One of them. What it is told of is said to its protocol, as a transport does; but who closes it is not told that it is closed."""
+    """One of them, by its descriptor `fd`, which is -1 once it is closed; nothing is written to it any more where there is a `reason`. It is told of what happens by
+    the names that a transport uses. A feed wants to know (`feed.py`); one that is still on its way from another process does not."""
 
-    __slots__ = ("_fd", "_outlets", "_protocol", "_unsent")
+    __slots__ = ("fd", "outlets", "reason", "unsent")
 
-    def __init__(self, outlets: "Outlets", fd: int):
-        self._outlets = outlets
-        self._fd = fd
-        self._protocol: Any = None
-        self._unsent: list[bytes | memoryview] | None = None  # as long as the socket is full
+    fd: int
+    outlets: "Outlets"
 
-    def fileno(self) -> int:
-        return self._fd
+    def __init__(self) -> None:
+        self.reason = ""
+        self.unsent: list[bytes | memoryview] | None = None  # as long as the socket is full
 
-    def get_extra_info(self, name: str) -> Any:
-        return self if name == "socket" else None
+    def pause_writing(self) -> None:
+        """The socket is full."""
 
-    def set_protocol(self, protocol: asyncio.Protocol) -> None:
-        self._protocol = protocol
+    def resume_writing(self) -> None:
+        """All that waited has gone."""
 
-    def set_write_buffer_limits(self, high: int) -> None:
-        """It is full at the first byte that the socket does not take."""
-
-    def get_write_buffer_size(self) -> int:
-        return sum(map(len, self._unsent)) if self._unsent is not None else 0
+    def connection_lost(self, error: Exception | None) -> None:
+        """The other end has gone."""
 
     def is_closing(self) -> bool:
-        return self._fd < 0
+        return self.fd < 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        if self._fd < 0:
+    def waiting(self) -> int:
+        """How many bytes the socket has not taken yet."""
+        return sum(map(len, self.unsent)) if self.unsent is not None else 0
+
+    def write(self, data: bytes) -> bool:
+        """Write, and tell whether the socket took it all. What it did not take is not lost: it waits."""
+        if self.reason:
+            return False
+        if self.unsent is None:
+            try:
+                taken = os.write(self.fd, data)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self._gone()
+                return False
+            if taken == len(data):
+                return True
+            data = data[taken:]
+        self.keep(data)
+        return False
+
+    def keep(self, rest: bytes | memoryview) -> None:
+        """The socket did not take this: it waits until there is room."""
+        if self.unsent is not None:
+            self.unsent.append(rest)
             return
-        if self._unsent is not None:
-            self._unsent.append(data)
-            return
-        try:
-            taken = os.write(self._fd, data)
-        except BlockingIOError:
-            taken = 0
-        except OSError:
-            return  # that it has gone is heard in the next turn
-        if taken < len(data):
-            self._unsent = [data[taken:]]
-            self._outlets.watch(self._fd, READ | WRITE)
-            if self._protocol is not None:
-                self._protocol.pause_writing()
+        self.unsent = [rest]
+        self.outlets.watch(self.fd, READ | WRITE)
+        self.pause_writing()
 
     def drain(self) -> None:
         """There is room."""
-        unsent = self._unsent
+        unsent = self.unsent
         try:
             while unsent:
-                taken = os.write(self._fd, unsent[0])
+                taken = os.write(self.fd, unsent[0])
                 if taken < len(unsent[0]):
                     unsent[0] = unsent[0][taken:]
                     return
@@ -83,15 +95,14 @@ class Outlet:
             self._gone()
             return
         if unsent is not None:
-            self._unsent = None
-            self._outlets.watch(self._fd, READ)
-            if self._protocol is not None:
-                self._protocol.resume_writing()
+            self.unsent = None
+            self.outlets.watch(self.fd, READ)
+            self.resume_writing()
 
     def hear(self) -> None:
         """The other end says something, which nobody wants to know, or has gone."""
         try:
-            heard = os.read(self._fd, HEARD)
+            heard = os.read(self.fd, HEARD)
         except BlockingIOError:
             return
         except OSError:
@@ -102,20 +113,17 @@ class Outlet:
     def _gone(self) -> None:
         # It is told of before the descriptor is closed, whose number may be that of another socket then.
         try:
-            if self._protocol is not None:
-                self._protocol.connection_lost(None)
+            self.connection_lost(None)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Close. What the socket has not taken is lost, as it is for who reads nothing."""
-        if self._fd < 0:
+        """Close. What the socket has not taken is lost, as it is for who reads nothing. Nobody is told."""
+        if self.fd < 0:
             return
-        fd, self._fd, self._protocol, self._unsent = self._fd, -1, None, None
-        self._outlets.forget(fd)
+        fd, self.fd, self.unsent = self.fd, -1, None
+        self.outlets.forget(fd)
         os.close(fd)
-
-    close = abort
 
 
 class Outlets:
@@ -127,10 +135,10 @@ class Outlets:
         self._poll: Any = None  # as long as nobody needs one
         self._most = 0  # the highest number that a copy may have
 
-    def take(self, transport: Any) -> Any:
-        """An outlet in the place of a transport on which nothing is under way; the transport itself where there can be none."""
-        if not READ or transport.get_extra_info("sslcontext") is not None or transport.get_write_buffer_size() or transport.is_closing():
-            return transport
+    def take(self, transport: Any, outlet: Outlet) -> bool:
+        """Let this one be in the place of a transport on which nothing is under way. False where it cannot be."""
+        if transport.__class__ not in PLAIN or transport.get_write_buffer_size() or transport.is_closing():
+            return False
         fd = -1
         try:
             if self._poll is None:
@@ -142,24 +150,30 @@ class Outlets:
         except OSError:
             if fd >= 0:
                 os.close(fd)
-            return transport  # as many are open, or watched, as may be
+            return False  # as many are open, or watched, as may be
         transport.abort()  # which closes its descriptor, and not the connection
-        outlet = self._open[fd] = Outlet(self, fd)
-        return outlet
+        outlet.fd, outlet.outlets = fd, self
+        self._open[fd] = outlet
+        return True
 
-    def adopt(self, sock: socket.socket) -> Outlet | None:
-        """An outlet for a socket that has no transport yet; None where there can be none."""
+    def adopt(self, sock: socket.socket, outlet: Outlet) -> bool:
+        """The same for a socket that has no transport yet."""
         try:
             if not READ:
-                return None
+                return False
             if self._poll is None:
                 self._begin()
             self._poll.register(sock.fileno(), READ)
         except OSError:
-            return None
-        fd = sock.detach()
-        outlet = self._open[fd] = Outlet(self, fd)
-        return outlet
+            return False
+        outlet.fd, outlet.outlets = sock.detach(), self
+        self._open[outlet.fd] = outlet
+        return True
+
+    def replace(self, held: Outlet, outlet: Outlet) -> None:
+        """Let this one be in the place of another."""
+        outlet.fd, outlet.outlets = held.fd, self
+        self._open[held.fd] = outlet
 
     def _begin(self) -> None:
         self._poll = select.epoll()

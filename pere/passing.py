@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pere.audience import Member
 from pere.care import Care
 from pere.event import SECURE
-from pere.feed import Feed
+from pere.feed import Feed, become
 from pere.hub import Hub
 from pere.limits import Account
 from pere.storage import Store
@@ -69,7 +69,7 @@ def take_over(hub: Hub, store: Store, transport: Any, told: Told, born: Iterable
     members: dict[str, Member | None] = {name: shelf.audience.members.get(told.device) for name, shelf in shelves.items()}
     if told.device and (known is None or None in members.values()) or any(stand[1] > shelves[stand[0]].backlog.last for stand in stands):
         return None
-    feed = Feed(hub, transport, told.form, known, tuple(told.patterns), hub.now, told.expires)
+    feed = become(transport, hub, told.form, known, tuple(told.patterns), hub.now, told.expires)
     if account is not None:
         hub.count_for(feed, account)
     if told.care is not None:

@@ -150,15 +150,15 @@ class Predecessor:
                     if feed.reason or (over := passing(feed, clients.get(feed.account))) is None:
                         continue
                     fd, about = over
-                    number, transport = self._shown.get(feed, (-1, 0))[0], feed.transport if fd == feed.fd else None
+                    number, held = self._shown.get(feed, (-1, 0))[0], feed if fd == feed.fd else None
                     if number < 0:
-                        if transport is not None:
+                        if held is not None:
                             # It might end, and its number be that of another one, before this is said.
-                            fd, transport = os.dup(fd), None
-                            feed.transport.abort()
+                            fd, held = os.dup(fd), None
+                            feed.abort()
                         new.append(fd)
                     told.append((number, *about))
-                    self._kept.append((fd, feed.form, about[-1], transport))
+                    self._kept.append((fd, feed.form, about[-1], held))
                 self.passed += len(told)
                 self._say(word, told, new, newest=self._store.newest, at=hub.clock())
                 if self._config.is_shared and told:
@@ -205,8 +205,8 @@ class Predecessor:
         except Broken as broken:
             log.error("the process that was to take over does not serve", extra={"facts": {"feeds": self.passed, "because": str(broken)}})
             self._keep_gone()
-            for fd, form, rest, transport in self._kept:
-                if transport is None or not transport.is_closing():
+            for fd, form, rest, held in self._kept:
+                if held is None or not held.is_closing():
                     with contextlib.suppress(OSError):
                         os.write(fd, self._goodbye(form, rest))
             return False
@@ -218,18 +218,18 @@ class Predecessor:
         self._speaker.shutdown(wait=False, cancel_futures=True)
         self._hub.channels.moved = None
         self._keep_gone()
-        for fd, *_, transport in self._kept:
-            if transport is None:
+        for fd, *_, held in self._kept:
+            if held is None:
                 os.close(fd)
             else:
-                transport.abort()
+                held.abort()
         self._kept.clear()
         self._line.close()
 
     def _keep_gone(self) -> None:
         # Not in the moment in which everybody waits.
         gone, self._gone = self._gone, ()
-        self._kept += [(feed.fd, feed.form, "", feed.transport) for feed in gone]
+        self._kept += [(feed.fd, feed.form, "", feed) for feed in gone]
 
 
 class Following:

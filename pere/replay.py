@@ -88,13 +88,6 @@ class Replay:
             place.id = self._store.id_at(shelf, place.ordinal)
         return told
 
-    def is_behind(self, feed: Feed) -> bool:
-        """Whether there is something that it has not read."""
-        for place in feed.places:
-            if place.ordinal < place.channel.shelf.backlog.last:
-                return True
-        return False  # as it is with most that open
-
     def at_once(self, feed: Feed) -> bytes | None:
         """All that it has missed, where it lacks what many do: on one channel, a few events of which none was sent to its device before, and each
         is still owed. What `ahead` and `read` come to then; None where they have to say."""

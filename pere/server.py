@@ -49,6 +49,7 @@ from pere.log import change
 from pere.metrics import Collector, Measures, Scrape, registry
 from pere.openapi.asyncapi import asyncapi
 from pere.openapi.document import openapi
+from pere.outlets import Outlets
 from pere.parts import jwks_of, keys_of, open_store, outside_of, spans_to, verifier_of
 from pere.predecessor import Predecessor
 from pere.reloading import Reloading
@@ -89,13 +90,14 @@ class Server:
         self.wheel = Wheel(loop.time, loop.call_later)
         self.gate = Gate(config, lambda: self.wheel.now)
         self.store = store if store is not None else open_store(config)
-        self.hub = Hub(self.store, self.wheel, config)
+        self.outlets = Outlets(loop)
+        self.hub = Hub(self.store, self.wheel, self.outlets, config)
         self.store.deliver = self.hub.broadcast.deliver
         self.store.withdraw = self.hub.broadcast.withdraw
         self.store.dismiss = self.hub.kick
         self.store.forsake = partial(self.hub.drain, UNKEPT)
         self.store.heed = self.hub.redelivery.heed
-        self.followers = Followers(self.store, self.wheel, config)
+        self.followers = Followers(self.store, self.wheel, self.outlets, config)
         self.gate.feeds = self._feeds
         self.gate.channels, self.gate.brought.is_there = self.store.count_channels, self.store.has
         self.store.ledger.on_answer = self.hub.redelivery.heard
@@ -240,7 +242,7 @@ class Server:
     async def expect(self, before: Successor) -> None:
         """It is to go on with what the process before this one has open."""
         revoked = self.verifier.revoked if self.verifier is not None else {}
-        await before.expect(self.store, self.hub, self.followers, self.gate, self.door.outlets, revoked)
+        await before.expect(self.store, self.hub, self.followers, self.gate, self.outlets, revoked)
 
     async def follow(self, before: Successor) -> None:
         """Start, and go on with what it has expected."""
@@ -351,7 +353,7 @@ class Server:
         await self.listeners.close_apart()
         # One more turn of the loop, in which the transports that were closed say so.
         await asyncio.sleep(0.02)
-        self.door.outlets.close()
+        self.outlets.close()
         log.info("stopped", extra={"facts": {"feeds": feeds, "requests_cut": cut, "events": self.store.events}})
         return is_followed
 

@@ -21,7 +21,7 @@ from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of
 from pere.hub import Hub
 from pere.limits import Account
 from pere.listening import Listeners
-from pere.outlets import Outlets
+from pere.outlets import Outlet, Outlets
 from pere.passing import Told, take_over, written
 from pere.search import Search
 from pere.storage import Store
@@ -31,8 +31,13 @@ log = logging.getLogger("pere.handover")
 UNHEARD = 60.0  # seconds that a revocation may be older than when it is heard of: the clock of the node that said it may be behind, and it was on its way
 
 
-class Held(asyncio.Protocol):
-    """A feed on its way: its client has nothing to say, and if it goes the transport closes."""
+class Held(Outlet):
+    """A feed on its way, of which nobody here knows yet what it is."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        self.abort()
 
 
 class Taking:
@@ -54,7 +59,11 @@ class Taking:
         """What a feed is to be written to by; where it is no mere socket any more, as it is."""
         if not isinstance(sock, socket.socket):
             return sock
-        return self._outlets.adopt(sock) or (await asyncio.get_running_loop().connect_accepted_socket(Held, sock))[0]
+        held = Held()
+        if self._outlets.adopt(sock, held):
+            return held
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, sock)
+        return transport
 
     def feed(self, told: Told, transport: Any, born: Iterable[tuple[str, int]] = ()) -> None:
         """A feed, at the other end of this transport; `born` are channels that its patterns mean and it does not know."""

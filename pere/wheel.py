@@ -37,17 +37,29 @@ class Wheel:
         self._slots: list[dict[Item, float]] = [{} for _ in range(slots)]
         self._last = int(self.now / tick)  # the tick that was worked on last
         self._timer: object = None
+        self._alike: dict[float, tuple[dict[Item, float], float]] = {}  # where those wait who came since the newest tick, by how long
 
     def add(self, item: Item, delay: float) -> None:
         """Let `item.due` be called in `delay` seconds; an item waits in one place only, and who adds it sees to that."""
         self._put(item, self.time() + delay)
 
+    def add_alike(self, item: Item, delay: float) -> None:
+        """The same for one of very many that wait equally long, each from the newest tick on: their place is found once in a tick."""
+        alike = self._alike.get(delay)
+        if alike is None:
+            deadline = self.now + delay
+            alike = self._alike[delay] = self._slot(deadline), deadline
+        alike[0][item] = alike[1]
+
     def _put(self, item: Item, deadline: float) -> None:
+        self._slot(deadline)[item] = deadline
+
+    def _slot(self, deadline: float) -> dict[Item, float]:
         ahead = -int(-deadline // self._tick) - self._last
         if not 0 < ahead < self._size:
             # It is over; or too far to fit: then it waits one round, and is looked at again.
             ahead = 1 if ahead <= 0 else self._size - 1
-        self._slots[(self._last + ahead) % self._size][item] = deadline
+        return self._slots[(self._last + ahead) % self._size]
 
     def start(self) -> None:
         """Turn, once a tick."""
@@ -69,6 +81,7 @@ class Wheel:
     def advance(self, now: float) -> None:
         """Give everything that is due by `now` its turn. After a long sleep (a suspended machine) each slot is visited once."""
         self.now = now
+        self._alike.clear()
         last = int(now / self._tick)
         first = max(self._last + 1, last - len(self._slots) + 1)
         for tick in range(first, last + 1):
@@ -77,6 +90,7 @@ class Wheel:
             if not slot:
                 continue
             self._slots[tick % len(self._slots)] = {}
+            self._alike.clear()
             for item, deadline in slot.items():
                 if deadline > now:
                     self._put(item, deadline)

@@ -375,7 +375,7 @@ def narrow():
 
 
 def buffered(server: Server) -> int:
-    return sum(feed.transport.get_write_buffer_size() for feed in server.hub.feeds.values())
+    return sum(feed.waiting() for feed in server.hub.feeds.values())
 
 
 @pytest.mark.parametrize("device", ["", "slow"])

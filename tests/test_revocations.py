@@ -52,7 +52,7 @@ async def get(server, target: str, text: str) -> wire.Answer:
 async def test_a_feed_of_receipts_whose_token_was_taken_back_before_another_process_handed_it_over_or_on_the_way_ends(start, before):
     server = await start(jwt_secret=SECRET)
     ours, theirs = socket.socketpair()
-    taking = Taking(server.store, server.hub, server.followers, server.gate, server.door.outlets, server.verifier.revoked)
+    taking = Taking(server.store, server.hub, server.followers, server.gate, server.outlets, server.verifier.revoked)
     now = server.store.clock()
     server.verifier.revoke("p", now)
     taking.follower([RAW, "c", 0, None, True, "p", now + 600, None, ""], await taking.open(ours), now + before)

@@ -312,8 +312,12 @@ class Store(ABC):
         those that there are, where somebody has looked for them. Raises Full where no more devices are taken."""
 
     @abstractmethod
+    def is_assured(self, device: str) -> bool:
+        """Whether all that the device is registered for is kept."""
+
+    @abstractmethod
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
-        """Call `then` when all that the device is registered for is kept, which may be at once; or with the reason why it cannot be."""
+        """Call `then` when it is, which may be at once; or with the reason why it cannot be."""
 
     @abstractmethod
     def unregister(self, channel: str, device: str) -> None:

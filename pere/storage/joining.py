@@ -48,8 +48,11 @@ class Joining(Copy):
             for assured in self._assured.pop(device, ()):
                 assured(None)
 
+    def is_assured(self, device: str) -> bool:
+        return device not in self._coming
+
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
-        if device not in self._coming:
+        if self.is_assured(device):
             then(None)
         elif (refusal := self._unwell()) is not None:
             then(refusal)

@@ -44,6 +44,9 @@ class MemoryStore(WorkingSet):
     async def close(self) -> None:
         """There is nothing to be saved."""
 
+    def is_assured(self, device: str) -> bool:
+        return True
+
     def assure(self, device: str, then: Callable[[Refusal | None], None]) -> None:
         then(None)
 

@@ -306,6 +306,9 @@ class SqliteStore(Committing):
         self._fresh.setdefault(device, [])
         return member
 
+    def is_assured(self, device: str) -> bool:
+        return device not in self._fresh and (self._commit is None or device not in self._commit.fresh)
+
     def assure(self, device: str, then: Assured) -> None:
         if device in self._fresh:
             self._fresh[device].append(then)

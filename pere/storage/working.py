@@ -34,6 +34,7 @@ log = logging.getLogger("pere.store")
 SWEEP_CHANNELS = 1_000  # channels looked at in one sweep
 SWEEP_MEMBERS = 20_000  # and registrations: a few milliseconds of the loop
 QUIET = 60.0  # seconds that an empty channel is kept, so that a pause between two pushes does not cost its history of ids
+NOBODY = Device("")  # who is registered nowhere
 MAX_KEYS = 100_000  # Idempotency-Keys remembered at once; about 30 MB when full
 
 
@@ -396,18 +397,22 @@ class WorkingSet(Store):
         config, devices = self._config, self.devices
         if len(channels) > config.max_channels_per_device:
             raise TooMany("too_many_registrations", f"a feed is on at most {config.max_channels_per_device} channels, and there are {len(channels)} that its patterns mean", retry_after=60, whose="device")
-        born = 0 if all(map(self._shelves.__contains__, channels)) else self._check_channels(channels)
+        known, shelves = devices.known.get(device, NOBODY), self._shelves
+        born = fresh = 0
+        for channel in channels:
+            born += channel not in shelves
+            fresh += channel not in known.channels
+        if born:
+            born = self._check_channels(channels)
         if not device:
             return 0, born
-        known = devices.known.get(device)
-        fresh, held = len(channels) + len(patterns), 0
-        if known is not None:
-            fresh -= sum(map(known.channels.__contains__, channels)) + sum(map(known.patterns.__contains__, patterns))
-            held = len(known.channels) + len(known.patterns)
-        if fresh and fresh + held > config.max_channels_per_device:
-            raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
-        if fresh and devices.registrations + fresh > config.max_devices:
-            raise Full("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
+        for pattern in patterns:
+            fresh += pattern not in known.patterns
+        if fresh:
+            if fresh + len(known.channels) + len(known.patterns) > config.max_channels_per_device:
+                raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
+            if devices.registrations + fresh > config.max_devices:
+                raise Full("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
         return fresh, born
 
     def _check_channels(self, channels: Iterable[str]) -> int:
@@ -422,7 +427,7 @@ class WorkingSet(Store):
         return len(fresh)
 
     def register(self, channel: str, device: str) -> Member:
-        shelf = self.open(channel)
+        shelf = self._shelves.get(channel) or self.open(channel)
         member = shelf.audience.members.get(device)
         if member is None:
             if self.devices.registrations >= self._config.max_devices:
@@ -434,8 +439,7 @@ class WorkingSet(Store):
         backlog = shelf.backlog
         member = shelf.audience.join(device, backlog.last, shelf.first, self.clock())
         self.devices.register(device, shelf.name)
-        ordinals = shelf.waiting.pop(device, None)
-        if ordinals:
+        if ordinals := shelf.waiting.pop(device, None):
             # What was addressed to it before it was ever seen here is still owed, and was never sent.
             member.settled = member.position = ordinals[0] - 1
         return member
