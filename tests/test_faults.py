@@ -727,3 +727,24 @@ async def test_who_is_killed_at_any_moment_of_a_start_with_much_to_enter_again_f
             assert "Traceback" not in process.err
     with Served("--store", f"sqlite:{path}") as served:
         assert [await counts(served.port, id) for id in ids] == [{"processed": 150}] * 50
+
+
+async def test_a_feed_goes_on_where_one_process_takes_over_from_another_on_a_full_disk(mounted, tmp_path):
+    disk = mounted("48m")
+    flags = "serve", "--port", "0", "--store", f"sqlite:{disk.folder / 'pere.db'}", "--handover", str(tmp_path / "h")
+    with Process(*flags) as first:
+        port = int(first.until(r"listening url=http://127\.0\.0\.1:(\d+)")[1])
+        feed = await wire.listen(port, "c", device="d")
+        disk.fill()
+        while (answer := await say(port, "x" * 60_000)).status == 201:
+            await feed.event()
+        assert answer.error == REFUSED
+        with Process(*flags) as second:
+            second.until("taken over")
+            assert first.end() == 0
+            assert (await say(port, "x" * 60_000)).error == REFUSED
+            disk.clear()
+            while (await say(port, "at last")).status != 201:
+                await asyncio.sleep(0.05)
+            assert await feed.events(1) == ["at last"] and not feed.controls
+            feed.close()
