@@ -240,11 +240,12 @@ class Following:
         self._config = config
         self._listeners = listeners
         self._on_heir = on_heir
-        self._line: Line | None = None  # where versions differ it closes when this process ends
+        self._line: Line | None = None  # of who follows, who is one; where versions differ it closes when this process ends
         self._offer = Offer(config.handover, self._hear)
 
     def open(self) -> None:
         """Raises OSError where the path cannot be had."""
+        self._line = None
         self._offer.open()
 
     def close(self) -> None:
@@ -267,14 +268,18 @@ class Following:
         return line
 
     async def _hear(self, line: Line, word: Word) -> bool:
-        if not isinstance(word.get("pere"), int):
+        if self._line is not None or not isinstance(word.get("pere"), int):
             return False
         if word.get("store") != place_of(self._config):
             await aside(line.say, {"pere": VERSION, "refused": f"the process that serves there has another store, {place_of(self._config)}"})
             return False
-        await aside(self._begin, line)
+        self._line = line  # before anything is awaited, for another one may be heard meanwhile
+        try:
+            await aside(self._begin, line)
+        except Broken:
+            self._line = None
+            raise
         self.close()
-        self._line = line
         is_understood = word["pere"] == VERSION
         if not is_understood:
             self._listeners.share()

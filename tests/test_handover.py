@@ -729,6 +729,29 @@ async def test_it_is_for_processes_of_the_same_user(tmp_path):
         assert first._popen.poll() is None
 
 
+async def test_of_two_who_come_at_once_one_takes_over(tmp_path):
+    with serving(tmp_path) as (first, follow):
+        feed = await wire.listen(first.port, "c", device="d")
+        lines = [visit(str(tmp_path / "h")) for _ in range(2)]
+        for line in lines:
+            line.say({"pere": VERSION, "store": place_of(Config(store=f"sqlite:{tmp_path / 'pere.db'}"))})
+        heard = []
+        for line in lines:
+            with suppress(Broken):
+                word, sockets = line.hear()
+                heard.append(word)
+                for each in sockets:
+                    each.close()
+            line.close()
+        assert [list(word) for word in heard] == [["pere", "store", "pid", "listening"]]
+        until_it_waits(tmp_path)
+        second = follow()
+        assert first.end() == 0
+        await wire.push(second.port, "c", 1)
+        assert (await feed.event()).data == "1" and not feed.controls
+        feed.close()
+
+
 def test_what_is_there_and_is_no_socket_is_left_alone(tmp_path):
     (tmp_path / "h").write_text("mine")
     ended = pere("serve", "--port", "0", "--store", f"sqlite:{tmp_path / 'pere.db'}", "--handover", str(tmp_path / "h"))
