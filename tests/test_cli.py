@@ -245,6 +245,21 @@ def test_a_reader_that_leaves_early_ends_a_publisher_without_a_word(url):
         assert publisher.stderr.read() == b""
 
 
+@pytest.mark.parametrize("arguments", [["config"], ["doctor", "--store", "memory:", "--port", "0"], ["push", "--help"], ["completion", "bash"], ["store", "export", "some.db"],
+                                       ["status", "c", "1-0"], ["push", "c", "1"], ["top", "--once"], ["token", "--device", "d", "--secret", 32 * "x"], ["listen", "c", "--device", "d", "--count", "1"]])
+def test_a_reader_that_has_gone_already_ends_every_verb_without_a_word(url, arguments, tmp_path):
+    if arguments[0] == "store":
+        with Served("--store", f"sqlite:{tmp_path / arguments[2]}") as served:
+            pushed(served.url, "c", "1")
+    if arguments[0] == "status":
+        arguments = [*arguments[:2], pushed(url, "c", "1")[0]["id"]]
+    if arguments[0] == "listen":
+        pushed(url, "c", "1", "--to", "d")
+    with subprocess.Popen([*PERE, *arguments], env=ENVIRONMENT | {"PERE_URL": url}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as verb:
+        verb.stdout.close()
+        assert (verb.wait(60), re.findall(rb"Traceback|Error|pere: ", verb.stderr.read())) == (141, [])
+
+
 @pytest.mark.parametrize("arguments", [["1"], ["--every", "1"], ["--count", "2"], ["--key", "k"], ["--wait", "1"]])
 def test_lines_bring_the_data_and_nothing_else_does(url, arguments):
     done = pere("push", "c", *arguments, "--lines", "-", "--url", url, typed="1\n")

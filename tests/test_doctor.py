@@ -330,11 +330,18 @@ def test_a_certificate_that_has_not_begun_is_wrong():
     ({"cors_origins": "*,https://a.example"}, ADVICE, "has `*`"), ({"tls_cert": "c", "tcp": False, "unix": "p"}, ADVICE, "--tls-cert is for --port"),
     ({"host": "0.0.0.0", "jwt_secret": SECRET}, ADVICE, "in the plain"), ({"admin_port": 1, "admin_host": "0.0.0.0", "jwt_secret": SECRET, "trusted_proxies": "10.0.0.1"}, ADVICE, "administration"),
     ({"heartbeat": 90.0}, ADVICE, "proxies cut"), ({"insecure": True}, ADVICE, "nobody asks for"),
-    ({"metrics_channels": ",".join(map(str, range(101)))}, ADVICE, "a series of its own"), ({}, OK, "none contradicts"), ({"trusted_proxies": "unix", "unix": "p"}, OK, "none contradicts"),
+    ({"metrics_channels": ",".join(map(str, range(101)))}, ADVICE, "a series of its own"), ({"metrics_channels": "a,b/c"}, ADVICE, "not 'b/c'"),
+    ({}, OK, "none contradicts"), ({"trusted_proxies": "unix", "unix": "p"}, OK, "none contradicts"),
 ])
 def test_settings_that_contradict_each_other_are_told(said, state, sentence):
     (finding,) = keys.contradictions(Config(**said))
     assert finding.state == state and sentence in finding.what
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_one_that_is_meant():
+    found = [(finding.state, finding.what, finding.remedy) for finding in keys.misspelt({"PERE_PROT": "1", "PERE_XYZZY": "1", "PERE_PORT": "1", "HOME": "h"})]
+    assert found == [(ADVICE, "PERE_PROT is no setting", "PERE_PORT, if that is meant"), (ADVICE, "PERE_XYZZY is no setting", "unset PERE_XYZZY")]
+    assert "PERE_PROT is no setting" in pere("doctor", "--store", "memory:", "--port", "0", PERE_PROT="1").stdout
 
 
 # The way to a server

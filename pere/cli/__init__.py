@@ -4,14 +4,19 @@
 """
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
 from pere import __version__
+
+UNREAD = 141  # the exit code where a pipe was closed, as a shell has it
 
 VERBS = {
     "serve": "Run the server.",
@@ -40,6 +45,12 @@ def loading() -> Iterator[None]:
         gc.enable()
 
 
+def leave_unread() -> NoReturn:
+    """Exit, since whoever read this has gone. What is still to be written would fail again at the end, and be complained of."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(UNREAD)
+
+
 class Verbs(click.Group):
     """A group whose commands are called `command`, in the module of their name."""
 
@@ -60,6 +71,12 @@ class Verbs(click.Group):
             near = get_close_matches(args[0], VERBS, 1)
             ctx.fail(f"there is no verb {args[0]!r}" + (f"; is {near[0]} meant?" if near else "; `pere --help` lists them"))
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            leave_unread()
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         # Nor need they all be imported to be named.

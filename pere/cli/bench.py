@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import click
 import orjson
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from pere import __version__
+from pere.cli.paper import Paper
 from pere.cli.visit import DEFAULT_URL, INTERRUPTED, fail
 from pere.errors import installing
 from pere.load import picture
@@ -224,7 +224,7 @@ class Progress:
 
 
 def show(scenario: str, question: str, figures: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = Paper()
     console.print(f"{scenario}: {question}", style="bold")
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column()

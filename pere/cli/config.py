@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import click
 import orjson
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pere.cli.paper import Paper
 from pere.cli.serve import typed, with_settings
 from pere.cli.visit import printable
 from pere.config import Config, check, flag, parsed, strangers, variable, without_password
@@ -61,7 +61,7 @@ def command(ctx: click.Context, /, changed: bool, as_json: bool, **given: Any) -
                          for each in found if not changed or each.source != DEFAULT},
             "wrong": troubles, "unknown": [name for name, _ in unknown]}))
     else:
-        Console(soft_wrap=True, markup=False, emoji=False, highlight=False).print(table_of([each for each in found if not changed or each.source != DEFAULT]))
+        Paper().print(table_of([each for each in found if not changed or each.source != DEFAULT]))
     for name, meant in unknown:
         click.echo(printable(f"pere: {name} is no setting" + (f"; is {meant} meant?" if meant else "")), err=True)
     for sentence in troubles:

@@ -1,15 +1,16 @@
 """`pere doctor`: what is wrong, and how to mend it."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.text import Text
 
+from pere.cli.paper import Paper
 from pere.cli.serve import typed, with_settings
 from pere.cli.visit import json_option, printable
 from pere.errors import BadRequest, ConfigError
@@ -43,7 +44,7 @@ def command(ctx: click.Context, /, url: str | None, token: str | None, channel: 
       pere doctor --url https://pere.example --token "$PERE_TOKEN"
       pere doctor --json | jq 'select(.state != "ok")'
     """
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = Paper()
     try:
         findings = on_the_way(url, token, channel, watch) if url is not None else on_this_machine(typed(ctx, given), token)
         states = [shown(finding, console, as_json) for finding in findings]
@@ -65,7 +66,8 @@ def on_this_machine(said: dict[str, Any], token: str | None) -> Iterator[Any]:
     config = gather(said).config
     looks: list[Callable[[], Iterator[Any]]] = [
         lambda: machine.files(config), lambda: machine.kernel(config), lambda: machine.addresses(config), machine.clock, lambda: stores.store(config),
-        lambda: keys.tokens(config, token.strip() if token else None), lambda: keys.certificate(config), lambda: keys.contradictions(config)]
+        lambda: keys.tokens(config, token.strip() if token else None), lambda: keys.certificate(config), lambda: keys.misspelt(os.environ),
+        lambda: keys.contradictions(config)]
     for look in looks:
         yield from look()
 
@@ -93,7 +95,7 @@ async def _next(findings: Any) -> Any:
     return await anext(findings, None)
 
 
-def shown(finding: Any, console: Console, as_json: bool) -> str:
+def shown(finding: Any, console: Paper, as_json: bool) -> str:
     """Print one, and return its state."""
     if as_json:
         click.echo(orjson.dumps(finding._asdict()))

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.text import Text
 
+from pere.cli.paper import Paper
 from pere.cli.status import COLOURS
 from pere.cli.visit import channel_argument, client, json_option, printable, run, url_option
 from pere.client import Client
@@ -83,9 +83,8 @@ class Screen:
     """What people see: events on standard output, all else on standard error. Where both are one terminal, what was answered stands on the line of the event."""
 
     def __init__(self, as_json: bool, device: str | None, channels: tuple[str, ...]):
-        # No markup, no emoji, no highlighting: it is strangers' text.
-        self._out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
-        self._err = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=True)
+        self._out = Paper()
+        self._err = Paper(stderr=True)
         self._as_json = as_json
         self._is_one = not as_json and self._out.is_terminal and self._err.is_terminal
         self._who = f"listening to {', '.join(channels)}" + (f" as {device}" if device is not None else ", without a name: nothing is answered")

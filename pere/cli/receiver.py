@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.text import Text
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 from tornado.netutil import bind_sockets
 
+from pere.cli.paper import Paper
 from pere.cli.visit import printable
 from pere.config import MIB
 from pere.errors import Refusal, TooLarge, WrongMethod
@@ -106,9 +106,8 @@ class Screen:
     """What people see: notices on standard output, all else on standard error."""
 
     def __init__(self, as_json: bool):
-        # No markup, no emoji, no highlighting: it is strangers' text.
-        self._out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
-        self._err = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=True)
+        self._out = Paper()
+        self._err = Paper(stderr=True)
         self._as_json = as_json
 
     def notice(self, id: str, timestamp: int, body: bytes, again: bool, answer: int) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pere.cli.paper import Paper
 from pere.cli.visit import channel_argument, client, json_option, printable, run, url_option, verdict
 
 # In the order of the bar: what is done first, what is open last.
@@ -38,7 +38,7 @@ def command(channel: str, event_id: str, with_devices: bool, state: str | None, 
 
     async def ask() -> None:
         # Where nobody looks at a terminal, nothing is cut off to fit one.
-        console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+        console = Paper(width=None if sys.stdout.isatty() else WIDE)
         async with client(url) as server:
             answer = await server.status(channel, event_id)
             if as_json:
@@ -57,7 +57,7 @@ def command(channel: str, event_id: str, with_devices: bool, state: str | None, 
     run(ask())
 
 
-def show(console: Console, answer: dict[str, Any]) -> None:
+def show(console: Paper, answer: dict[str, Any]) -> None:
     audience, counts = answer.get("audience") or 0, answer.get("counts") or {}
     console.print(Text(printable(f"{answer.get('id')} on {answer.get('channel')}, {answer.get('time')}"), "bold"))
     console.print(Text(printable(f"{verdict(answer)}; asks for: {answer.get('receipt')}, expires {answer.get('expires')}")))

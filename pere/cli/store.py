@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 import orjson
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from pere.cli.bar import progress
+from pere.cli.paper import Paper
 from pere.cli.trouble import spoken
 from pere.config import SHARED, without_password
 from pere.errors import BadRequest, ConfigError, installing
@@ -82,7 +82,7 @@ def stats(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(found))
     else:
-        Console(soft_wrap=True, markup=False, emoji=False, highlight=False).print(table_of(found))
+        Paper().print(table_of(found))
 
 
 @command.command

@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 import orjson
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from pere.cli.gauges import Away, Node, together
+from pere.cli.paper import Paper
 from pere.cli.status import duration
 from pere.cli.visit import KEPT, client, json_option, printable, url_option
 
@@ -76,7 +77,7 @@ class Watch:
 
     async def lines(self, as_json: bool, is_once: bool) -> bool:
         """One look after the other, or one, as text or JSON; whether all could be looked at."""
-        console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+        console = Paper()
         try:
             seen = await self.look()
             while True:
@@ -95,7 +96,7 @@ class Watch:
     async def live(self) -> bool:
         """On the whole terminal, until somebody types `q`."""
         ended = asyncio.Event()
-        console = Console(markup=False, emoji=False, highlight=False)
+        console = Paper(soft_wrap=False)
         try:
             with typed(ended), Live(Text("looking ..."), console=console, screen=True, auto_refresh=False) as view:
                 while not ended.is_set():

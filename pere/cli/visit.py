@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import orjson
 
+from pere.cli import leave_unread
 from pere.client import Client
 from pere.client.http import speaks_tls
 from pere.errors import Refusal
@@ -19,7 +20,6 @@ KEPT = "pere.token"
 DEFAULT_URL = "http://127.0.0.1:4567"
 AT_ONCE = 0.5  # seconds that a shell waits for names to complete
 INTERRUPTED = 130  # the exit code after Ctrl-C
-UNREAD = 141  # and where a pipe was closed
 
 
 def url_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,9 +74,7 @@ def run(visit: Coroutine[Any, Any, Visited]) -> Visited | None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read this has gone. What is still to be written would fail again at the end, and be complained of.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(UNREAD)
+        leave_unread()
     except Refusal as refusal:
         fail(f"{refusal.code}: {refusal.message}")
     except ConnectionError as error:

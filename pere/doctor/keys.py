@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import orjson
 from cryptography import x509
 
 from pere.auth import Verifier
-from pere.config import Config, is_loopback, words
+from pere.config import Config, is_loopback, strangers, words
 from pere.doctor import Finding, Findings, advice, ok, wrong
-from pere.errors import ConfigError, Refusal
+from pere.errors import BadRequest, ConfigError, Refusal
 from pere.jwks import MAX_BYTES, PATIENCE, check_url
 from pere.keys import Key, of_jwks
+from pere.names import channel_name
 from pere.parts import verifier_of
 from pere.tls import Certificate
 
@@ -135,3 +137,14 @@ def _contradictions(config: Config) -> Findings:
         yield advice("settings", "--insecure allows what nobody asks for: only this machine reaches the server", "leave it out")
     if config.metrics_channels and len(words(config.metrics_channels)) > 100:
         yield advice("settings", "--metrics-channels names more than 100 channels, and each is a series of its own in Prometheus", "name those that are watched")
+    for name in sorted(words(config.metrics_channels)):
+        try:
+            channel_name(name)
+        except BadRequest as refusal:
+            yield advice("settings", f"--metrics-channels: {refusal.message}", "each is the whole name of a channel")
+
+
+def misspelt(environ: Mapping[str, str]) -> Findings:
+    """Variables that look like settings and are none."""
+    for name, meant in strangers(environ):
+        yield advice("settings", f"{name} is no setting", f"{meant}, if that is meant" if meant else f"unset {name}")
