@@ -42,12 +42,13 @@ class Member:
 class Audience:
     """The members of one channel, by name and by slot."""
 
-    __slots__ = ("members", "names", "template", "_free")
+    __slots__ = ("members", "names", "template", "_column", "_free")
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.names: list[str] = []
         self.template = bytearray()
+        self._column: Column | None = None
         # Slots that were left, with the newest ordinal of that moment: an event up to there may still show the old name.
         self._free: deque[tuple[int, int]] = deque()
 
@@ -57,6 +58,12 @@ class Audience:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())
+
+    def column(self) -> "Column":
+        """As it is now: one for all events that come before the next device joins or leaves."""
+        if self._column is None:
+            self._column = self, bytes(self.template), len(self)
+        return self._column
 
     def has(self, device: str) -> bool:
         """Whether it is a member, and not only expected to be one."""
@@ -84,6 +91,7 @@ class Audience:
             slot = len(self.names)
             self.names.append(device)
             self.template.append(PENDING)
+        self._column = None
         member.slot = slot
         return member
 
@@ -91,6 +99,7 @@ class Audience:
         """Put a member back where it was, slot after slot; `gone` is the newest ordinal when it left, if it did."""
         self.names.append(member.device)
         self.template.append(PENDING if gone is None else ABSENT)
+        self._column = None
         if gone is None:
             self.members[member.device] = member
         else:
@@ -99,7 +108,7 @@ class Audience:
     def restore_all(self, members: list[Member], left: list[tuple[str, int, int]]) -> None:
         """The same for all of them at once, in whatever order; `left` is as `left()` told it, in that order."""
         size = len(members) + len(left)
-        self.names, self.template = [""] * size, bytearray((ABSENT,)) * size
+        self.names, self.template, self._column = [""] * size, bytearray((ABSENT,)) * size, None
         for member in members:
             self.names[member.slot], self.template[member.slot] = member.device, PENDING
             self.members[member.device] = member
@@ -112,6 +121,7 @@ class Audience:
         member = self.members.pop(device, None)
         if member is not None:
             self.template[member.slot] = ABSENT
+            self._column = None
             self._free.append((newest, member.slot))
         return member
 
@@ -122,3 +132,7 @@ class Audience:
     def quiet_since(self, moment: float) -> list[Member]:
         """Those who have no feed and were last seen before this moment."""
         return [member for member in self if not member.feeds and not member.elsewhere and max(member.seen, member.answered) < moment]
+
+
+# An audience, its template at some moment, and how many were in it then.
+Column = tuple[Audience, bytes, int]

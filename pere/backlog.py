@@ -42,13 +42,14 @@ class Backlog:
         self.last = last
         self.evicted_id = gone
 
-    def append(self, event: Event) -> None:
-        """Keep an event, whose ordinal is `last + 1`. What must make way for it is for the caller to `evict`."""
+    def append(self, event: Event) -> bool:
+        """Keep an event, whose ordinal is `last + 1`. Returns whether it `is_over` now: what must make way is for the caller to `evict`."""
         self._events.append(event)
-        self.last = event.ordinal
+        self.last = last = event.ordinal
         self.bytes += event.size
         if event.recalled:
-            self.recalled.append(event.ordinal)
+            self.recalled.append(last)
+        return last - self.first >= self._max_events or self.bytes > self._max_bytes and last > self.first
 
     def recall(self, event: Event) -> None:
         """An event was taken back, whether it is here or not."""
@@ -65,18 +66,19 @@ class Backlog:
 
     def evict(self) -> Event:
         """Let the oldest event go, and return it."""
-        event = self._events[self._head]
+        events, head = self._events, self._head
+        event = events[head]
         assert event is not None, "an empty backlog has nothing to let go"
-        self._events[self._head] = None
-        self._head += 1
+        events[head] = None
+        self._head = head = head + 1
         self.first += 1
         self.bytes -= event.size
         self.evicted_id = event.id
         if event.recalled:
             del self.recalled[0]
         # Deleting from the front of a list moves the rest, so do it once the dead half outgrows the living.
-        if self._head > 32 and self._head * 2 > len(self._events):
-            del self._events[: self._head]
+        if head > 32 and head * 2 > len(events):
+            del events[:head]
             self._head = 0
         return event
 

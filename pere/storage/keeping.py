@@ -35,10 +35,11 @@ class Changes:
 
     def __init__(self) -> None:
         self._numbers: OrderedDict[Change, int] = OrderedDict()
-        self._moved: deque[tuple[int, str, int]] = deque()
+        # An event came to a channel, or made way there: by which entry, the channel, and the id. Either happens once, so nothing is looked up: this is noted at each push on every node.
+        self.moved: deque[tuple[int, str, int]] = deque()
 
     def __len__(self) -> int:
-        return len(self._numbers) + len(self._moved)
+        return len(self._numbers) + len(self.moved)
 
     def note(self, change: Change, n: int) -> None:
         """Changed by the nth entry."""
@@ -47,16 +48,12 @@ class Changes:
             numbers.move_to_end(change)
         numbers[change] = n
 
-    def move(self, channel: str, id: int, n: int) -> None:
-        """An event came to a channel, or made way there, by the nth entry. Either happens once, so nothing is looked up: this is noted at each push on every node."""
-        self._moved.append((n, channel, id))
-
     def kept(self, n: int) -> None:
         """All is kept as it stood after this entry."""
         while self._numbers and next(iter(self._numbers.values())) <= n:
             self._numbers.popitem(last=False)
-        while self._moved and self._moved[0][0] <= n:
-            self._moved.popleft()
+        while self.moved and self.moved[0][0] <= n:
+            self.moved.popleft()
 
     def things(self) -> list[Thing]:
         """All that was changed and is not kept yet."""
@@ -65,14 +62,14 @@ class Changes:
             name = joined(home, str(rest)) if rest else home
             for each in ("events", "columns") if kind == EVENT else (kind,):
                 found[each, name] = None
-        for _, channel, id in self._moved:
+        for _, channel, id in self.moved:
             name = joined(channel, str(id))
             found["channels", channel] = found["events", name] = found["columns", name] = None
         return list(found)
 
     def clear(self) -> None:
         self._numbers.clear()
-        self._moved.clear()
+        self.moved.clear()
 
 
 def joined(*names: str) -> str:

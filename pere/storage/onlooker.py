@@ -43,7 +43,7 @@ class Onlooker:
         """Nothing is open any more."""
 
     async def _read(self, url: str) -> None:
-        log = SharedLog(url, "onlooker", lambda entry: self._copy.enter(entry))
+        log = SharedLog(url, "onlooker", lambda entries: self._copy.enter(entries))
         try:
             head = {name.decode(): value for name, value in (await log.client.hgetall(log.keys["head"])).items()}
             if not head:

@@ -68,9 +68,9 @@ class RedisStore(Joining):
         self._loop = asyncio.get_running_loop()
         self._lives = (max(config.device_ttl, config.max_ttl) + DAY) * 1000
         self._is_alone = self._hears_all = False
-        self.leads = False  # who keeps, sends webhooks too
+        self.lead(False)  # who keeps, sends webhooks too
         self._replicas = config.redis_wait
-        self._log = SharedLog(url, self.node, self._take_entry, config.redis_wait)
+        self._log = SharedLog(url, self.node, self._take_in, config.redis_wait)
         self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
         self._log.on_call = self._called
@@ -361,14 +361,21 @@ class RedisStore(Joining):
             self._writing = None
             self._settling.tell()
 
-    def _take_entry(self, entry: Written) -> None:
+    def _take_in(self, entries: list[Written]) -> None:
         batch = self._flying
-        if batch is None or entry.node != self.node or entry.batch != batch.number:
-            self.enter(entry)
+        own = (self.node, batch.number) if batch is not None else None
+        place = next((place for place, entry in enumerate(entries) if entry.source == own), None) if own is not None else None
+        if batch is None or place is None:
+            self.enter(entries)
             return
-        self._flying = None
-        self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.told)
-        batch.done.set_result(None)
+        self.enter(entries[:place])
+        entry, self._flying = entries[place], None
+        try:
+            self._apply(entry.n, entry.first, entry.ids, batch.now, batch.ops, batch.told)
+            if not batch.done.done():  # as it is when it was waited for as long as that may take
+                batch.done.set_result(None)
+        finally:
+            self.enter(entries[place + 1 :])
 
     def _apply_said(self, askers: Sequence[Group] | None, rows: Sequence[Receipt]) -> None:
         if askers is not None:
@@ -443,6 +450,7 @@ class RedisStore(Joining):
 
     async def _load_anew(self) -> None:
         self._clear()
+        self.lead(self.leads)
         self.changes.clear()
         await self._read_all()
         self.on_anew()
@@ -521,7 +529,7 @@ class RedisStore(Joining):
             await self._doze.woken()
         if beat.is_keeper != self.leads:
             await self._keeper.look()
-            self.leads = beat.is_keeper
+            self.lead(beat.is_keeper)
             log.info("this node is the keeper" if self.leads else "another node is the keeper", extra={"facts": {"node": self.node}})
             self.on_lead(self.leads)
         self._is_alone = beat.nodes == 1 and self._nodes <= {self.node}

@@ -6,7 +6,7 @@ and the settings in LIMITS would let the copies part; the time is that of the en
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -20,6 +20,7 @@ from pere.event import Draft, Event
 from pere.ledger import Ledger, needed
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, NONE, RESENT
+from pere.schedule import Schedule, Unscheduled
 from pere.storage import Shelf
 from pere.storage.keeping import EVENT, Changes
 from pere.storage.memory import MemoryStore
@@ -41,6 +42,7 @@ Asker = tuple[Callable[..., None], Callable[[Refusal], None]]
 Group = tuple[int, Callable[[list[Any]], None]]
 
 DRAFT = ("channel", "data", "is_json", "type", "to", "ttl", "level", "need", "publisher", "key", "callback", "traceparent")
+PUSH = 1 + len(DRAFT)
 
 
 def _nobody(*_: object) -> None:
@@ -48,6 +50,8 @@ def _nobody(*_: object) -> None:
 
 
 NOBODY: Asker = (_nobody, _nobody)
+
+_unpack: Callable[[bytes | None], tuple[float, list[Any]]] = msgpack.unpackb
 
 
 class Replica(MemoryStore):
@@ -72,54 +76,80 @@ class Replica(MemoryStore):
     def _time(self) -> float:
         return self._moment if self._moment is not None else self._system()
 
+    def lead(self, is_leading: bool) -> None:
+        """Whether it is this node that says what is over. Only who does has to know when that is; who comes to do it looks through all that there is."""
+        self.leads = is_leading
+        self._schedule = Schedule() if is_leading else Unscheduled()
+        for shelf in self._pushed.values() if is_leading else ():
+            for event in shelf.backlog:
+                self._schedule.add(event, event.expires + self._config.keep_expired if event.expired else event.expires)
+
     # An entry of the log
 
-    def enter(self, entry: Written) -> None:
-        """What was said to another node."""
-        assert entry.body is not None, "only what is under way is known without being read"
-        now, ops = msgpack.unpackb(entry.body)
-        begun = self._begun
-        for op in ops:
-            # A plain push is to all on a channel that there is, and nothing has to be looked up for it: it has no key, and no `need`.
-            # A node of an earlier version does not say the last of it.
-            if op[0] != "push" or op[1] not in begun or op[5] or op[8] is not None or op[10] or len(op) <= len(DRAFT) or self._leaving:
-                self._apply(entry.n, entry.first, entry.ids, now, ops, None)
-                return
-        counted, self.ledger.expired = self.ledger.expired, self._nowhere.expired
-        self._n, self._moment = entry.n, now
-        for id, op in enumerate(ops, entry.first):
-            try:
-                self._shelve(id, now, op)
-            except Exception:
-                log.exception("an event could not be taken in")
-        self._moment, self.ledger.expired = None, counted
+    def enter(self, entries: Iterable[Written]) -> None:
+        """What was said to other nodes: it is not counted here.
 
-    def _shelve(self, id: int, now: float, op: Op) -> None:
-        """The straight way for most of what a node is told by others: a plain push. It does what `_apply_push`, `_accept`, `_take` and `_keep` do, which are for whoever
-        asks here and for all that is not plain; what both do is written out in both, for the calls alone made it half as dear again (measured)."""
-        _, channel, data, is_json, type, _, ttl, level, _, publisher, _, callback, traceparent = op
-        shelf = self._shelves[channel]
-        backlog, pushed = shelf.backlog, self._pushed
-        event = Event(Draft(channel, data, ttl, is_json, type, (), level, None, publisher, "", callback, traceparent), id, backlog.last + 1, now)
-        entry = self.ledger.open(event, shelf.audience, None)
-        if entry is not None:
-            event.weight += 2 * len(entry.states)
-        shelf.touched = now
-        if self._ids.last < id:
-            self._ids.last = id
-        self.changes.move(channel, id, self._n)
-        self._schedule.add(event, event.expires)
-        backlog.append(event)
-        self.bytes += event.weight
-        pushed[channel] = shelf
-        pushed.move_to_end(channel)
-        while backlog.is_over():
-            self._evict(shelf)
-        if self.bytes > self._config.backlog_total_bytes:
-            self._make_room()
-        if entry is not None and not entry.size:
-            self.ledger.decide(entry, now)
-        self.deliver(event)
+        Most of it are plain pushes: to all on a channel that there is, without a key and a `need`, so that nothing has to be looked up for them. What `_apply_push`, `_accept`, `_take`,
+        `_keep` and `_evict` do, which are for whoever asks here and for all that is not plain, is written out here once more: the calls alone made it half as dear again (measured)."""
+        ledger, ids, changes, pushed, begun, leaving, most = self.ledger, self._ids, self.changes, self._pushed, self._begun, self._leaving, self._config.backlog_total_bytes
+        leads, counted, ledger.expired = self.leads, ledger.expired, self._nowhere.expired
+        for entry in entries:
+            try:
+                _, n, first, body = entry
+                now, ops = _unpack(body)
+                self._n, self._moment = n, now
+                for id, op in enumerate(ops, first):
+                    # A node of an earlier version does not say the last of it.
+                    if len(op) == PUSH and not leaving:
+                        kind, channel, data, is_json, type, to, ttl, level, need, publisher, key, callback, traceparent = op
+                        is_plain = kind == "push" and channel in begun and not to and need is None and not key
+                    else:
+                        is_plain = False
+                    if not is_plain:
+                        self._apply(n, id, entry.ids + first - id, now, ops[id - first :], None)
+                        break
+                    try:
+                        shelf, undecided = self._shelves[channel], None
+                        backlog = shelf.backlog
+                        event = Event.plain(id, backlog.last + 1, now, shelf.name, data, is_json, type, ttl, level, publisher, callback, traceparent)
+                        if level != NONE:
+                            undecided = ledger.lay(event, shelf.audience)
+                            event.weight += 2 * len(shelf.audience.template)
+                        shelf.touched = now
+                        changes.moved.append((n, channel, id))
+                        if leads:
+                            self._schedule.add(event, event.expires)
+                        self.bytes += event.weight
+                        pushed[channel] = shelf
+                        pushed.move_to_end(channel)
+                        is_over = backlog.append(event)
+                        while is_over:
+                            self._let_go(shelf)
+                            is_over = backlog.is_over()
+                        if self.bytes > most:
+                            self._make_room()
+                        if ids.last < id:
+                            ids.last = id
+                        if undecided is not None:
+                            ledger.decide(undecided, now)
+                        self.deliver(event)
+                    except Exception:
+                        # What is wrong here is wrong on every node: they stay alike.
+                        log.exception("an event could not be taken in")
+            except Exception:
+                log.exception("an entry of the log could not be taken in")
+        self._moment, ledger.expired = None, counted
+
+    def _let_go(self, shelf: Shelf) -> None:
+        """As `_evict`, where the channel keeps others."""
+        old = shelf.backlog.evict()
+        self.bytes -= old.weight
+        if shelf.waiting and old.to is not None:
+            shelf.let_go(old.to)
+        if self.leads:
+            self._schedule.remove(old, old.expires + self._config.keep_expired if old.expired else old.expires)
+        self.ledger.drop(old.id)
+        self.changes.moved.append((self._n, shelf.name, old.id))
 
     def _apply(self, n: int, first: int, count: int, now: float, ops: Sequence[Op], askers: Sequence[Any] | None) -> None:
         """Enter what was said. `askers` are None where it was said to another node: then it is not counted here either."""
@@ -176,7 +206,7 @@ class Replica(MemoryStore):
             refused(refusal)
             return
         shelf = self._bear(channel)
-        self.changes.move(channel, id, self._n)
+        self.changes.moved.append((self._n, channel, id))
         if key:
             self._note("keys", shelf.name, key)
         if self._ids.last < id:
@@ -213,7 +243,7 @@ class Replica(MemoryStore):
 
     def _evict(self, shelf: Shelf) -> Event:
         event = super()._evict(shelf)
-        self.changes.move(shelf.name, event.id, self._n)
+        self.changes.moved.append((self._n, shelf.name, event.id))
         return event
 
     def _apply_recall(self, asker: Asker | None, channel: str, id: int) -> None:

@@ -78,7 +78,7 @@ class Shared:
     def __init__(self, url: str, config: Config):
         self._config = config
         self.name = without_password(url)
-        self._log = SharedLog(url, secrets.token_hex(6), lambda entry: None)
+        self._log = SharedLog(url, secrets.token_hex(6), lambda entries: None)
         self._client, self._keys = self._log.client, self._log.keys
 
     async def close(self) -> None:

@@ -57,21 +57,29 @@ class Cut(Lost):
 
 
 class Entry(NamedTuple):
-    """The `n`th entry: `ids` ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
+    """The `n`th entry: the ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
 
     header: bytes
     n: int
     first: int
-    ids: int
-    node: str
-    batch: int
     body: bytes | None
 
     @classmethod
     def of(cls, header: bytes, body: bytes | None) -> "Entry":
-        n, milliseconds, sequence, count, node, batch = header.split(b" ")
-        # Without the call of `Entry.__new__`, which is Python's: this runs for every entry on every node.
-        return tuple.__new__(cls, (header, int(n), int(milliseconds) << BITS | int(sequence), int(count), node.decode(), int(batch), body))
+        # This runs for every entry on every node: what is seldom wanted is not looked at, and `Entry.__new__`, which is Python's, not called.
+        n, milliseconds, sequence, _ = header.split(b" ", 3)
+        return tuple.__new__(cls, (header, int(n), int(milliseconds) << BITS | int(sequence), body))
+
+    @property
+    def ids(self) -> int:
+        """How many of them are for it."""
+        return int(self.header.split(b" ", 4)[3])
+
+    @property
+    def source(self) -> tuple[str, int]:
+        """Which node said it, and which of its batches it is."""
+        _, _, _, _, node, batch = self.header.split(b" ")
+        return node.decode(), int(batch)
 
 
 class Beat(NamedTuple):
@@ -113,11 +121,11 @@ def connect(url: str, timeout: float | None) -> tuple[Redis, str]:
 
 
 class SharedLog:
-    """`node` is who we are. `take` is handed every entry, in order; `on_trouble` is told when something went wrong;
+    """`node` is who we are. `take` is handed all entries, in order, some at once; `on_trouble` is told when something went wrong;
     `on_lost` when all must be read anew, and nothing more is taken until it has been. `taken` is the number of the newest entry that was taken.
     `replicas` is how many of them are waited for. While it `is_asleep`, nothing is taken; `on_call` is told when all nodes are to hear of something."""
 
-    def __init__(self, url: str, node: str, take: Callable[[Entry], None], replicas: int = 0):
+    def __init__(self, url: str, node: str, take: Callable[[list[Entry]], None], replicas: int = 0):
         self.node = node
         self.replicas = replicas
         self.taken = 0
@@ -240,25 +248,30 @@ class SharedLog:
             self.on_call()
         elif mark:
             self._offer(entry)
-        elif entry.n > self.taken and entry.node != self.node:
+        elif entry.n > self.taken and entry.source[0] != self.node:
             self._hear_of(entry.n)
 
     def _offer(self, entry: Entry) -> None:
         """An entry, maybe for the second time, maybe before its time."""
         if entry.n <= self.taken:
             return
-        if entry.body is None and entry.batch != self._under_way:
+        if entry.body is None and entry.source[1] != self._under_way:
             self._hear_of(entry.n)
             return
         if entry.n != self.taken + 1:
             self._early[entry.n] = entry
             self._wake()
             return
-        following: Entry | None = entry
-        while following is not None:
-            self.taken, self._last = following.n, following.header
-            self.take(following)
-            following = self._early.pop(self.taken + 1, None)
+        self._take([entry])
+
+    def _take(self, entries: list[Entry]) -> None:
+        """These are what comes next; and then what came before its time."""
+        while (early := self._early.pop(entries[-1].n + 1, None)) is not None:
+            entries.append(early)
+        self._last, self.taken, *_ = entries[-1]
+        for n in [n for n in self._early if n <= self.taken]:
+            del self._early[n]
+        self.take(entries)
 
     def _hear_of(self, n: int) -> None:
         """This entry is there, and is to be read."""
@@ -313,19 +326,18 @@ class SharedLog:
         while True:
             # With the one that was taken last, which tells whether it is the same log.
             taken, last = self.taken, self._last
-            entries = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
-            for _, (_, header, _, body) in entries:
-                entry = Entry.of(header, body)
-                if entry.n == self.taken + 1 and not self._early:  # as nearly all: the short way of `_offer`
-                    self.taken, self._last = entry.n, header
-                    self.take(entry)
-                    continue
-                if entry.n == taken and header != last:
+            found = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
+            entries = [Entry.of(header, body) for _, (_, header, _, body) in found]
+            if entries:
+                first = entries[0].n
+                if first == taken and entries[0].header != last:
                     raise Lost("the log has other entries than it had")
-                if entry.n > self.taken + 1:
+                if first > self.taken + 1 or entries[-1].n - first != len(entries) - 1:
                     raise Cut("the log does not reach back to where we are")
-                self._offer(entry)
-            if len(entries) < PIECE:
+                # More may have been taken while this was on its way.
+                if fresh := entries[self.taken + 1 - first :]:
+                    self._take(fresh)
+            if len(found) < PIECE:
                 return
 
     def _is_lost(self, error: BaseException) -> bool:
