@@ -58,21 +58,21 @@ async def refusal(peer):
 
 
 async def test_who_pushes_too_often_is_told_when_there_is_room_and_the_others_go_on(limited, come, measured):
-    await limited(peer_pushes="0.1/1000", max_batch=1000)
+    await limited(peer_pushes="0.01/1000", max_batch=1000)
     one, other = await come(), await come(OTHER)
     await one.send(wire.said("POST", "/push", b"[" + b",".join([b'{"channel":"c","data":1}'] * 1000) + b"]"))
     assert (await one.answer()).status == 200
     await one.send(POST)
     answer = await one.answer()
     assert answer.error == (429, "too_many_pushes")
-    assert 1 <= int(answer.headers["retry-after"]) <= 11
+    assert 1 <= int(answer.headers["retry-after"]) <= 101
     await other.send(POST)
     assert (await other.answer()).status == 201
     assert (await measured())["pere_limited_total", "pushes", "client"] == 1
 
 
 async def test_a_batch_is_counted_as_what_is_in_it_and_is_taken_whole_or_not_at_all(limited, come, get):
-    await limited(peer_pushes="0.1/10", max_batch=10)
+    await limited(peer_pushes="0.01/10", max_batch=10)
     peer = await come()
     batch = wire.said("POST", "/push", b"[" + b",".join([b'{"channel":"c","data":1}'] * 6) + b"]")
     await peer.send(batch)
@@ -83,7 +83,7 @@ async def test_a_batch_is_counted_as_what_is_in_it_and_is_taken_whole_or_not_at_
 
 
 async def test_a_refused_client_is_sent_away_and_its_body_is_not_read(limited, come):
-    await limited(peer_pushes="0.1/1", max_batch=1)
+    await limited(peer_pushes="0.01/1", max_batch=1)
     peer = await come()
     await peer.send(POST)
     assert (await peer.answer()).status == 201
@@ -94,7 +94,7 @@ async def test_a_refused_client_is_sent_away_and_its_body_is_not_read(limited, c
 
 
 async def test_what_is_pipelined_behind_a_refusal_is_dropped(limited, come, get):
-    await limited(peer_pushes="0.1/3", max_batch=3)
+    await limited(peer_pushes="0.01/3", max_batch=3)
     peer = await come()
     await peer.send(POST * 50)
     answers = [(await peer.answer()).status for _ in range(4)]
@@ -104,7 +104,7 @@ async def test_what_is_pipelined_behind_a_refusal_is_dropped(limited, come, get)
 
 
 async def test_receipts_are_limited_whether_they_are_parsed_or_recognised(limited, come, listen, push, measured):
-    server = await limited(peer_receipts="0.1/20", max_batch=20)
+    server = await limited(peer_receipts="0.01/20", max_batch=20)
     feeds = [await listen("c", device=f"d{n}") for n in range(30)]
     id = await push("c")
     peer, statuses = await come(), []
@@ -124,7 +124,7 @@ async def test_receipts_are_limited_whether_they_are_parsed_or_recognised(limite
 
 
 async def test_receipts_in_a_batch_are_counted_one_by_one(limited, come, listen, push):
-    await limited(peer_receipts="0.1/5", max_batch=5)
+    await limited(peer_receipts="0.01/5", max_batch=5)
     await listen("c", device="d")
     ids = [await push("c") for _ in range(5)]
     peer = await come()
@@ -136,7 +136,7 @@ async def test_receipts_in_a_batch_are_counted_one_by_one(limited, come, listen,
 
 
 async def test_connections_and_feeds_are_counted_together(limited, come):
-    await limited(peer_connects="0.1/3")
+    await limited(peer_connects="0.01/3")
     first = await come()
     await first.send(wire.said("GET", "/feed/c"))
     assert (await first.head()).status == 200
@@ -150,7 +150,7 @@ async def test_connections_and_feeds_are_counted_together(limited, come):
 
 
 async def test_a_feed_that_is_opened_too_soon_is_refused(limited, come):
-    await limited(peer_connects="0.1/2")
+    await limited(peer_connects="0.01/2")
     one, two = await come(), await come()
     await one.send(wire.said("GET", "/feed/c"))
     assert await refusal(one) == (429, "too_many_connects")
@@ -159,7 +159,7 @@ async def test_a_feed_that_is_opened_too_soon_is_refused(limited, come):
 
 
 async def test_all_other_requests_are_counted_too(limited, come):
-    await limited(peer_requests="0.1/2")
+    await limited(peer_requests="0.01/2")
     peer = await come()
     for _ in range(2):
         await peer.send(wire.said("GET", "/nowhere"))
@@ -169,13 +169,16 @@ async def test_all_other_requests_are_counted_too(limited, come):
 
 
 async def test_there_is_room_again_after_as_long_as_was_said(limited, come):
-    await limited(peer_pushes="2/1", max_batch=1)
+    gate = (await limited(peer_pushes="2/1", max_batch=1)).gate
+    time, now = gate.time, gate.time()
+    gate.time = lambda: now  # however long it takes, none of it passes
     peer = await come()
     await peer.send(POST)
     assert (await peer.answer()).status == 201
     await peer.send(POST)
     answer = await peer.answer()
     assert answer.status == 429
+    gate.time = time
     await asyncio.sleep(int(answer.headers["retry-after"]))
     again = await come()
     await again.send(POST)
@@ -248,7 +251,7 @@ async def test_one_client_can_have_only_so_many_feeds_and_may_ask_for_other_thin
 
 
 async def test_a_subject_has_limits_of_its_own_wherever_it_comes_from(start, come, ask):
-    await start(jwt_secret=SECRET, subject_pushes="0.1/3", max_batch=3)
+    await start(jwt_secret=SECRET, subject_pushes="0.01/3", max_batch=3)
     shop = bearer("shop", push=["c"])
     for n in range(2, 5):
         peer = await come(f"127.0.0.{n}")
@@ -263,7 +266,7 @@ async def test_a_subject_has_limits_of_its_own_wherever_it_comes_from(start, com
 
 
 async def test_a_batch_of_a_subject_is_counted_as_what_is_in_it(start, come):
-    await start(jwt_secret=SECRET, subject_pushes="0.1/10", max_batch=10)
+    await start(jwt_secret=SECRET, subject_pushes="0.01/10", max_batch=10)
     peer, shop = await come(), bearer("shop", push=["c"])
     for expected in (200, 429):
         await peer.send(wire.said("POST", "/push", b"[" + b",".join([b'{"channel":"c","data":1}'] * 6) + b"]", shop))
@@ -272,7 +275,7 @@ async def test_a_batch_of_a_subject_is_counted_as_what_is_in_it(start, come):
 
 @pytest.mark.parametrize("tokens", ["the same each time", "another each time"])
 async def test_receipts_of_a_subject_are_limited_though_they_are_recognised(start, come, tokens):
-    await start(jwt_secret=SECRET, subject_receipts="0.1/5", max_batch=5)
+    await start(jwt_secret=SECRET, subject_receipts="0.01/5", max_batch=5)
     feed, peer = await come(), await come()
     await feed.send(wire.said("GET", "/feed/c", b"", {"Device": "d"} | bearer("d", feed=["c"])))
     await feed.until(b"pere.hello")
@@ -286,7 +289,7 @@ async def test_receipts_of_a_subject_are_limited_though_they_are_recognised(star
 
 
 async def test_a_subject_that_has_asked_for_enough_in_the_middle_of_a_crowd_is_told_so(start, come):
-    server = await start(jwt_secret=SECRET, subject_receipts="0.1/10", max_batch=10)
+    server = await start(jwt_secret=SECRET, subject_receipts="0.01/10", max_batch=10)
     feed, shop, own = await come(), await come(), {name: bearer(name, feed=["c"]) for name in "de"}
     await feed.send(wire.said("GET", "/feed/c", b"", {"Device": "d"} | own["d"]))
     await feed.until(b"pere.hello")
@@ -313,7 +316,7 @@ async def test_a_subject_that_has_asked_for_enough_in_the_middle_of_a_crowd_is_t
 
 @pytest.mark.parametrize("proxy", ["", "127.0.0.0/8"])
 async def test_a_receipt_that_is_recognised_but_not_certain_is_charged_once(start, come, proxy):
-    await start(jwt_secret=SECRET, peer_receipts="0.1/5", max_batch=5, limits_exempt="", trusted_proxies=proxy)
+    await start(jwt_secret=SECRET, peer_receipts="0.01/5", max_batch=5, limits_exempt="", trusted_proxies=proxy)
     client = {"X-Forwarded-For": "192.0.2.1"} if proxy else {}
     peer, statuses = await come(), []
     for n in range(6):
@@ -363,7 +366,7 @@ def test_those_beyond_all_that_are_told_apart_share_one_account_whatever_they_as
 
 
 async def test_whoever_is_on_this_machine_is_exempt_unless_somebody_says_otherwise(start, come):
-    server = await start(peer_pushes="0.1/1", peer_connects="0.1/1", max_batch=1)
+    server = await start(peer_pushes="0.01/1", peer_connects="0.01/1", max_batch=1)
     for n in range(1, 4):
         peer = await come(f"127.0.0.{n}")
         await peer.send(POST * 3)
@@ -372,7 +375,7 @@ async def test_whoever_is_on_this_machine_is_exempt_unless_somebody_says_otherwi
 
 
 async def test_behind_a_trusted_proxy_each_client_has_limits_of_its_own_and_the_proxy_has_none(limited, come):
-    server = await limited(trusted_proxies="127.0.0.0/8", peer_pushes="0.1/1", peer_connects="0.1/1", max_batch=1)
+    server = await limited(trusted_proxies="127.0.0.0/8", peer_pushes="0.01/1", peer_connects="0.01/1", max_batch=1)
 
     def push(client):
         return wire.said("POST", "/push/c", b"1", {"X-Forwarded-For": client})
@@ -387,7 +390,7 @@ async def test_behind_a_trusted_proxy_each_client_has_limits_of_its_own_and_the_
 
 
 async def test_a_client_is_charged_for_what_it_sends_by_a_recognised_request_too(limited, come, listen, push):
-    await limited(trusted_proxies="127.0.0.0/8", peer_receipts="0.1/5", max_batch=5)
+    await limited(trusted_proxies="127.0.0.0/8", peer_receipts="0.01/5", max_batch=5)
     for n in range(9):
         await listen("c", device=f"d{n}")
     id = await push("c")
