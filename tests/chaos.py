@@ -72,9 +72,12 @@ class Chaos:
                     while len(await self._members(channel)) < len(self.devices):
                         await asyncio.sleep(0.1)
                 pushing = [asyncio.ensure_future(self._push(number)) for number in range(4)]
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
+                end, pushed = time.monotonic() + seconds, 0
+                while time.monotonic() < end or self.troubles.total() < 2:
                     await asyncio.sleep(self.chance.uniform(0.3, 1.0) * wait)
+                    while len(self.pushed) < pushed + 12:  # however slow a machine is, there is something to lose
+                        await asyncio.sleep(0.02)
+                    pushed = len(self.pushed)
                     await self._trouble()
                 self._is_over = True
                 await asyncio.gather(*pushing)

@@ -47,6 +47,8 @@ PAGE = 500
 AUDITORS = 6  # requests under way at once in the audit
 UNTOLD = 60.0  # seconds in which the webhook must be told of everything; it may have to be tried again after 5 s, and after 30 s
 FAILING = 0.01  # the share of notices that the webhook answers 503
+LOOK = 0.1  # seconds between two looks at that
+ENOUGH = 60  # of pushes, receipts and events received: of less it could not be told that nothing is lost
 QUIET_START = 0.3  # the least time from spawning within which a start is killed
 
 
@@ -209,6 +211,9 @@ async def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Rep
             keeper.start()
         await keeper.until_ready()
         await asyncio.sleep(plan.calm)
+        enough, deadline = max(ENOUGH, 2 * plan.retained), time.monotonic() + PATIENCE
+        while min(_acknowledged(book) - enough, len(book.receipts) - ENOUGH, book.received - ENOUGH) < 0 and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)  # on a slow machine all the kills may have come before anything was done
         book.closing = True
         async with asyncio.timeout(60):
             await asyncio.gather(*pushing)
@@ -251,13 +256,14 @@ def _acknowledged(book: Book) -> int:
 
 async def _settle(book: Book, devices: list[Device]) -> None:
     """Until everybody is connected and has answered for everything, or nothing has happened for so long that nothing will."""
-    news, since = book.news, time.monotonic()
+    news, looks = book.news, 0
     while not ((connected := all(device.is_connected for device in devices)) and book.is_over()):
         if book.news != news:
-            news, since = book.news, time.monotonic()
-        elif time.monotonic() > since + (STALLED if connected else PATIENCE):
+            news, looks = book.news, 0
+        elif looks > (STALLED if connected else PATIENCE) / LOOK:  # a machine that stands still for as long has not looked
             return
-        await asyncio.sleep(0.1)
+        looks += 1
+        await asyncio.sleep(LOOK)
 
 
 class Hook:

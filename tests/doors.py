@@ -34,7 +34,7 @@ from pere.http1 import Connection
 from pere.shape import Again
 from pere.wheel import Wheel
 
-PATIENCE = 10  # seconds after which a test that waits for the server has failed
+PATIENCE = 60  # seconds after which a test that waits for the server has failed
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
