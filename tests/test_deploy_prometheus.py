@@ -137,7 +137,7 @@ def test_every_rule_is_evaluated_a_node_that_is_away_is_missed_and_one_that_is_w
 
 def asked(expression: str) -> str:
     """An expression as Grafana asks it, once somebody has chosen."""
-    said = expression.replace("$job", "pere").replace("$instance", ".+").replace("$__rate_interval", "1m")
+    said = expression.replace("$job", "pere").replace("$instance", ".+").replace("$__rate_interval", "5m")
     assert "$" not in said, said
     return said
 
