@@ -66,7 +66,7 @@ class Grant:
             if channel is None:
                 if self.scope.feed:
                     return
-            elif channel == self.fed or _covers(self.scope.feed, channel):
+            elif channel == self.fed or channel in self.scope.feed or _covers(self.scope.feed, channel):  # mostly it stands there as it is
                 self.fed = channel
                 return
         if need == PUSH and (self.scope.push if channel is None else self.may_push(channel)):

@@ -224,8 +224,7 @@ class Conversation(asyncio.Protocol):
         """Answer this request, which is the one that is being answered, or was given up."""
         if self.busy is not ask:
             return  # the client went away before its answer was ready
-        tally = ask.route.tally
-        tally[status] = tally.get(status, 0) + 1
+        ask.route.tally[status] += 1
         door = self.door
         if b"origin" in ask.headers:
             more += door.cors(ask.headers[b"origin"])

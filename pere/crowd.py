@@ -96,8 +96,7 @@ class Crowd:
                 transport.write(data[taken:])
             if connection.pending or connection.rest:
                 connection.go_on()
-        tally = self._route.tally
-        tally[200] = tally.get(200, 0) + count
+        self._route.tally[200] += count
 
 
 class Crowds:

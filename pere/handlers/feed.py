@@ -93,7 +93,7 @@ class OpenFeed:
             start, form, ack_wait, window = wishes(query, form)
             if (ack_wait or window) and not device:
                 raise BadRequest("no_device", "ack_wait and window count the receipts of a device: say which, by a Device header or ?device=")
-        if patterns or self._store.lags(cursor or 0, *channels):
+        if patterns or self._store.lags(cursor or 0, channels):
             self._begin_when_there(ask, channels, device, patterns, form, start, cursor, ack_wait, window)
         else:
             self._begin(ask, channels, device, patterns, form, start, cursor, ack_wait, window)
@@ -157,7 +157,9 @@ def cursor_of(ask: Ask, query: Query, parse: Callable[[str], int]) -> int | None
     raw = headers.get(b"last-event-id") or headers.get(b"last_event_id")
     if raw:
         return parse(text(raw, "Last-Event-ID"))
-    named = query.one("last_event_id") if query is not NO_QUERY else None
+    if query is NO_QUERY:
+        return None
+    named = query.one("last_event_id")
     return parse(named) if named else None
 
 

@@ -18,7 +18,7 @@ class Reaching:
     def first(self, ask: Ask, id: int, names: Collection[str], then: Callable[[], None]) -> None:
         """Call `then` once there is everything up to this id, and all of these channels and patterns: at once, if there is. It may raise a
         Refusal. Nobody is called where the client has gone meanwhile."""
-        if not self._store.lags(id, *names):
+        if not self._store.lags(id, names):
             then()
             return
         gone: list[bool] = []
@@ -37,7 +37,7 @@ class Reaching:
 
     def reach(self, id: int, names: Collection[str], then: Callable[[Refusal | None], None]) -> None:
         """The same for many at once: `then` is told why there cannot be all of it, if that is so."""
-        if self._store.lags(id, *names):
+        if self._store.lags(id, names):
             self._begin(id, names, then)
         else:
             then(None)

@@ -192,7 +192,7 @@ class Store(ABC):
         return None
 
     @abstractmethod
-    def lags(self, id: int, *names: str) -> bool:
+    def lags(self, id: int, names: Collection[str]) -> bool:
         """Whether another node may have taken what is not at hand here: of what is up to this id, or of these channels and patterns; with no
         name, of anything. Then `reach` comes first."""
 

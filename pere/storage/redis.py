@@ -21,7 +21,7 @@ the log, the ear, the keeper, who is on the way in) has a file of its own.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
@@ -232,7 +232,7 @@ class RedisStore(Joining):
     def waking(self) -> Callable[[Callable[[], None]], None] | None:
         return self._doze.wait if self._doze.is_waking else None
 
-    def lags(self, id: int, *names: str) -> bool:
+    def lags(self, id: int, names: Collection[str]) -> bool:
         self._doze.asked()
         if self._log.is_asleep or id > self._ids.last:
             return True
@@ -247,7 +247,7 @@ class RedisStore(Joining):
         if self._log.is_asleep:
             self._check_well()
             await self._doze.woken()
-        if not self.lags(id, *names):
+        if not self.lags(id, names):
             return
         if id > self._ids.last:
             self._check_well()

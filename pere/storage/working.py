@@ -77,7 +77,7 @@ class WorkingSet(Store):
     async def begin(self) -> None:
         """What is kept is at hand, or is brought when it is asked for."""
 
-    def lags(self, id: int, *names: str) -> bool:
+    def lags(self, id: int, names: Collection[str]) -> bool:
         return False
 
     async def reach(self, id: int, *names: str) -> None:
