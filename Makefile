@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 ifeq ($(origin PYTHON) $(wildcard $(READY)),command line $(READY))
 ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version)' 2>&1),$(shell $(BIN)/python -c 'import sys; print(sys.version)'))
 ifneq ($(MAKECMDGOALS),clean)
-$(error $(VENV) was made with another Python than $(PYTHON): `make clean` removes it)
+$(error $(VENV) was made with $(shell $(BIN)/python --version), and $(PYTHON) is $(or $(shell $(PYTHON) --version),not there): `make clean` removes it)
 endif
 endif
 endif

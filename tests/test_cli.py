@@ -114,6 +114,14 @@ def test_a_port_that_is_taken_is_one_line_and_exit_1():
     assert re.fullmatch(f"pere: cannot listen on 127.0.0.1:{port}: .*in use; `pere doctor` says by whom, and --port names another one\n", done.stderr)
 
 
+def test_a_file_that_is_taken_is_one_line_and_exit_2(tmp_path):
+    store = f"sqlite:{tmp_path / 'pere.db'}"
+    with Served("--store", store) as served:
+        done = pere("serve", "--port", "0", "--store", store)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"pere: {tmp_path / 'pere.db'} is in use by another process (pid {served.pid}); one file serves one PERE: end that one, or name another file (--store sqlite:PATH)\n"
+
+
 @pytest.mark.parametrize("how", [SIGINT, SIGTERM])
 def test_a_signal_ends_the_server_and_that_is_no_failure(how):
     with Served() as served:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from pere.cli import loading
 from pere.config import Config, flag, types, variable
-from pere.errors import ConfigError
+from pere.errors import ConfigError, StoreInUse
 from pere.layers import Layers
 
 
@@ -88,7 +88,8 @@ def told(config: Config) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        click.echo(f"pere: {error}", err=True)
+        remedy = ": end that one, or name another file (--store sqlite:PATH)" if isinstance(error, StoreInUse) and not config.is_shared else ""
+        click.echo(f"pere: {error}{remedy}", err=True)
         sys.exit(2)
     except OSError as error:
         where = str(error.filename or f"{config.host}:{config.port}")
