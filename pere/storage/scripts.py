@@ -72,8 +72,11 @@ return {head[1], head[2], redis.call('HGET', KEYS[4], 'n'), is_keeper, redis.cal
     redis.call('HGET', KEYS[1], 'stand')}
 """
 
-# keys: head, nodes, keeper. arguments: node, the node that is gone (maybe the same).
+# keys: head, nodes, keeper. arguments: node, the node that is gone (maybe the same), after how many seconds of silence a node is. One that was taken for dead and has been heard
+# since is not forgotten: else nobody would miss it when it dies, and its devices would be there for ever.
 FORGET = """
+local heard = redis.call('ZSCORE', KEYS[2], ARGV[2])
+if ARGV[1] ~= ARGV[2] and heard and tonumber(heard) > tonumber(redis.call('TIME')[1]) - ARGV[3] then return end
 redis.call('ZREM', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[1], 'b:' .. ARGV[2], 't:' .. ARGV[2])
 if redis.call('GET', KEYS[3]) == ARGV[2] then redis.call('DEL', KEYS[3]) end

@@ -207,8 +207,8 @@ class SharedLog:
         return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], nodes, told, replicas)
 
     async def forget(self, node: str) -> None:
-        """A node is gone."""
-        await self._forget(keys=[self.keys["head"], self.keys["nodes"], self.keys["keeper"]], args=[self.node, node])
+        """A node is gone, if it has not come back since."""
+        await self._forget(keys=[self.keys["head"], self.keys["nodes"], self.keys["keeper"]], args=[self.node, node, SILENCE])
 
     # Reading
 

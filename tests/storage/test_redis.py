@@ -377,6 +377,42 @@ async def test_a_node_that_died_has_nobody_online_for_thirty_seconds_at_most(nod
     assert not [field for field in await client.hkeys(keys["head"]) if dead.node.encode() in field]
 
 
+async def test_a_node_that_was_taken_for_dead_and_comes_back_is_missed_when_it_dies_for_good(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    here, there = await node(), await node()
+    await here._beat_once()
+    assert here.leads
+    await join(there, "c", "d")
+    there.devices.open(there.devices.get("d"), object())
+    there.sweep(node.clock.now, lambda channel: True)
+    await alike(here, there)
+    client, keys = here._log.client, here._log.keys
+    forget, come_back = here._log.forget, asyncio.Event()
+
+    async def late(name: str) -> None:
+        if name == there.node:
+            await come_back.wait()
+        await forget(name)
+
+    here._log.forget = late
+    for comes_back in (True, False):
+        assert here.devices.get("d").is_online
+        await client.zincrby(keys["nodes"], -sharedlog.SILENCE - 1, there.node)  # as if it stood still
+        await here._beat_once()
+        await here.settle()
+        assert not here.devices.get("d").is_online
+        if comes_back:
+            await there._beat_once()
+            await there._log.catch_up()  # and hears that it was taken for dead
+            there.sweep(node.clock.now, lambda channel: True)
+            await there.settle()
+            await here._log.catch_up()
+        come_back.set()
+        while here._tasks:
+            await asyncio.sleep(0.001)
+        assert (await client.zscore(keys["nodes"], there.node) is not None) == comes_back
+
+
 async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     monkeypatch.setattr(keeper, "CUT_AFTER", 0.0)
     first = await node()
