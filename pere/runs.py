@@ -32,7 +32,7 @@ class Runs:
     def after(self, shelf: Shelf, ordinal: int, form: int) -> Run | None:
         """All events after this ordinal; None where they are many, not at hand, or not for everybody."""
         backlog = shelf.backlog
-        if backlog.recalled or ordinal + 1 < backlog.first or backlog.last - ordinal > MOST:
+        if backlog.recalled and backlog.recalled[-1] > ordinal or ordinal + 1 < backlog.first or backlog.last - ordinal > MOST:
             return None
         newest = backlog.at(backlog.last)
         if newest is None:

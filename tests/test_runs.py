@@ -62,6 +62,17 @@ async def test_what_is_recalled_since_it_was_put_together_is_given_to_nobody(sta
     assert server.hub.replay.runs.made == 1
 
 
+async def test_what_was_recalled_before_what_they_missed_keeps_nobody_from_a_run(start, ask, listen, push):
+    server = await start()
+    recalled, last = await push("c", "recalled"), await push("c", "seen")
+    assert (await ask("DELETE", f"/events/c/{recalled}")).status == 200
+    ids = [await push("c", str(n)) for n in range(3)]
+    back = [await listen("c", last=last) for _ in range(3)]
+    for feed in back:
+        assert [(await feed.event()).id for _ in ids] == ids
+    assert server.hub.replay.runs.made == 1
+
+
 async def test_what_has_expired_since_it_was_put_together_is_given_to_nobody(start, listen, push):
     server = await start()
     for name in ("a", "b"):
