@@ -55,15 +55,17 @@ class Devices:
 
     def add(self, name: str) -> Device:
         """The device of this name, made if there is none; whether it is registered anywhere is for the caller to say."""
-        device = self.known.get(name)
-        if device is None:
-            device = self.known[name] = Device(name)
+        return self.known.get(name) or self._make(name)
+
+    def _make(self, name: str) -> Device:
+        device = self.known[name] = Device(name)
+        if self.removed:
             self.removed.pop(name, None)
         return device
 
     def register(self, name: str, channel: str) -> Device:
         """The device, which now counts as registered on the channel too."""
-        device = self.known.get(name) or self.add(name)
+        device = self.known.get(name) or self._make(name)
         channels = device.channels
         if not channels:
             device.channels = (channel,)

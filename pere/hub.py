@@ -7,7 +7,7 @@ are written to as events come (see `broadcast.py`). Where one client has very ma
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from pere.channels import Channels
 from pere.config import Config
 from pere.devices import Device
 from pere.errors import Refusal
-from pere.event import format_id
+from pere.event import UNCHUNKED, format_id
 from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED, SLOW, UNKEPT, Feed, become, bye
 from pere.limits import Account
 from pere.outlets import Outlets
@@ -72,22 +72,22 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> dict[str, Member | None]:
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> Mapping[str, Member | None]:
         """The device is registered on all channels that it names or means, which are returned: the store has checked that there is room. A device
         that has its share of feeds loses its oldest one."""
-        meant: dict[str, Member | None] = dict.fromkeys(channels)
         if not device:
-            return meant
-        store, known = self._store, self._store.devices.known.get(device)
-        for name in meant:
+            return dict.fromkeys(channels)
+        store, meant = self._store, {}
+        for name in channels:
             meant[name] = store.register(name, device)
         for pattern in patterns:
             store.want(device, pattern, ())
-        if known is not None and len(known.feeds) >= self._config.max_feeds_per_device:
+        known = store.devices.known[device]
+        if len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
         return meant
 
-    def open(self, transport: Any, form: int, device: str, meant: dict[str, Member | None], patterns: tuple[str, ...], start: int | None,
+    def open(self, transport: Any, form: int, device: str, meant: Mapping[str, Member | None], patterns: tuple[str, ...], start: int | None,
              cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0, expires: float | None = None, account: Account | None = None) -> Feed:
         """Let a connection become a feed, of the channels to which it was admitted.
 
@@ -133,7 +133,7 @@ class Hub:
             return
         throng = self._throngs.get(account)
         if throng is None:
-            throng = self._throngs[account] = Throng(account, self.line_up, self._read, self.channels.fall_behind, self.broadcast.count)
+            throng = self._throngs[account] = Throng(account, self.line_up, partial(self.catch_up, is_its_turn=True), self.channels.fall_behind, self.broadcast.count)
         throng.feeds += 1
         feed.throng = throng
 
@@ -174,7 +174,8 @@ class Hub:
         where = places[0].channel.name if len(places) == 1 and not feed.patterns else ""
         way_on = self._way_on(wanted, where, care.ack_wait, care.window) if care is not None else self._way_on(wanted, where)
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
-        return feed.control(b'event: pere.hello\ndata: {"device":"%b"%b' % (feed.device.name.encode(), way_on) if feed.device is not None else b'event: pere.hello\ndata: {"device":null' + way_on)
+        hello = b'event: pere.hello\ndata: {"device":"%b"%b' % (feed.device.name.encode(), way_on) if feed.device is not None else b'event: pere.hello\ndata: {"device":null' + way_on
+        return hello if feed.form & UNCHUNKED else sse.chunk(hello)
 
     def _make_way_on(self, position: int, channel: str, ack_wait: float = 0.0, window: int = 0) -> bytes:
         """The rest of it, which those who come to one channel while nothing is pushed there have alike."""
@@ -183,14 +184,12 @@ class Hub:
 
     # A feed reads
 
-    def catch_up(self, feed: Feed) -> None:
-        """Write what the feed has missed, as far as its socket takes it; let it join the live set once that is nothing."""
-        if feed.throng is None:
-            self._read(feed)
-        else:
+    def catch_up(self, feed: Feed, is_its_turn: bool = False) -> None:
+        """Write what the feed has missed, as far as its socket takes it; let it join the live set once that is nothing. Where its client has very many, it waits
+        for its turn."""
+        if feed.throng is not None and not is_its_turn:
             feed.throng.read_later(feed)
-
-    def _read(self, feed: Feed) -> None:
+            return
         if feed.live or feed.stuck_since or feed.reason or feed.is_waiting:
             return
         data, feed.greeting, is_up_to_date = feed.greeting, b"", True

@@ -39,9 +39,12 @@ class Replay:
             if cursor:
                 member.last_id = cursor
         wanted = cursor if cursor is not None else start
-        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
-        if is_new and wanted is None:
-            return b""  # with what comes next, as most do
+        if wanted is not None:
+            place.id = wanted
+        else:
+            place.id = self._store.id_at(shelf, backlog.last)
+            if is_new:
+                return b""  # with what comes next, as most do
         told = self._find_begin(place, is_new, start, cursor)
         if backlog.recalled:
             told += self._recalled(place, place.sent or (place.ordinal if cursor is not None else 0))

@@ -151,6 +151,47 @@ def test_an_item_may_put_others_on_the_wheel_in_its_turn():
     assert len(other.turns) == 1
 
 
+@given(steps=st.lists(st.tuples(st.floats(0.001, 0.5) | st.floats(0.5, 6) | st.just(TICK), st.lists(st.sampled_from([0.0, TICK, 0.35, 1.0, 3.0]), max_size=4)), max_size=40))
+@example(steps=[(6.0, [0.0, 1.0])] * 4)
+def test_those_who_wait_equally_long_from_the_newest_tick_on_have_each_their_turn(steps):
+    """Whether they come between two turns of the wheel or in the middle of one, as from `due`."""
+    hand, wheel = wheel_of()
+    waiting: list[tuple[float, Item]] = []
+
+    class Comes(Item):
+        delays: list[float] = []
+
+        def due(self, now: float) -> float:
+            for delay in self.delays:
+                wait(delay)
+            return super().due(now)
+
+    def wait(delay: float) -> None:
+        waiting.append((wheel.now + delay, Item()))
+        wheel.add_alike(waiting[-1][1], delay)
+
+    for step, delays in steps:
+        door = Comes()
+        door.delays = delays
+        wheel.add(door, 0.0)
+        for delay in delays:
+            hand.now += TICK / 10  # of which the wheel has not heard
+            wait(delay)
+        hand.now += step
+        wheel.advance(hand.now)
+        for deadline, item in tuple(waiting):
+            if item.turns:
+                assert item.turns == [hand.now] and hand.now >= deadline - 1e-9
+                waiting.remove((deadline, item))
+            else:
+                assert hand.now < deadline + TICK + 1e-9
+    hand.now += 10
+    wheel.advance(hand.now)
+    hand.now += 10
+    wheel.advance(hand.now)
+    assert all(len(item.turns) == 1 for _, item in waiting)
+
+
 def test_the_mistake_of_one_item_does_not_stop_the_others(caplog):
     class Mistaken:
         def due(self, now: float) -> float:
