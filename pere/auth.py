@@ -5,7 +5,7 @@ A token is a JWT (RFC 7519) that says who its bearer is (`sub`) and what they ma
 and is not over, is looked at each time. No sockets here, and no clock: who asks says when.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ import orjson
 from pere.errors import BadRequest, Forbidden, Unauthorized
 from pere.jws import bad_token, bytes_of, claims_of, key_of, parts_of
 from pere.names import DEVICE, pattern, shown, whole
+from pere.remembered import remembered
 
 if TYPE_CHECKING:  # a server without keys has no use for all that keys need
     from pere.keys import Key
@@ -146,7 +147,7 @@ class Verifier:
         # entries at each look, and with ten thousand devices those are never at hand.)
         # (And measured: to keep a hash of each token and the end of its signature instead of its bytes takes a sixth of a KiB less, and
         # costs each receipt 0.15 us.)
-        self._keys_of = lru_cache(maxsize=64)(self._candidates)  # by header, of which a fleet has one
+        self._keys_of = remembered(64)(self._candidates)  # by header, of which a fleet has one
         self.known: dict[bytes, Grant] = {}
         self._older: dict[bytes, Grant] = {}
 
@@ -172,7 +173,7 @@ class Verifier:
         return grant
 
     def _forget(self) -> None:
-        self._keys_of.cache_clear()
+        self._keys_of = remembered(64)(self._candidates)
         self.known.clear()
         self._older.clear()
 
@@ -281,10 +282,10 @@ def _time(claims: dict[str, Any], name: str) -> float:
 
 
 # One object for all tokens that end in the same second: most of a fleet's do, and each receipt looks at it.
-_same = lru_cache(maxsize=1024)(lambda moment: moment)
+_same: Callable[[float], float] = remembered(1024)(lambda moment: moment)
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _scope(said: bytes) -> Scope:
     """What a fleet's tokens allow is mostly the same to the byte. What is refused is not remembered."""
     return _allowed(orjson.loads(said))

@@ -10,7 +10,7 @@ What a token allows is its Grant's business, which is asked here for hot request
 import ipaddress
 import re
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from pere.auth import ANYBODY, OPEN, NoToken, UnknownKey, Verifier
@@ -18,6 +18,7 @@ from pere.config import Config, words
 from pere.door import Ask
 from pere.errors import BadRequest, Forbidden, Refusal
 from pere.peers import UNIX
+from pere.remembered import remembered
 
 QUERY = re.compile(rb"(?:^|&)access_token=([^&]*)")
 COOKIE = b"pere_token"
@@ -39,7 +40,7 @@ class Guard:
         self._waking = waking
         self._origins = frozenset(origin.encode() for origin in config.origins)
         self._names = words(config.host_names)
-        self._is_ours = lru_cache(maxsize=1024)(self._names_us) if config.is_open_to_this_machine else lambda host: True
+        self._is_ours = remembered(1024)(self._names_us) if config.is_open_to_this_machine else lambda host: True
 
     def renew(self, config: Config) -> Callable[[], None]:
         """The origins whose pages may ask, as these settings have it (see `reloading.py`)."""

@@ -16,10 +16,10 @@ import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from typing import Generic, TypeVar
 
 from pere.errors import ConfigError
+from pere.remembered import remembered
 
 # What is counted, each in a bucket of its own.
 CONNECTS, PUSHES, RECEIPTS, REQUESTS, REGISTRATIONS, CHANNELS = range(6)
@@ -213,7 +213,7 @@ def has_room(own: int, all: int, most: int, most_own: int) -> bool:
     return all < most and (own < most_own if most_own else own < most - all)
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def client_of(address: str) -> str:
     """Whom an address stands for. IPv6 is given out by /64 (RFC 6177), so whoever has one address has 2^64."""
     try:

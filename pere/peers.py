@@ -7,9 +7,9 @@ says of itself.
 
 import ipaddress
 from collections.abc import Callable
-from functools import lru_cache
 
 from pere.heads import Fields
+from pere.remembered import remembered
 
 UNIX = "unix:"  # who comes by a Unix socket
 NOBODY: frozenset[str] = frozenset()
@@ -31,7 +31,7 @@ class Proxies:
         self._networks = networks
         self._unix = unix
         self._are_there = unix or bool(networks)
-        self.trusts: Callable[[str], bool] = lru_cache(maxsize=1024)(self._is_trusted) if self._are_there else NOBODY.__contains__
+        self.trusts: Callable[[str], bool] = remembered(1024)(self._is_trusted) if self._are_there else NOBODY.__contains__
 
     def peer(self, address: str, fields: Fields) -> str:
         """The client behind the socket's `address`. Where a word is no address, it is the proxy that said so."""
@@ -65,7 +65,7 @@ class Proxies:
         return any(found in network for network in self._networks)
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _address(word: str) -> str | None:
     """An address as everybody writes it, without a port; None if it is none. What is IPv4 in IPv6 is IPv4 (RFC 4291, 2.5.5.2)."""
     if len(word) > 64:

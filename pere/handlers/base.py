@@ -19,6 +19,7 @@ from pere.door import Ask
 from pere.errors import BadRequest, NotFound, Refusal, WrongMethod
 from pere.event import parse_id
 from pere.names import channel_name, device_name, shown
+from pere.remembered import remembered
 
 log = logging.getLogger("pere.http")
 
@@ -34,7 +35,7 @@ def text(raw: bytes, what: str) -> str:
         raise BadRequest("bad_encoding", f"{what} is not UTF-8") from None
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def channel_of(path: bytes) -> str:
     """The channel at the end of a path such as `/feed/news`."""
     return channel_name(text(unquote_to_bytes(path[path.index(b"/", 1) + 1 :]), "the path"))

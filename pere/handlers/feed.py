@@ -1,7 +1,6 @@
 """`GET /feed/{channel}` and `GET /feed?channel=...`: a connection becomes a feed."""
 
 from collections.abc import Callable, Collection
-from functools import lru_cache
 
 from pere import sse
 from pere.auth import FEED
@@ -17,6 +16,7 @@ from pere.handlers.reaching import Reaching
 from pere.hub import Hub
 from pere.limits import CONNECTS, REGISTRATIONS
 from pere.names import channel_name, is_pattern, pattern, shown
+from pere.remembered import remembered
 from pere.search import Search
 from pere.storage import Store
 
@@ -32,16 +32,17 @@ class Opening:
     def __init__(self, retry: float, cors: Cors):
         self._cors = cors
         self._retry = sse.retry(retry)
-        self._made = lru_cache(maxsize=256)(self._make)
+        self._made = remembered(256)(self._make)
 
     def greet(self, ask: Ask) -> tuple[bytes, int]:
         """The head and `retry:`; and UNCHUNKED if that is how frames are to be written."""
         cors = self._cors.vary
         if b"origin" in ask.headers:
             cors += self._cors(ask.headers[b"origin"])
-        return self._made(ask.version, cors)
+        return self._made((ask.version, cors))
 
-    def _make(self, version: str, cors: bytes) -> tuple[bytes, int]:
+    def _make(self, asked: tuple[str, bytes]) -> tuple[bytes, int]:
+        version, cors = asked
         if version == "1.0":
             return b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n\r\n%b" % (HEADERS, cors, self._retry), UNCHUNKED
         return b"HTTP/1.1 200 OK\r\n%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (HEADERS, cors, sse.chunk(self._retry)), 0
