@@ -348,14 +348,15 @@ async def test_a_bad_item_does_not_spoil_the_others(start, ask, item, error):
 
 
 @pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "123456789012345678901234567890", "9007199254740993", "18446744073709551615",
-                                    "123456789012345678901.50", "1.50E+30", '"1e+5"', '{"a":[0.1,{"b":98765432109876543210}]}'])
+                                    "123456789012345678901.50", "1.50E+30", "0.1234567890123456789", "-3.14159265358979323846", "1.000000000000000055511", "9007199254740.993", "1e-400", "12345678901234567e-3", '"1e+5"', '{"a":[0.1,{"b":98765432109876543210}]}'])
 async def test_a_number_in_a_batch_is_passed_on_as_it_was_written(ask, listen, number):
     feed = await listen("c")
     items = [b'{"channel": "c", "data": %b, "ttl": 60}' % said for said in (b"1.10", number.encode(), b"[2, 12345678901234567890123]")]
     for body, kind in ((b"[%b]" % b",".join(items), "application/json"), (b"\n".join(items), "application/x-ndjson")):
         answer = await ask("POST", "/push", body, Content_Type=kind)
         assert all("id" in told for told in answer.json["results"]), answer
-        assert await feed.events(3) == ["1.1", number, "[2,12345678901234567890123]"]
+        short, *exact = await feed.events(3)
+        assert short in ("1.1", "1.10") and exact == [number, "[2,12345678901234567890123]"]
 
 
 async def test_an_item_that_is_nested_too_deep_does_not_spoil_the_others(start, ask):

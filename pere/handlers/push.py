@@ -29,6 +29,9 @@ NAMES_OF_A_PUSH = 10  # devices that `to` names cost as much as a push
 NAMES_AT_ONCE = 500  # of a batch, in one piece of work: about a millisecond
 ITEMS_AT_ONCE = 250  # events of a batch that are pushed in one turn of the loop: some 8 ms
 
+# Of what a number is made, all of it made one figure; and so many that a float, which holds 15 digits whatever they are, may not be what was written.
+FIGURES, MANY = bytes(ord("0" if chr(byte) in "0123456789." else " ") for byte in range(256)), b"0" * 16
+
 
 class Push:
     """The two ways to publish. Both make Drafts and hand them to the store."""
@@ -255,6 +258,7 @@ class Batch:
         self._body = body
         self._lines = None if body.startswith(b"[") else [line for line in body.splitlines() if line.strip()]
         self._exact: list[Any] | None = None
+        self._is_fine_somewhere: bool | None = None
         items = loads(body, "the body") if self._lines is None else self._lines
         if len(items) > most:
             # Before each line is read: two million of them would take half a second.
@@ -262,12 +266,20 @@ class Batch:
         self.items: list[Any] = items if self._lines is None else [_line(line) for line in self._lines]
 
     def data(self, place: int) -> bytes:
-        """The payload of an item, with each number as it was written."""
+        """The payload of an item, in which no number has lost a digit."""
         data = dumps(self.items[place]["data"], "an item")
-        # An integer of more than 64 bits was read as a float, and so large a float is written with an exponent.
-        if data.find(b"e+") >= 0:
+        # What was read as a float is written with a point, or with an exponent.
+        if b"." in data and self._is_fine(place) or data.find(b"e+") >= 0:
             data = dumps(self._exactly(place)["data"], "an item")
         return data
+
+    def _is_fine(self, place: int) -> bool:
+        """Whether a float may not be what was written there; in an array, whether it is in any item."""
+        if self._lines is not None:
+            return _has_fine(self._lines[place])
+        if self._is_fine_somewhere is None:
+            self._is_fine_somewhere = _has_fine(self._body)
+        return self._is_fine_somewhere
 
     def _exactly(self, place: int) -> Any:
         """An item, in which each number is its own text. It takes four times as long to read."""
@@ -279,6 +291,11 @@ class Batch:
             return self._exact[place]
         except RecursionError:
             raise BadRequest("deep_json", "what is nested so deep cannot be read number for number") from None
+
+
+def _has_fine(text: bytes) -> bool:
+    """Whether some number in it may have more digits than a float, or be nearer to zero; where it is only a text that looks like one, nothing is lost but time."""
+    return MANY in text.translate(FIGURES) or b"e-" in text or b"E-" in text
 
 
 def _with_numbers_as_written(body: bytes) -> Any:
