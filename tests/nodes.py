@@ -24,7 +24,7 @@ def packages() -> Path:
         if not (folder / "ready").exists():
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(FOREIGN / name, folder)
-            told = subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+            told = subprocess.run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, capture_output=True, text=True, timeout=900, check=False)
             assert told.returncode == 0, told.stdout + told.stderr
             (folder / "ready").touch()
     for script in FOREIGN.glob("*.mjs"):

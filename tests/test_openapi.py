@@ -179,7 +179,7 @@ def schemathesis(folder: Path, url: str, *arguments: str) -> None:
     """Say all that its description allows, and much that it does not: whatever it answers is described."""
     command = [str(Path(sys.executable).with_name("st")), "--config-file", str(HOUSE / "tests/schemathesis.toml"), "run", f"{url}/openapi.json", "--no-color", "--generation-database", "none", "--seed", SEED,
                "--request-timeout", "20", *arguments, *(part for id in STREAMS for part in ("--exclude-operation-id", id))]
-    ran = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr
 
 

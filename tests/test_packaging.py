@@ -28,7 +28,7 @@ print(build_meta.build_sdist(sys.argv[1]))
 
 
 def run(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=900, check=False)
 
 
 def done(*command: str, folder: Path, **variables: str) -> str:
