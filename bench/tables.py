@@ -31,6 +31,8 @@ def sizes(scenario: str, o: dict[str, Any]) -> str:
     """What a story made use of: `5,000 feeds, 60 events of 150 bytes`."""
     if scenario == "micro":
         return "single operations in one process"
+    if scenario == "nodes":
+        return f"{o['pushes']:,} events of {o['bytes']} bytes, {o['rate']:,} a second, on a channel of which the newest {o['kept']:,} are kept"
     feeds, events = f"{o['feeds']:,} feeds", f"{o['events']:,} events of {o['bytes']} bytes"
     if scenario == "idle":
         return f"{feeds}, {o['seconds']:g} s"

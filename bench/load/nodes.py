@@ -7,6 +7,7 @@ Real nodes on this machine, and a Redis of their own that appends to its file on
     idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody, and sleep: processor time of all of them and Redis
              for a push, where pushes come one by one (20 ms apart) and where a thousand come in a second; in turn, and the medians of the rounds are told
     awake    the same where each of the others has a feed of another channel, so that it takes everything in
+    table    both at a thousand a second, for bench/results
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
              not. At the end the states of every event are asked for on both
@@ -27,18 +28,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median, quantiles
+from typing import Any
 
 import click
 import orjson
 import uvloop
 
-from bench.rounds import free_port
+from bench.rounds import free_port, here, keep, show
 
 BODY = b"x" * 150
 LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
 RATES = (50, 1000)  # pushes a second
 KEPT = 1_000  # events of the channel before that is measured, and no more: so each push makes an older one make way, as it is on a server that has run for a while
+TABLE = {"1 node": (1, False), "2 nodes, the other asleep": (2, False), "2 nodes, the other awake": (2, True), "3 nodes, the others asleep": (3, False), "3 nodes, the others awake": (3, True)}
 ASLEEP = 15.0  # seconds after which a node sleeps that nobody asks
 ID = re.compile(rb"id: (\d+-\d+)\n")
 
@@ -61,16 +64,16 @@ def deployment(count: int, replicas: int = 0, kept: int = 100_000) -> Iterator[t
             all.callback(process.terminate)
             return process
 
-        def keep(port: int, *more: str) -> "subprocess.Popen[bytes]":
+        def stored(port: int, *more: str) -> "subprocess.Popen[bytes]":
             folder = all.enter_context(tempfile.TemporaryDirectory())
             process = start(program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", *more)
             time.sleep(0.3)
             return process
 
         port = free_port()
-        redis = keep(port)
+        redis = stored(port)
         for _ in range(replicas):
-            keep(free_port(), "--replicaof", "127.0.0.1", str(port))
+            stored(free_port(), "--replicaof", "127.0.0.1", str(port))
         nodes = []
         for _ in range(count):
             own = free_port()
@@ -159,7 +162,8 @@ async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = R
         await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
         for number, (port, _) in enumerate(nodes[1:] if is_awake else ()):
             await Feed.open(port, f"d{number}", f"c{number}", lambda *_: None)
-        await asyncio.sleep(ASLEEP)
+        if count > 1 and not is_awake:
+            await asyncio.sleep(ASLEEP)
         lines = [await Line.open(nodes[0][0]) for _ in range(8)]
         for _ in range(0, KEPT, len(lines)):
             await asyncio.gather(*(line.push("c") for line in lines))
@@ -185,6 +189,21 @@ async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = R
             each = [1e6 * (processor(one) - start - idle * took) / number for one, start, idle in zip(everybody, before, quiet, strict=True)]
             figures += [sum(each), each[0], each[1], median(each[2:]) if count > 1 else 0.0]
     return figures
+
+
+def table(pushes: int, rounds: int) -> None:
+    """A line for each deployment, round after round, kept with all other results."""
+    shows = ("push_us", "redis_us", "its_node_us", "each_other_us")
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in TABLE}
+    for _ in range(rounds):
+        for name, (count, is_awake) in TABLE.items():
+            runs[name].append(dict(zip(shows, uvloop.run(idle(count, pushes, is_awake, RATES[1:])), strict=True)))
+    result: dict[str, Any] = {"name": "nodes", "scenario": "nodes"} | here() | {
+        "servers": {name: {"version": ""} for name in runs}, "arguments": {"rate": RATES[1], "pushes": pushes * RATES[1] // 100, "bytes": len(BODY), "kept": KEPT}, "rounds": rounds,
+        "is_short": False, "floor": "", "shows": shows, "runs": runs, "curves": {}, "failures": {}, "absent": []}
+    result["pinned"] = False
+    show(result)
+    print(keep(result))
 
 
 async def apart(pushes: int) -> list[float]:
@@ -274,7 +293,7 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--events", default=10)
 @click.option("--nodes", "most", default=4)
 @click.option("--rounds", default=1, help="with each number of nodes, one after the other")
-@click.option("--only", type=click.Choice(["idle", "awake", "apart", "both", "alone"]))
+@click.option("--only", type=click.Choice(["idle", "awake", "table", "apart", "both", "alone"]))
 def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: str | None) -> None:
     for what in ("idle", "awake") if only is None else (only,) if only in ("idle", "awake") else ():
         print(f"microseconds of processor for a push; others are {what}   50 a second                           1,000 a second")
@@ -286,6 +305,8 @@ def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: s
         for count, rows in enumerate(figures, 1):
             found = [median(row) for row in zip(*rows, strict=True)]
             print(f"{count:5} " + "     ".join(f"{part[0]:7.0f} {part[1]:7.0f} {part[2]:9.0f} {part[3]:13.0f}" for part in (found[:4], found[4:])), flush=True)
+    if only == "table":
+        table(pushes, rounds)
     if only in (None, "apart"):
         here, here_99, there, there_99 = uvloop.run(apart(pushes))
         print(f"from a push to a feed of the same node {here:.2f} ms (p99 {here_99:.2f}), of another {there:.2f} ms (p99 {there_99:.2f})")
