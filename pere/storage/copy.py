@@ -4,6 +4,7 @@ Whatever changed is told in its present state (`keeping.py` says how that looks)
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from pere.event import SEQUENCE_BITS, Event
@@ -33,6 +34,10 @@ class Copy(Presence):
     def changed(self) -> list[tuple[str, str, Any]]:
         """What is to be kept: kind, name and present state of everything that changed."""
         return [(kind, name, self._value(kind, name)) for kind, name in self.changes.things()]
+
+    def marked(self, members: Iterable[tuple[str, str]]) -> list[tuple[str, str, Any]]:
+        """The same of these, by channel and device."""
+        return [("members", name, self._value("members", name)) for name in (joined(*each) for each in members)]
 
     def _value(self, kind: str, name: str) -> Any:
         """The present state of a thing that was changed, to be kept; None if it is no more. Of `columns` it is what `keeping.squeeze` takes."""

@@ -3,6 +3,9 @@
 What is kept is how everything stood after one entry of the log. Each writing goes on from the one before it, and names it. One whose answer
 was lost may have been done all the same, and one that waited in the socket of a Redis that stood still may be done late; the next is told what
 is kept by then, and goes on from there. So nothing is written twice, and nothing old over what is new.
+
+Of members most changes are where they are and how far they have been written to, and these come by the thousand when a node comes or goes. They are written ahead of the rest, few at a time: who reads what
+is kept enters the log from an earlier entry on, and what that says of such a member may be entered twice. Else the keeper and Redis would serve nobody for as long as it takes to write all of it.
 """
 
 import asyncio
@@ -18,6 +21,9 @@ from pere.storage.sharedlog import SharedLog
 
 KEEP_EVERY = 2.0  # seconds between two times that what changed is kept
 KEEP_ANYWAY = 20.0  # and after so long also where something is being said
+AHEAD = 250  # members that are written ahead at a time: two milliseconds of the loop, half of one of Redis
+TIMES = 40  # in a row, at most, and the next ones at the next beat
+REST = 0.01  # seconds between two of these, in which others are served
 PIECE = 1_000  # fields and values in one command of Redis; Lua hands over less than 8,000
 PIECE_BYTES = 512 * 1024  # of values, unless one alone has more; Redis takes no argument above its `proto-max-bulk-len`, 512 MB unless somebody says otherwise
 CUT_AFTER = 60.0  # seconds that an entry stays in the log after it was kept: for so long a node may be cut off without reading all anew
@@ -59,14 +65,29 @@ class Keeper:
         if (self._cuts[-1][1] if self._cuts else cut) != n:
             self._cuts.append((now, n))
         told = await asyncio.get_running_loop().run_in_executor(None, _pieces, found)
-        packed = keeping.pack_rows(rows) if rows else b""
-        answer = await self._script(
-            keys=[log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)],
-            args=[log.deployment, log.node, self.kept.n, n, number, newest, cut, packed, copy.oldest_record, self._lives, *told])
-        self.kept = Kept.of(answer)
+        await self._write(Kept(n, number, newest), cut, keeping.pack_rows(rows) if rows else b"", told)
         copy.changes.kept(self.kept.n)
         if self.kept.n == n:
             self._at = now
+
+    async def keep_ahead(self) -> None:
+        """Write where members are, if that has changed of many."""
+        copy = self._copy
+        for _ in range(TIMES):
+            marked = copy.changes.marked(AHEAD)
+            if len(marked) < AHEAD or not await self._write(self.kept, 0, b"", _pieces(copy.marked(marked))):
+                break
+            copy.changes.kept_ahead(marked)
+            await asyncio.sleep(REST)
+
+    async def _write(self, kept: Kept, cut: int, rows: bytes, told: Iterable[bytes]) -> bool:
+        """This is kept from now on, if what is kept is what we know; whether it is."""
+        log = self._log
+        is_done, *known = await self._script(
+            keys=[log.keys[name] for name in ("head", "log", "keeper", "loading", "kept", "records", *scripts.KINDS)],
+            args=[log.deployment, log.node, self.kept.n, *kept, cut, rows, self._copy.oldest_record, self._lives, *told])
+        self.kept = Kept.of(known)
+        return bool(is_done)
 
 
 def _pieces(found: Iterable[tuple[str, str, Any]]) -> list[bytes]:

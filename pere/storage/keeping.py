@@ -10,6 +10,7 @@ This file knows how things look when they are kept. It sends nothing.
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -35,11 +36,12 @@ class Changes:
 
     def __init__(self) -> None:
         self._numbers: OrderedDict[Change, int] = OrderedDict()
+        self._marked: OrderedDict[tuple[str, str], int] = OrderedDict()
         # An event came to a channel, or made way there: by which entry, the channel, and the id. Either happens once, so nothing is looked up: this is noted at each push on every node.
         self.moved: deque[tuple[int, str, int]] = deque()
 
     def __len__(self) -> int:
-        return len(self._numbers) + len(self.moved)
+        return len(self._numbers) + len(self._marked) + len(self.moved)
 
     def note(self, change: Change, n: int) -> None:
         """Changed by the nth entry."""
@@ -48,10 +50,29 @@ class Changes:
             numbers.move_to_end(change)
         numbers[change] = n
 
+    def mark(self, channel: str, device: str, n: int) -> None:
+        """Of a member has changed where it is, or how far it has been written to. What says so may be entered once more, so such a member may be kept before all else is."""
+        marked, change = self._marked, (channel, device)
+        if change in marked:
+            marked.move_to_end(change)
+        marked[change] = n
+
+    def marked(self, most: int) -> dict[tuple[str, str], int]:
+        """So many of those, by channel and device, of which nothing else has changed; and by which entry."""
+        return {change: n for change, n in islice(self._marked.items(), most) if ("members", *change) not in self._numbers}
+
+    def kept_ahead(self, marked: dict[tuple[str, str], int]) -> None:
+        """These are kept as they stood then."""
+        for change, n in marked.items():
+            if self._marked.get(change) == n:
+                del self._marked[change]
+
     def kept(self, n: int) -> None:
         """All is kept as it stood after this entry."""
         while self._numbers and next(iter(self._numbers.values())) <= n:
             self._numbers.popitem(last=False)
+        while self._marked and next(iter(self._marked.values())) <= n:
+            self._marked.popitem(last=False)
         while self.moved and self.moved[0][0] <= n:
             self.moved.popleft()
 
@@ -62,6 +83,8 @@ class Changes:
             name = joined(home, str(rest)) if rest else home
             for each in ("events", "columns") if kind == EVENT else (kind,):
                 found[each, name] = None
+        for channel, device in self._marked:
+            found["members", joined(channel, device)] = None
         for _, channel, id in self.moved:
             name = joined(channel, str(id))
             found["channels", channel] = found["events", name] = found["columns", name] = None
@@ -69,6 +92,7 @@ class Changes:
 
     def clear(self) -> None:
         self._numbers.clear()
+        self._marked.clear()
         self.moved.clear()
 
 

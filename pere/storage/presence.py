@@ -1,10 +1,12 @@
 """What is only true of one node: whose feeds are there, how far these have been written to, to which channels somebody listens.
 
 It is told to the others about once a second and decides nothing, but it outlives the node that said it: who was there when that died was seen until
-then, and had been written to as far as was last told.
+then, and had been written to as far as was last told. So of a channel is told first who is not where all are, and then how far these have been written to.
+
+How far each has been written to is kept (`copy.py`), and who comes has it from there and from the log; only who is online, and what is listened to, is told anew to who comes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pere.audience import Member
@@ -13,6 +15,8 @@ from pere.storage import Shelf
 from pere.storage.replica import NOBODY, Asker, Op, Replica
 
 STAY = 3600.0  # seconds after which who is still there is said to be: nobody is taken to have been seen last before that who was there until a node died
+
+FEW = 250  # devices that are mentioned in one piece
 
 
 class Presence(Replica):
@@ -36,6 +40,9 @@ class Presence(Replica):
     def _say(self, op: Op, asker: Asker | None = None) -> None:
         """Into the log with it, if this is a node."""
 
+    def _mention(self, op: Op, size: int = 1) -> None:
+        """The same for what nobody waits for, about so many devices."""
+
     def _say_present(self, present: set[str], now: float) -> None:
         """Who has come and who has gone; and now and then who stays and has asked for what is yet to be born, for that holds from when this was last said."""
         came, gone, self._present = present - self._present, (self._present | self._asking) - present, present
@@ -43,8 +50,12 @@ class Presence(Replica):
         if now >= self._stayed + self._stay:
             self._stayed = now
             came |= {name for name in present if self.devices.known[name].patterns}
-        if came or gone:
-            self._say(("present", self.node, sorted(came), sorted(gone)))
+        self._mention_present(came, True)
+        self._mention_present(gone, False)
+
+    def _mention_present(self, names: set[str], are_there: bool) -> None:
+        for some in _pieces(sorted(names)):
+            self._mention(("present", self.node, *((some, ()) if are_there else ((), some))), len(some))
 
     def _visit(self, shelf: Shelf) -> None:
         """What is to be told to the others."""
@@ -60,29 +71,31 @@ class Presence(Replica):
             if member.slot >= 0 and member.saved != (told := mark(member)):
                 member.saved = told
                 rows.append((member.device, told[0], member.position, member.since, member.seen))
-        if rows:
-            self._say(("marks", self.node, shelf.name, rows))
+        for some in _pieces(rows):
+            self._mention(("marks", self.node, shelf.name, some), len(some))
         if shelf.backlog.last != self._written.get(shelf.name, {}).get(self.node, 0) and any(member.live for member in shelf.audience):
-            self._say(("written", self.node, shelf.name, shelf.backlog.last))
+            self._mention(("written", self.node, shelf.name, shelf.backlog.last))
         if (is_used := self._is_used(shelf.name)) != (shelf.name in self._used):
             (self._used.add if is_used else self._used.discard)(shelf.name)
-            self._say(("use", self.node, shelf.name, is_used))
+            self._mention(("use", self.node, shelf.name, is_used))
 
     def _has_to_tell(self) -> bool:
         """Whether the others may not know yet what has changed on this node."""
         return bool(self._used or self._present or self._asking) or self._visits < len(self._shelves)
 
-    def _introduce(self) -> None:
-        """Tell anew all that is true of this node."""
+    def _introduce(self, is_anew: bool = False) -> None:
+        """Tell what of this node is kept nowhere, as the others know it; or all of it `anew`."""
         self._say(("here", self.node))
-        for shelf in self._shelves.values():
-            for member in shelf.audience:
-                if member.live:
-                    member.saved = None
-        self._used.clear()
-        self._present.clear()
-        for written in self._written.values():
-            written.pop(self.node, None)
+        self._mention_present(self._present, True)
+        for channel in self._used:
+            self._mention(("use", self.node, channel, True))
+        if is_anew:
+            for shelf in self._shelves.values():
+                for member in shelf.audience:
+                    if member.live:
+                        member.saved = None
+            for written in self._written.values():
+                written.pop(self.node, None)
 
     def _forget(self, shelf: Shelf) -> None:
         if shelf.name in self._begun:
@@ -113,16 +126,17 @@ class Presence(Replica):
             member = shelf.audience.members.get(device)  # type: ignore[union-attr]
             if member is None or member.slot < 0:
                 continue
-            self._note("members", channel, device)
+            self.changes.mark(channel, device, self._n)
             if node == self.node:
                 continue
+            is_told = member.saved == mark(member)
             if is_live:
                 member.elsewhere |= {node}
             else:
                 member.elsewhere -= {node}
             member.position = max(member.position, position)
             member.since, member.seen = max(member.since, since), max(member.seen, seen)
-            if member.saved is not None and mark(member)[0] == member.saved[0]:  # type: ignore[index]
+            if is_told:
                 member.saved = mark(member)  # what another node says of it need not be said once more
 
     def _apply_written(self, asker: Asker | None, node: str, channel: str, ordinal: int) -> None:
@@ -133,16 +147,16 @@ class Presence(Replica):
 
     def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
         """Who is there, or was until now, still wants what it has asked for."""
-        names = {*there, *away}
+        names, now = {*there, *away}, self.clock()
         for pattern, devices in self._wishes.items():
             for name in names & devices.keys():
-                devices[name] = self.clock()
+                devices[name] = now
                 self._note("wishes", name, pattern)
         if node == self.node:
             return
         for name in names:
             if (device := self.devices.get(name)) is not None:
-                device.seen = max(device.seen, self.clock())
+                device.seen = max(device.seen, now)
         for name in there:
             if (device := self.devices.get(name)) is not None:  # it may have been removed since
                 self.devices.is_elsewhere(device, node, True)
@@ -170,7 +184,7 @@ class Presence(Replica):
         told, _ = asker or NOBODY
         told(None)
         if node == self.node:
-            self._introduce()  # it was taken for dead, and is not
+            self._introduce(is_anew=True)  # it was taken for dead, and is not
             return
         self._nodes.discard(node)
         for channel in tuple(self._users):
@@ -181,10 +195,14 @@ class Presence(Replica):
                 if node in member.elsewhere:
                     member.elsewhere -= {node}
                     member.position = max(member.position, written)
-                    self._note("members", shelf.name, member.device)
+                    self.changes.mark(shelf.name, member.device, self._n)
         for device in tuple(self.devices.known.values()):
             if node in device.elsewhere:
                 self.devices.is_elsewhere(device, node, False)
+
+
+def _pieces(all: list[Any]) -> Iterator[list[Any]]:
+    return (all[start : start + FEW] for start in range(0, len(all), FEW))
 
 
 def mark(member: Member) -> tuple[bool, int, float, float]:

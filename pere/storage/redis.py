@@ -45,7 +45,7 @@ from pere.storage.joining import Joining
 from pere.storage.keeper import Keeper
 from pere.storage.loading import load
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op
-from pere.storage.saying import Batch, Saying
+from pere.storage.saying import MENTIONED, Batch, Saying
 from pere.storage.settling import Settling
 from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
@@ -57,7 +57,7 @@ WEBHOOK = "webhook"  # documents of this kind are endpoints
 VERSION, OLDEST = 2, 1  # of what stands in Redis: what is written, and what is still read
 RETRY = 5  # seconds after which a client may ask again when Redis is away
 MAX_DUE = 1_000  # events that expire in one sweep
-LAST_WORDS = 100  # that go together at the end: the other nodes serve meanwhile
+REST = 0.01  # seconds between two times that something is mentioned (`saying.py`): the other nodes serve meanwhile
 
 
 class RedisStore(Joining):
@@ -82,6 +82,7 @@ class RedisStore(Joining):
         self._flying: Batch | None = None
         self._writing: asyncio.Task[None] | None = None
         self._is_called = False
+        self._mentioning: asyncio.Handle | None = None
         self._settling = Settling()
         self._beating: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -142,6 +143,20 @@ class RedisStore(Joining):
     def _say(self, op: Op, asker: Asker | None = None) -> None:
         self._saying.say(op, asker)
         self._soon()
+
+    def _mention(self, op: Op, size: int = 1) -> None:
+        self._saying.mention(op, size)
+        if self._mentioning is None:
+            self._mentioning = self._loop.call_soon(self._say_mentioned)
+
+    def _say_mentioned(self) -> None:
+        """Some of it now, and the rest when the other nodes have heard that."""
+        self._saying.say_mentioned(MENTIONED)
+        self._mentioning = self._loop.call_later(REST, self._say_mentioned) if self._saying.has_more else None
+        if self._saying:
+            self._soon()
+        else:
+            self._settling.tell()
 
     def _unwell(self) -> Refusal | None:
         return Unavailable("store_failed", self._trouble, retry_after=RETRY) if self._trouble is not None else None
@@ -310,9 +325,9 @@ class RedisStore(Joining):
     def _open_slot(self, event: Event, device: str) -> tuple[Entry, int] | None:
         return super()._open_slot(event, device) if (event.id, device) not in self._saying.under_way else None
 
-    def _introduce(self) -> None:
+    def _introduce(self, is_anew: bool = False) -> None:
         if self._beating is not None:  # else it is about to go
-            super()._introduce()
+            super()._introduce(is_anew)
 
     def pass_on(self, device: str, channel: str, id: int, word: int, delay: float) -> None:
         if self._nodes - {self.node}:
@@ -471,7 +486,7 @@ class RedisStore(Joining):
 
     def _may_sleep(self) -> bool:
         """Whether nobody here waits for anything, and the others know all that is to be known of this node."""
-        return not (self.leads or self._is_alone or self._told is None or self._log.is_followed or self._saying or self._flying is not None or self._coming
+        return not (self.leads or self._is_alone or self._told is None or self._log.is_followed or self._saying or self._mentioning is not None or self._flying is not None or self._coming
                     or self._trouble is not None or not self._log.is_listening or self._has_to_tell())
 
     # Time
@@ -494,6 +509,7 @@ class RedisStore(Joining):
             try:
                 await self._beat_once()
                 if self.leads:
+                    await self._keeper.keep_ahead()
                     await self._keeper.keep(bool(self._saying) or self._flying is not None)
             except Lost as lost:
                 self._lost(str(lost))
@@ -547,7 +563,7 @@ class RedisStore(Joining):
     # End
 
     async def settle(self) -> None:
-        while self._trouble is None and (self._saying or self._writing is not None):
+        while self._trouble is None and (self._saying or self._mentioning is not None or self._writing is not None):
             self._soon()
             await self._settling.wait()
 
@@ -563,20 +579,20 @@ class RedisStore(Joining):
         try:
             if self._trouble is None:
                 self._is_used = lambda channel: False
-                for shelf in tuple(self._shelves.values()):
+                for shelf in self._shelves.values():
                     self._visit(shelf)
-                    if len(self._saying) >= LAST_WORDS:
-                        await self.settle()
-                self._say_present(set(), self.clock())
+                # That the node has gone says it of all others: only what somebody has asked for holds from when that was last here.
+                self._say_present({name for name in self._present if (device := self.devices.get(name)) is None or not device.patterns}, self.clock())
+                await self.settle()
                 self._say(("gone", self.node))
                 await self.settle()
-                if self.leads:
+                if self.leads and self._nodes <= {self.node}:  # else the next keeper does it, and nobody waits for that now
                     await self._keeper.look()
                     await self._keeper.keep(False, is_last=True)
             await self._log.forget(self.node)
         except Errors as error:
             log.warning("Redis was away at the end", extra={"facts": {"error": str(error)}})
-        for task in (*self._tasks, self._reading):
+        for task in (*self._tasks, self._reading, self._mentioning):
             if task is not None:
                 task.cancel()
         await self._doze.stop()

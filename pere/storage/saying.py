@@ -2,11 +2,16 @@
 
 It is queued in the order in which it was said, and what is queued is cut into batches, each one entry of the log. A batch that cannot be
 entered is put back: of it, and of all that waits behind, what somebody asked for is refused, and the rest is said again.
+
+What is only true of one node is mentioned: nobody waits for it, so it is queued a little at a time. Else each node would be held up, when thousands have come to one of them or leave it, for as
+long as it takes to hear of them all.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -19,11 +24,14 @@ from pere.storage.sharedlog import ALL
 MAX_OPS = 100_000  # in one batch
 MAX_BYTES = 32 * 1024 * 1024  # of payloads in one batch, a fraction of what Redis takes
 MAX_WOKEN = 1_000  # channels that one batch wakes; beyond, it wakes all nodes
+MENTIONED = 500  # devices of which something is mentioned at a time, or some more: a millisecond or two of each node
 # What is said of a channel, and in which place it stands; of an event; and to all nodes. Of all else they hear at the next beat, or when they are asked.
 ABOUT = {"push": 1, "recall": 1, "expire": 1, "going": 2}
 BY_EVENT = ("said", "end", "resent")
 FOR_ALL = ("hello", "here", "remove", "document")
 ASKED = ("push", "said", "recall", "document")  # of what is said, that somebody waits for and is told; the rest is said again
+# Before these all is said that was mentioned before: who has left, a channel that begins anew and a node that has gone are not what they were.
+LAST = ("leave", "remove", "forget", "gone")
 
 
 class Batch:
@@ -94,6 +102,8 @@ class Saying:
         self.under_way: set[tuple[int, str]] = set()
         self._ops: list[Op] = []
         self._askers: list[Any] = []
+        self._mentioned: deque[tuple[int, Op]] = deque()
+        self._about = 0  # devices of which something that was mentioned is queued
         self._batches = 0
 
     def __len__(self) -> int:
@@ -101,8 +111,29 @@ class Saying:
 
     def say(self, op: Op, asker: Asker | None) -> None:
         """One more thing, and who is told what becomes of it."""
+        if op[0] in LAST:
+            self.say_mentioned(inf)
+        self._queue(op, asker)
+
+    def _queue(self, op: Op, asker: Asker | None) -> None:
         self._ops.append(op)
         self._askers.append(asker)
+
+    def mention(self, op: Op, size: int) -> None:
+        """Something about so many devices that nobody waits for. Pushes and receipts that are said later may be said before it."""
+        self._mentioned.append((size, op))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was mentioned and is not queued yet."""
+        return bool(self._mentioned)
+
+    def say_mentioned(self, most: float) -> None:
+        """Queue what was mentioned, in its order, as long as it is about fewer devices than `most`, with what of it is queued already."""
+        while self._mentioned and self._about < most:
+            size, op = self._mentioned.popleft()
+            self._queue(op, None)
+            self._about += size
 
     def give(self, receipts: Sequence[Receipt], then: Callable[[list[Any]], None]) -> None:
         """Receipts: one op for all that stand in a row, and for each who gave some how many they are."""
@@ -124,6 +155,7 @@ class Saying:
             if count == MAX_OPS or (count and size > MAX_BYTES):
                 break
             count += 1
+        self._about = 0
         ops, askers = self._ops[:count], self._askers[:count]
         del self._ops[:count], self._askers[:count]
         self._batches += 1
@@ -145,13 +177,15 @@ class Saying:
             elif op[0] in ASKED:
                 refused.append(asker[1])
             else:
-                self.say(op, asker)
+                self._queue(op, asker)
         return refused
 
     def clear(self) -> None:
         """Nothing of it is said."""
         self._ops.clear()
         self._askers.clear()
+        self._mentioned.clear()
+        self._about = 0
 
 
 def _refuse_all(count: int, then: Callable[[list[Any]], None], refusal: Refusal) -> None:

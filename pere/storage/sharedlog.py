@@ -10,7 +10,7 @@ This file knows numbers and bytes, and not what they mean. What it cannot repair
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -34,6 +34,7 @@ LEASE = 10_000  # milliseconds for which the keeper is the keeper
 SILENCE = 20  # seconds after which a node that has not been heard is gone: its devices are offline within 30
 WAIT = 1_000  # milliseconds that replicas may take to have something
 PIECE = 500  # entries that are fetched at once
+RUN = 32 * 1024  # bytes of those that are taken at once, before others are served: a millisecond or three
 BITS = 20  # of the sequence in an id
 ALL, NOBODY = "@", ""  # whom an entry wakes, beside the followers of channels, which have other names
 
@@ -138,6 +139,7 @@ class SharedLog:
         self._open, self._append, self._beat, self._forget = map(self.client.register_script, (scripts.OPEN, scripts.APPEND, scripts.BEAT, scripts.FORGET))
         self._early: dict[int, Entry] = {}
         self._under_way = 0  # the batch that is known without being read
+        self._beginnings = 0  # how often we went on behind another entry than the last
         self._last = b""  # the header of the newest entry that was taken: whether the log still has it tells whether it is the same
         self._heard_of = 0  # the newest entry of which we were told that it is there
         self._waking: asyncio.Task[None] | None = None
@@ -215,6 +217,7 @@ class SharedLog:
     def begin(self, taken: int) -> None:
         """Go on behind this entry."""
         self.taken, self._last = taken, b""
+        self._beginnings += 1
         self._early.clear()
         self._heard_of = 0
 
@@ -322,11 +325,13 @@ class SharedLog:
         await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Take all that the log has now, in this very reading. Raises Lost."""
+        """Take all that the log has now, in this very reading; where that is much, others are served in between. Raises Lost."""
         while True:
             # With the one that was taken last, which tells whether it is the same log.
-            taken, last = self.taken, self._last
+            taken, last, beginnings = self.taken, self._last, self._beginnings
             found = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
+            if self._beginnings != beginnings:
+                continue  # what was read may be of another log
             entries = [Entry.of(header, body) for _, (_, header, _, body) in found]
             if entries:
                 first = entries[0].n
@@ -334,10 +339,15 @@ class SharedLog:
                     raise Lost("the log has other entries than it had")
                 if first > self.taken + 1 or entries[-1].n - first != len(entries) - 1:
                     raise Cut("the log does not reach back to where we are")
-                # More may have been taken while this was on its way.
-                if fresh := entries[self.taken + 1 - first :]:
-                    self._take(fresh)
-            if len(found) < PIECE:
+                for run in _runs(entries):
+                    # More may have been taken while this was on its way.
+                    if fresh := [entry for entry in run if entry.n > self.taken]:
+                        self._take(fresh)
+                    if self.taken < entries[-1].n:
+                        await asyncio.sleep(0)
+                    if self._beginnings != beginnings:
+                        break
+            if len(found) < PIECE and self._beginnings == beginnings:
                 return
 
     def _is_lost(self, error: BaseException) -> bool:
@@ -355,3 +365,16 @@ class SharedLog:
             for each in (client, *(sentinels.sentinels if sentinels is not None else ())):
                 await each.aclose()
                 await each.connection_pool.disconnect()
+
+
+def _runs(entries: list[Entry]) -> Iterator[list[Entry]]:
+    run: list[Entry] = []
+    size = 0
+    for entry in entries:
+        run.append(entry)
+        size += len(entry.body or b"")
+        if size > RUN:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import Any
 
 import made as a
+import msgpack
 import pytest
 from made import NOW
 from redis.exceptions import RedisError
@@ -20,7 +21,7 @@ from pere.devices import Devices
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.ledger import Ledger
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, keeper, keeping, sharedlog
+from pere.storage import Accepted, keeper, keeping, presence, sharedlog
 from pere.storage import redis as module
 from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
@@ -62,7 +63,13 @@ def node(server, io_loop) -> Iterator[Callable[..., Awaitable[RedisStore]]]:
 def hasty(monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.05)
     monkeypatch.setattr(keeper, "KEEP_EVERY", 0.1)
-    monkeypatch.setattr(module, "LAST_WORDS", 2)
+    # All that is done a piece at a time has many pieces here, with others served in between.
+    monkeypatch.setattr(keeper, "AHEAD", 2)
+    monkeypatch.setattr(keeper, "REST", 0.001)
+    monkeypatch.setattr(presence, "FEW", 2)
+    monkeypatch.setattr(module, "MENTIONED", 3)
+    monkeypatch.setattr(module, "REST", 0.001)
+    monkeypatch.setattr(sharedlog, "RUN", 0)
 
 
 async def push(store: RedisStore, channel: str = "c", **said: Any) -> Accepted:
@@ -337,6 +344,167 @@ async def test_who_left_before_anybody_was_told_that_it_had_come_was_there_until
     await alike(first, second)
 
 
+def whereabouts(store: RedisStore) -> dict[str, Any]:
+    """What is known of where everybody is, and how far all have been written to, on a node that has no feeds."""
+    members = {f"{name} {member.device}": (sorted(member.elsewhere), member.position, member.since, member.seen) for name in store._begun for member in store._shelves[name].audience}
+    return {"members": members, "written": {name: written for name, written in store._written.items() if written}, "users": store._users,
+            # Who was taken off all its channels while it has a feed is of no account, and not known to who comes.
+            "online": {device.name: sorted(device.elsewhere) for device in store.devices.known.values() if device.elsewhere and device.channels}}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_who_comes_knows_where_each_device_is_as_who_was_there(node, seed):
+    chance = random.Random(seed)
+    *busy, there = [await node() for _ in range(3)]
+    for channel in ("c", "e"):
+        await join(busy[0], channel, *(f"d{number}" for number in range(6)))
+    there.deliver = busy[0].deliver = lambda event: None
+    await alike(*busy, there)
+
+    async def come_and_go(turns: int) -> None:
+        for _ in range(turns):
+            store, channel, device = chance.choice(busy), chance.choice("ce"), f"d{chance.randrange(6)}"
+            shelf, known = store.open(channel), store.devices.get(device)
+            member = shelf.audience.members.get(device)
+            node.clock.now += 1
+            if chance.random() < 0.2:
+                await push(store, channel)
+            elif member is None or known is None:
+                await join(store, channel, device)
+            elif chance.random() < 0.1 and not member.live:
+                store.unregister(channel, device)
+            elif member.slot >= 0:
+                member.live = member.feeds = 1 - member.live
+                member.position, member.seen = shelf.backlog.last, node.clock.now
+                (store.devices.open if member.live else store.devices.close)(known, member)
+            if chance.random() < 0.2:
+                store.sweep(node.clock.now, lambda channel: True)
+            if chance.random() < 0.3:
+                await asyncio.sleep(0.001)
+        for store in busy:
+            store.sweep(node.clock.now, lambda channel: True)
+        await alike(*busy, there)
+
+    fresh: list[RedisStore] = []
+    for _ in range(3):
+        await come_and_go(40)
+        fresh.append(await node())
+        await alike(*busy, there, *fresh)
+        for store in busy:
+            store.sweep(node.clock.now, lambda channel: True)  # who has heard of the new one tells it what is not kept
+        await alike(*busy, there, *fresh)
+        for store in fresh:
+            assert whereabouts(store) == whereabouts(there)
+    there._say(("gone", busy[0].node))
+    await alike(*busy, there, *fresh)
+    assert all(busy[0].node not in elsewhere for elsewhere, *_ in whereabouts(fresh[0])["members"].values())
+    # It was taken for dead, and says that it is not.
+    busy[0].sweep(node.clock.now, lambda channel: True)
+    await alike(*busy, there, *fresh)
+    assert any(busy[0].node in elsewhere for elsewhere, *_ in whereabouts(fresh[0])["members"].values())
+    for store in fresh:
+        assert whereabouts(store) == whereabouts(there)
+
+
+async def written(store: RedisStore) -> list[list[Any]]:
+    """What the log has, entry by entry."""
+    return [msgpack.unpackb(body)[1] for _, (_, _, _, body) in await store._log.client.xrange(store._log.keys["log"])]
+
+
+def about(op: list[Any]) -> int:
+    """Of how many devices that is which are only mentioned."""
+    return len(op[3]) if op[0] == "marks" else len(op[2]) + len(op[3]) if op[0] == "present" else 0
+
+
+async def test_who_is_there_is_mentioned_a_few_at_a_time_and_a_push_need_not_wait_for_all_of_them(node):
+    first, second = await node(), await node()
+    await join(first, "c", *(f"d{number}" for number in range(20)))
+    for member in first.open("c").audience:
+        member.live = member.feeds = 1
+        first.devices.open(first.devices.get(member.device), member)
+    while second.node not in first._nodes:  # then it is told what is true of this one
+        await asyncio.sleep(0.001)
+    before = len(await written(first))
+    first.sweep(node.clock.now, lambda channel: True)
+    first.append(a.draft("c"), lambda answer: None)
+    await alike(first, second)
+    entries = (await written(first))[before:]
+    assert sum(about(op) for ops in entries for op in ops) == 40
+    assert max(sum(map(about, ops)) for ops in entries) <= 4  # MENTIONED, and what is left of the last piece
+    pushed = [place for place, ops in enumerate(entries) if any(op[0] == "push" for op in ops)]
+    assert pushed < [place for place, ops in enumerate(entries) if any(map(about, ops))][-1:]
+    assert {frozenset(member.elsewhere) for member in second.open("c").audience} == {frozenset((first.node,))}
+
+
+async def test_what_was_mentioned_of_who_leaves_is_said_before(node):
+    first, second = await node(), await node()
+    await join(first, "c", *(f"d{number}" for number in range(20)))
+    for member in first.open("c").audience:
+        member.live = member.feeds = 1
+    first.sweep(node.clock.now, lambda channel: True)
+    first.unregister("c", "d19")
+    first.register("c", "d19")
+    await alike(first, second)
+    ops = [op for ops in await written(first) for op in ops]
+    assert max(place for place, op in enumerate(ops) if op[0] == "marks" and op[3][0][1]) < [op[0] for op in ops].index("leave")
+    assert second.open("c").audience.members["d19"].elsewhere == frozenset()
+
+
+async def test_where_devices_are_is_kept_ahead_of_the_rest_and_read_with_it(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first = await node()
+    await join(first, "c", "d0", "d1", "d2", "d3", "d4", "d5")
+    await first._keeper.keep(False, is_last=True)
+    kept = first._keeper.kept
+    members = first.open("c").audience.members
+    for name in ("d0", "d1", "d2", "d3", "d4"):
+        members[name].live = members[name].feeds = 1
+    first.sweep(node.clock.now, lambda channel: True)
+    # Who leaves and comes back has another place, and is kept with all else.
+    first.unregister("c", "d5")
+    first.register("c", "d5")
+    await push(first)
+    await first.settle()
+    client, keys = first._log.client, first._log.keys
+    await client.set(keys["loading"], "another")  # then it must stand still
+    assert len(first.changes.marked(99)) == 5
+    await first._keeper.keep_ahead()
+    assert len(first.changes.marked(99)) == 5
+    await client.delete(keys["loading"])
+    before = await client.hgetall(keys["members"])
+    await first._keeper.keep_ahead()
+    assert len(first.changes.marked(99)) == 1  # which is not many
+    after = await client.hgetall(keys["members"])
+    assert sum(after[name] != before[name] for name in before) == 4
+    assert after.keys() == before.keys() and after[b"c d5"] == before[b"c d5"]
+    assert first._keeper.kept == kept
+    # As if it died now.
+    second = await node()
+    await alike(first, second)
+    assert sorted(member.device for member in second.open("c").audience if member.elsewhere == {first.node}) == ["d0", "d1", "d2", "d3", "d4"]
+    await first._keeper.keep(False, is_last=True)
+    assert len(first.changes) == 0
+    await alike(first, second, await node())
+
+
+async def test_what_is_being_read_while_all_is_begun_anew_is_not_entered(node, server):
+    store = await node()
+    for number in range(10):
+        await push(store, data=b"%d" % number)
+    taken: list[int] = []
+
+    def take(entries: list[sharedlog.Entry]) -> None:
+        taken.extend(entry.n for entry in entries)
+        if taken[-1] == 3:
+            log.begin(8)
+
+    log = sharedlog.SharedLog(server.url, "another", take)
+    await log.open(NOW, "another", module.VERSION)
+    await log.catch_up()
+    assert taken[:4] == [1, 2, 3, 9] and taken == [1, 2, 3, *range(9, store._log.taken + 1)]
+    await log.close()
+
+
 @pytest.mark.parametrize("is_keeper", [True, False])
 async def test_a_node_that_died_has_nobody_online_for_thirty_seconds_at_most(node, is_keeper):
     assert max(sharedlog.SILENCE, sharedlog.LEASE / 1000) + 3 * sharedlog.BEAT + sharedlog.TIMEOUT <= 30  # unheard, kept by nobody, found at a beat, told to all at the next
@@ -443,7 +611,8 @@ async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken
     await alike(first, second, await node())
 
 
-async def test_no_piece_of_what_changed_is_longer_than_redis_takes(node, server):
+async def test_no_piece_of_what_changed_is_longer_than_redis_takes(node, server, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)  # at which it would keep too, and maybe before it is all pushed
     assert server.ask("CONFIG", "SET", "proto-max-bulk-len", str(1024 * 1024)) == b"+OK"  # the least that it can be; it is 512 MB unless somebody says otherwise
     first = await node(max_event_bytes=700_000)
     for number in range(40):
