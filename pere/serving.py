@@ -92,6 +92,9 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     def make(store: Store) -> Server:
         return Server(config, store, sockets, layers, before.sockets if before is not None else taken)
 
+    if config.handover or left:
+        # No cycles are looked for while another one serves, who has the same processors, and least while others wait: it was 40 to 60 ms of a start of half a second.
+        gc.disable()
     if not config.is_shared:
         before = await _take_over(config, sockets, left)
         server = await _gather(config, before, make)
@@ -124,7 +127,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
     # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
     if before is None:
-        gc.collect()  # or it was done before others waited
+        gc.collect()  # a start leaves next to nothing to be collected, which is not worth that others wait
     gc.freeze()
     gc.enable()
     gc.set_threshold(50_000, 20, 50)
@@ -178,10 +181,6 @@ async def _take_over(config: Config, sockets: Mapping[str, list[socket.socket]],
             left.pop().close()  # of one that was never followed
     elif config.handover:
         before = await Successor.find(config, sockets)
-    if before is not None:
-        # No cycles are looked for while others wait.
-        gc.collect()
-        gc.disable()
     return before
 
 
