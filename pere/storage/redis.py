@@ -461,6 +461,8 @@ class RedisStore(Joining):
         self._log.listen()
         self._trouble = None
         self._doze.rise()
+        # Whoever was here is told to come again, and may come to another node or not at all: till then it is nowhere.
+        self._say(("gone", self.node))
         self._say(("hello", self.node))
 
     async def _load_anew(self) -> None:

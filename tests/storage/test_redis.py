@@ -813,6 +813,43 @@ async def test_a_log_that_has_lost_its_end_is_read_anew(node, server, caplog):
     caplog.clear()
 
 
+async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_but_who_came_back(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first, second = await node(), await node()
+    await join(first, "c", "d1", "d2")
+    await push(first)
+    feed = object()
+
+    def come(*devices: str) -> None:
+        for device in devices:
+            member = first.open("c").audience.members[device]
+            member.live = member.feeds = 1
+            first.devices.open(first.devices.get(device), feed)
+
+    come("d1", "d2")
+    first.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    members = second.open("c").audience.members
+    assert second.devices.get("d1").is_online and members["d1"].elsewhere == members["d2"].elsewhere == {first.node}
+    # A replica becomes the primary that has not had the last entry, and the second node has not taken that either.
+    first.forsake = lambda: [first.devices.close(first.devices.get(device), feed) for device in ("d1", "d2")]
+    await push(first)
+    client, keys, n = first._log.client, first._log.keys, first._log.taken
+    assert await client.xdel(keys["log"], f"{n}-0") == 1 and await client.execute_command("XSETID", keys["log"], f"{n - 1}-0")
+    assert second._log.taken < n == await client.hincrby(keys["head"], "n", -1) + 1
+    with pytest.raises(sharedlog.Lost) as lost:
+        await first._beat_once()
+    first._lost(str(lost.value))
+    await first._reading
+    come("d2")
+    first.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    assert not second.devices.get("d1").is_online and members["d1"].elsewhere == frozenset() and members["d1"].position == 1
+    assert second.devices.get("d2").is_online and members["d2"].elsewhere == {first.node}
+    assert first.node in second._nodes and second.node in first._nodes
+    caplog.clear()
+
+
 async def test_a_redis_that_is_full_refuses_and_goes_on_when_there_is_room(node, server, caplog):
     store = await node()
     await push(store)
