@@ -438,13 +438,17 @@ class RedisStore(Joining):
 
     def _lost(self, why: str) -> None:
         """The log is another one, or has gone on without us."""
-        if self._reading is None or self._reading.done():
+        if not self._is_reading_anew:
             log.warning("everything is read anew", extra={"facts": {"why": why}})
             refusal = self._failed(Lost(why))
             if self._flying is not None:
                 self._undo(self._flying)
             self._refuse_waiting(refusal)
             self._reading = asyncio.ensure_future(self._read_anew())
+
+    @property
+    def _is_reading_anew(self) -> bool:
+        return self._reading is not None and not self._reading.done()
 
     async def _read_anew(self) -> None:
         await self._doze.stop()
@@ -506,12 +510,14 @@ class RedisStore(Joining):
     async def _beat(self) -> None:
         while self._beating is not None:
             await asyncio.sleep(BEAT)
-            if self._reading is not None and not self._reading.done():
+            if self._is_reading_anew:
                 continue
             try:
                 await self._beat_once()
                 if self.leads:
                     await self._keeper.keep_ahead()
+                # Meanwhile it may have forgotten all that it had at hand: that is not to be kept.
+                if self.leads and not self._is_reading_anew:
                     await self._keeper.keep(bool(self._saying) or self._flying is not None)
             except Lost as lost:
                 self._lost(str(lost))

@@ -850,6 +850,51 @@ async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_
     caplog.clear()
 
 
+async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    monkeypatch.setattr(keeper, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(keeper, "KEEP_ANYWAY", 0.0)
+    monkeypatch.setattr(keeper, "CUT_AFTER", -1.0)
+    store = await node()
+    await join(store, "c", "d")
+    await push(store)
+    await store._keeper.keep(False)  # so that the log is to be cut, though nothing were to be kept
+    before, kept, ahead = store._keeper.kept, [await push(store), await push(store)], store._keeper.keep_ahead
+
+    async def lost() -> None:
+        await ahead()
+        if store._reading is None:
+            store._lost("it has gone on without us")
+            await asyncio.sleep(0)  # it has forgotten all that it had at hand
+
+    store._keeper.keep_ahead = lost
+    monkeypatch.setattr(module, "BEAT", 0.0)
+    beating = asyncio.ensure_future(store._beat())
+    while store._reading is None or store.trouble() is not None:
+        await asyncio.sleep(0.001)
+    beating.cancel()
+    assert before.n > 0 and [store.find("c", each.id).ordinal for each in kept] == [2, 3]
+    await alike(store, await node())
+    caplog.clear()
+
+
+async def test_what_followed_from_an_entry_that_redis_has_lost_is_not_kept(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store = await node()
+    await push(store)
+    await store._keeper.keep(False, is_last=True)
+    kept = store._keeper.kept
+    await push(store)
+    client, keys = store._log.client, store._log.keys
+    await client.hincrby(keys["head"], "n", -1)  # as on a replica that has not had it
+    await store._keeper.keep(False, is_last=True)
+    assert store._keeper.kept == kept and await client.hget(keys["kept"], "n") == b"%d" % kept.n > b"0"
+    await client.hincrby(keys["head"], "n", 1)
+    await store._keeper.keep(False, is_last=True)
+    assert store._keeper.kept.n == store._log.taken > kept.n
+    await alike(store, await node())
+
+
 async def test_a_redis_that_is_full_refuses_and_goes_on_when_there_is_room(node, server, caplog):
     store = await node()
     await push(store)
