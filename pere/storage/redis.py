@@ -440,6 +440,7 @@ class RedisStore(Joining):
         """The log is another one, or has gone on without us."""
         if not self._is_reading_anew:
             log.warning("everything is read anew", extra={"facts": {"why": why}})
+            self._log.is_asleep = True  # what is heard from now on is entered behind what is to be read, and nothing is answered before
             refusal = self._failed(Lost(why))
             if self._flying is not None:
                 self._undo(self._flying)
@@ -546,7 +547,7 @@ class RedisStore(Joining):
         beat = await self._log.beat(self._lives, orjson.dumps([*self.stand()]) if self.leads else b"")
         if beat.replicas < self._replicas:
             self._failed(TooFew(beat.replicas, self._replicas))
-        elif self._log.is_listening:
+        elif self._log.is_listening and not self._is_reading_anew:
             self._well()
         self._told = Stand(*orjson.loads(beat.stand)) if beat.stand is not None else None
         if beat.is_keeper and self._log.is_asleep:

@@ -813,6 +813,13 @@ async def test_a_log_that_has_lost_its_end_is_read_anew(node, server, caplog):
     caplog.clear()
 
 
+async def lose_the_newest_entry(store: RedisStore) -> None:
+    """As where a replica that has not had it becomes the primary."""
+    client, keys, n = store._log.client, store._log.keys, store._log.taken
+    assert await client.xdel(keys["log"], f"{n}-0") == 1 and await client.execute_command("XSETID", keys["log"], f"{n - 1}-0")
+    assert await client.hincrby(keys["head"], "n", -1) == n - 1
+
+
 async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_but_who_came_back(node, monkeypatch, caplog):
     monkeypatch.setattr(module, "BEAT", 3600)
     first, second = await node(), await node()
@@ -834,9 +841,8 @@ async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_
     # A replica becomes the primary that has not had the last entry, and the second node has not taken that either.
     first.forsake = lambda: [first.devices.close(first.devices.get(device), feed) for device in ("d1", "d2")]
     await push(first)
-    client, keys, n = first._log.client, first._log.keys, first._log.taken
-    assert await client.xdel(keys["log"], f"{n}-0") == 1 and await client.execute_command("XSETID", keys["log"], f"{n - 1}-0")
-    assert second._log.taken < n == await client.hincrby(keys["head"], "n", -1) + 1
+    await lose_the_newest_entry(first)
+    assert second._log.taken < first._log.taken
     with pytest.raises(sharedlog.Lost) as lost:
         await first._beat_once()
     first._lost(str(lost.value))
@@ -847,6 +853,38 @@ async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_
     assert not second.devices.get("d1").is_online and members["d1"].elsewhere == frozenset() and members["d1"].position == 1
     assert second.devices.get("d2").is_online and members["d2"].elsewhere == {first.node}
     assert first.node in second._nodes and second.node in first._nodes
+    caplog.clear()
+
+
+async def test_what_is_heard_before_everything_has_been_read_anew_is_entered_when_it_has(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first, second = await node(), await node()
+    await join(first, "c", "d")
+    first.follow("c")
+    await push(first)
+    await alike(first, second)
+    while not first._log.hears("c"):
+        await asyncio.sleep(0.001)
+    await push(first)
+    await lose_the_newest_entry(first)
+    n, begin, may_begin = first._log.taken, first._log.open, asyncio.Event()
+
+    async def late(*said: Any) -> Any:
+        await may_begin.wait()
+        return await begin(*said)
+
+    first._log.open = late
+    first._lost("the log has lost its newest entries")
+    for _ in range(2):
+        await push(second)  # the first of these is in the place of what was lost, and the other follows on what the first node had taken
+    while max(first._log.taken, first._log._heard_of) < n + 1:
+        await asyncio.sleep(0.001)
+    may_begin.set()
+    await first._reading
+    await alike(first, second)
+    assert [event.ordinal for event in first.open("c").backlog] == [1, 2, 3]
+    assert (await push(first)).audience == 1
+    await alike(first, second, await node())
     caplog.clear()
 
 
