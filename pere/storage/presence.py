@@ -164,6 +164,10 @@ class Presence(Replica):
             if (device := self.devices.get(name)) is not None:
                 self.devices.is_elsewhere(device, node, False)
 
+    def _apply_remove(self, asker: Asker | None, device: str) -> None:
+        super()._apply_remove(asker, device)
+        self._present.discard(device)  # nobody knows any more that it was there: should it be back, that is to be told
+
     def _apply_use(self, asker: Asker | None, node: str, channel: str, is_used: bool) -> None:
         users = self._users.pop(channel, frozenset()) - {node} | ({node} if is_used else set())
         if users:

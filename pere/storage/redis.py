@@ -591,7 +591,7 @@ class RedisStore(Joining):
                 for shelf in self._shelves.values():
                     self._visit(shelf)
                 # That the node has gone says it of all others: only what somebody has asked for holds from when that was last here.
-                self._say_present({name for name in self._present if (device := self.devices.get(name)) is None or not device.patterns}, self.clock())
+                self._say_present({name for name in self._present if (device := self.devices.get(name)) is not None and not device.patterns}, self.clock())
                 await self.settle()
                 self._say(("gone", self.node))
                 await self.settle()

@@ -505,6 +505,33 @@ async def test_what_is_being_read_while_all_is_begun_anew_is_not_entered(node, s
     await log.close()
 
 
+async def test_a_device_that_was_removed_and_is_back_at_once_is_there_for_all(node):
+    first, second = await node(), await node()
+    for is_removed in (False, True):
+        if is_removed:
+            first.remove("d")
+        await join(first, "c", "d")
+        first.devices.open(first.devices.get("d"), object())
+        first.sweep(node.clock.now, lambda channel: True)
+        await alike(first, second)
+        first.sweep(node.clock.now, lambda channel: True)
+        await alike(first, second)
+        assert second.devices.get("d").elsewhere == {first.node}
+
+
+async def test_a_node_ends_where_a_device_was_removed_a_moment_ago_and_it_is_long_since_was_said_who_stays(node):
+    first, second = await node(), await node()
+    await join(first, "c", "d")
+    first.devices.open(first.devices.get("d"), object())
+    first.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    node.clock.now += DAY
+    first.remove("d")
+    await first.close()
+    await alike(second)
+    assert first.node not in second._nodes
+
+
 @pytest.mark.parametrize("is_keeper", [True, False])
 async def test_a_node_that_died_has_nobody_online_for_thirty_seconds_at_most(node, is_keeper):
     assert max(sharedlog.SILENCE, sharedlog.LEASE / 1000) + 3 * sharedlog.BEAT + sharedlog.TIMEOUT <= 30  # unheard, kept by nobody, found at a beat, told to all at the next
