@@ -453,6 +453,7 @@ class RedisStore(Joining):
 
     async def _read_anew(self) -> None:
         await self._doze.stop()
+        await self._log.still()  # else what of it is yet to be taken would be, by an empty copy
         self.forsake()
         self._saying.clear()
         self._coming.clear()

@@ -307,7 +307,7 @@ class SharedLog:
         if self.is_asleep:
             self.on_call()
         else:
-            await self.catch_up()
+            await self.refresh()
 
     def _hears_more(self) -> None:
         self._hear_of(self.taken + 1)
@@ -323,6 +323,11 @@ class SharedLog:
             await asyncio.wait((before,))
         self._reading, self._next = self._next, None
         await self.catch_up()
+
+    async def still(self) -> None:
+        """Wait for what is being read; as long as it is asleep, nothing more is taken."""
+        if reading := [task for task in (self._waking, self._next, self._reading) if task is not None and not task.done()]:
+            await asyncio.wait(reading)
 
     async def catch_up(self) -> None:
         """Take all that the log has now, in this very reading; where that is much, others are served in between. Raises Lost."""

@@ -915,6 +915,25 @@ async def test_what_is_heard_before_everything_has_been_read_anew_is_entered_whe
     caplog.clear()
 
 
+async def test_what_is_half_read_when_everything_is_to_be_read_anew_comes_first(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first, second = await node(), await node()
+    await join(first, "c", "d")
+    await alike(first, second)
+    before = first._log.taken
+    for _ in range(9):
+        await push(second)
+    reading = asyncio.ensure_future(first._log.refresh())
+    while first._log.taken < before + 2:
+        await asyncio.sleep(0)
+    assert first._log.taken < second._log.taken
+    first._lost("the log is another one")
+    await asyncio.gather(reading, first._reading)
+    await alike(first, second)
+    assert [event.ordinal for event in first.open("c").backlog] == [*range(1, 10)]
+    caplog.clear()
+
+
 async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(node, monkeypatch, caplog):
     monkeypatch.setattr(module, "BEAT", 3600)
     monkeypatch.setattr(keeper, "KEEP_EVERY", 0.0)
