@@ -13,6 +13,7 @@ from pere.audience import Member
 from pere.config import Config
 from pere.storage import Shelf
 from pere.storage.replica import NOBODY, Asker, Op, Replica
+from pere.storage.working import QUIET
 
 STAY = 3600.0  # seconds after which who is still there is said to be: nobody is taken to have been seen last before that who was there until a node died
 
@@ -24,6 +25,7 @@ class Presence(Replica):
 
     def __init__(self, config: Config, clock: Callable[[], float], node: str):
         super().__init__(config, clock, node)
+        self._came_at = clock()  # for a while what others listen to may not have been told
         self._nodes: set[str] = set()
         self._users: dict[str, frozenset[str]] = {}  # nodes on which somebody listens to a channel
         self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
@@ -99,7 +101,7 @@ class Presence(Replica):
 
     def _forget(self, shelf: Shelf) -> None:
         if shelf.name in self._begun:
-            if self.leads and not self._users.get(shelf.name):
+            if self.leads and self.clock() >= self._came_at + QUIET and not self._users.get(shelf.name):
                 self._say(("forget", shelf.name))
             self._round.append(shelf.name)
         elif shelf.audience.members:

@@ -21,7 +21,7 @@ from pere.devices import Devices
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.ledger import Ledger
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, keeper, keeping, presence, sharedlog
+from pere.storage import Accepted, keeper, keeping, presence, sharedlog, working
 from pere.storage import redis as module
 from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
@@ -530,6 +530,34 @@ async def test_a_node_ends_where_a_device_was_removed_a_moment_ago_and_it_is_lon
     await first.close()
     await alike(second)
     assert first.node not in second._nodes
+
+
+async def test_who_comes_and_keeps_at_once_forgets_no_channel_to_which_somebody_listens_on_a_node_that_has_not_told_it_yet(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first, second = await node(), await node()
+    await join(first, "c", "d")
+    first.unregister("c", "d")
+    await alike(first, second)
+    node.clock.now += 2 * working.QUIET
+    second.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    await first._keeper.keep(False, is_last=True)
+    introduce, second._introduce = second._introduce, lambda is_anew=False: None  # it stands still for a moment
+    third = await node()
+    await first.close()
+    await third._beat_once()
+    assert third.leads
+    third.sweep(node.clock.now, lambda channel: False)
+    await alike(second, third)
+    introduce()
+    await alike(second, third)
+    node.clock.now += 2 * working.QUIET
+    for is_used in (True, False):
+        second.sweep(node.clock.now, lambda channel, is_used=is_used: is_used)
+        await alike(second, third)
+        third.sweep(node.clock.now, lambda channel: False)
+        await alike(second, third)
+        assert ("c" in third._begun) == is_used
 
 
 @pytest.mark.parametrize("is_keeper", [True, False])
