@@ -532,6 +532,42 @@ async def test_a_node_ends_where_a_device_was_removed_a_moment_ago_and_it_is_lon
     assert first.node not in second._nodes
 
 
+async def test_who_comes_to_keep_says_of_each_event_once_that_it_is_over_also_of_those_that_came_before(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first, second = await node(keep_expired=100), await node(keep_expired=100)
+    told: list[tuple[str, int]] = []
+    second.ledger.on_decision = lambda word, entry, moment: told.append((word, entry.event.id))
+    assert first.leads and not second.leads
+    await join(first, "c", "d")
+    events = [await push(store, ttl=ttl) for ttl in (10, 50, 60) for store in (first, second)]
+    await alike(first, second)
+    node.clock.now += 20
+    first.sweep(node.clock.now, lambda channel: True)
+    second.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    assert sorted(told) == [("expired", event.id) for event in events[:2]]
+    await first.close()
+    await second._beat_once()
+    assert second.leads
+    second._lost("so that all is read from what is kept, and the log")
+    await second._reading
+    told.clear()
+    for ended in (2, 4, 6, 6):
+        second.sweep(node.clock.now, lambda channel: True)
+        await second.settle()
+        assert sorted(told) == [("expired", event.id) for event in events[2:ended]]
+        node.clock.now += 35 if ended == 2 else 10
+    node.clock.now += 60
+    for kept in (4, 0):
+        second.sweep(node.clock.now, lambda channel: True)
+        await alike(second, third := await node(keep_expired=100))
+        assert len(second.open("c").backlog) == kept
+        await third.close()
+        node.clock.now += 60
+    assert len(told) == 4
+    caplog.clear()
+
+
 async def test_who_comes_and_keeps_at_once_forgets_no_channel_to_which_somebody_listens_on_a_node_that_has_not_told_it_yet(node, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 3600)
     first, second = await node(), await node()
