@@ -83,6 +83,8 @@ class Hub:
         for pattern in patterns:
             store.want(device, pattern, ())
         known = store.devices.known[device]
+        if known.patterns:
+            store.arrive(known)
         if len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
         return meant

@@ -312,6 +312,10 @@ class Store(ABC):
         those that there are, where somebody has looked for them. Raises Full where no more devices are taken."""
 
     @abstractmethod
+    def arrive(self, device: Device) -> None:
+        """A device that wants channels which are yet to be born opens a feed, on whatever channels: however long it was away, it joins those that are born from now on."""
+
+    @abstractmethod
     def is_assured(self, device: str) -> bool:
         """Whether all that the device is registered for is kept."""
 

@@ -64,6 +64,13 @@ class Joining(Copy):
         self._asking.add(device)
         self._expect(device, ("want", device, pattern))
 
+    def arrive(self, device: Device) -> None:
+        """All nodes hear of it with the next sweep. Where what it wants could have lapsed by then that is said at once, and it is not greeted before."""
+        self._asking.add(device.name)
+        safe = self.clock() - self._config.device_ttl + self._stay
+        if any(self._wishes.get(pattern, {}).get(device.name, safe) < safe for pattern in device.patterns):
+            self._expect(device.name, ("present", self.node, (device.name,), ()))
+
     def _forget_wishes(self, device: Device) -> None:
         super()._forget_wishes(device)
         self._say(("unwant", device.name))

@@ -31,7 +31,7 @@ class Presence(Replica):
         self._written: dict[str, dict[str, int]] = {}  # by channel and node, the ordinal up to which those are written to that are up to date there
         self._used: set[str] = set()  # channels of which the others know that somebody here listens to them
         self._present: set[str] = set()  # and devices
-        self._asking: set[str] = set()  # devices that have asked here for what is yet to be born since that was last told: they may be gone again by then
+        self._asking: set[str] = set()  # devices that want what is yet to be born, and have asked for it here or come since that was last told: they may be gone again by then
         self._stay = min(STAY, config.device_ttl / 2)
         self._stayed = 0.0  # when was last said who stays
         self._visits = 0  # in a row, at which there was nothing to be told of a channel
@@ -149,11 +149,13 @@ class Presence(Replica):
 
     def _apply_present(self, asker: Asker | None, node: str, there: Sequence[str], away: Sequence[str]) -> None:
         """Who is there, or was until now, still wants what it has asked for."""
+        told, _ = asker or NOBODY
         names, now = {*there, *away}, self.clock()
         for pattern, devices in self._wishes.items():
             for name in names & devices.keys():
                 devices[name] = now
                 self._note("wishes", name, pattern)
+        told(None)
         if node == self.node:
             return
         for name in names:

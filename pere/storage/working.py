@@ -452,6 +452,9 @@ class WorkingSet(Store):
         for channel in filter(compiled(pattern), list(self._shelves)) if channels is None else channels:
             self.register(channel, device)
 
+    def arrive(self, device: Device) -> None:
+        """That it has a feed is seen here."""
+
     def unregister(self, channel: str, device: str) -> None:
         self._leave(channel, device)
         known = self.devices.get(device)

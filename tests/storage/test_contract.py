@@ -17,6 +17,7 @@ from pere.config import KIB, Config
 from pere.errors import BadRequest, Gone, NotFound, Refusal, TooMany, Unavailable
 from pere.event import Event, format_id, parse_id
 from pere.receipt import NAMES, NONE, OUTCOMES, WORDS, state_code
+from pere.server import Server
 from pere.storage import Accepted, Store
 from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
@@ -804,6 +805,38 @@ async def test_who_wants_a_pattern_that_means_nothing_is_counted_and_forgotten_i
     await desk.sweep(51)
     assert list(desk.store.devices.known) == ["d2"]
     desk.store.want("d3", "never.*")
+
+
+@pytest.mark.parametrize("channels", [["news"], []], ids=["on another channel", "by its pattern"])
+async def test_who_comes_back_a_moment_before_it_is_given_up_is_in_the_audience_of_what_is_born_then(open_desk, channels):
+    desk = await open_desk(device_ttl=100)
+    desk.store.want("d", "orders.*")
+    await desk.store.settle()
+    desk.clock.now += 99
+    Server(Config(), desk.store).hub.admit("d", channels, () if channels else ("orders.*",))
+    device = desk.store.devices.known["d"]
+    desk.store.devices.open(device, "a feed")
+    assured: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+    desk.store.assure("d", assured.set_result)
+    assert await assured is None
+    # It is greeted, and no sweep has come since.
+    desk.clock.now += 2
+    assert (await desk.accept("orders.eu")).audience == 1
+
+
+async def test_who_has_come_and_gone_between_two_sweeps_was_seen_then(open_desk):
+    desk = await open_desk(device_ttl=100)
+    desk.store.want("d", "orders.*")
+    await desk.sweep(later=1)
+    desk.clock.now += 40
+    Server(Config(), desk.store).hub.admit("d", ["news"], ())
+    device = desk.store.devices.known["d"]
+    desk.store.devices.open(device, "a feed")
+    device.seen = desk.clock.now
+    desk.store.devices.close(device, "a feed")
+    await desk.sweep(later=1)
+    desk.clock.now += 90
+    assert (await desk.accept("orders.eu")).audience == 1
 
 
 async def test_there_is_room_for_what_a_device_may_have_and_for_what_the_store_may(open_desk):
