@@ -326,7 +326,9 @@ class SharedLog:
 
     async def still(self) -> None:
         """Wait for what is being read; as long as it is asleep, nothing more is taken."""
-        if reading := [task for task in (self._waking, self._next, self._reading) if task is not None and not task.done()]:
+        if self._waking is not None:
+            await ended(self._waking)  # it may be after what the log will never have
+        if reading := [task for task in (self._next, self._reading) if task is not None and not task.done()]:
             await asyncio.wait(reading)
 
     async def catch_up(self) -> None:

@@ -998,6 +998,20 @@ async def test_what_is_half_read_when_everything_is_to_be_read_anew_comes_first(
     caplog.clear()
 
 
+async def test_who_is_after_an_entry_that_the_log_has_no_more_reads_everything_anew_all_the_same(node, server, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store = await node()
+    await push(store)
+    assert server.ask("FLUSHALL") == b"+OK"
+    store._log._hear_of(store._log.taken + 1)  # it was published, and Redis died before it was kept anywhere
+    await asyncio.sleep(0)
+    store._lost("the log is another one")
+    await asyncio.wait_for(store._reading, 60)
+    assert (await push(store)).audience == 0
+    await alike(store, await node())
+    caplog.clear()
+
+
 async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(node, monkeypatch, caplog):
     monkeypatch.setattr(module, "BEAT", 3600)
     monkeypatch.setattr(keeper, "KEEP_EVERY", 0.0)
