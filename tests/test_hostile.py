@@ -187,10 +187,10 @@ async def test_who_is_on_very_many_channels_makes_no_request_dear(start, push, l
     await listen("a.*", device="d", ack_wait=10, window=5, format="envelope")
     store, hub = server.store, server.hub
     looks, reads = [], []
-    look, read = store._gone_id, hub._read
+    look, read = store._gone_id, hub._missed
     store._gone_id = lambda channel: looks.append(channel) or look(channel)
-    hub._read = lambda feed: reads.append(feed) or read(feed)
+    hub._missed = lambda feed: reads.append(feed) or read(feed)
     answer = await ask("POST", "/feedback", {"receipts": [{"event_id": "1-1"}] * 1000}, Device="d")
     assert {each["error"] for each in answer.json["results"]} <= {"unknown_event", "gone_event", "unknown_receipt", "gone"} and len(looks) == 300
     answer = await ask("POST", "/push", [{"channel": name, "data": 1} for name in names])
-    assert [each["audience"] for each in answer.json["results"]] == [1] * 300 and len(reads) <= 20
+    assert [each["audience"] for each in answer.json["results"]] == [1] * 300 and 0 < len(reads) <= 20

@@ -596,8 +596,9 @@ class RedisStore(Joining):
                 await self.settle()
                 self._say(("gone", self.node))
                 await self.settle()
-                if self.leads and self._nodes <= {self.node}:  # else the next keeper does it, and nobody waits for that now
+                if self.leads:
                     await self._keeper.look()
+                    await self._keeper.keep_ahead()  # of thousands who were here a moment ago, while others may be served by another node
                     await self._keeper.keep(False, is_last=True)
             await self._log.forget(self.node)
         except Errors as error:
