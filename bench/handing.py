@@ -26,7 +26,7 @@ def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> 
         made = socket.socket(family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind((address[0], random.SystemRandom().randrange(11_000, 32_000)) if is_any else address)
+            made.bind((address[0], random.SystemRandom().randrange(28_000, 32_000)) if is_any else address)
             made.listen(4096)
             return made
         except OSError:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import cycle
 from typing import Self
 
 from forks import Fork, can
@@ -39,11 +40,16 @@ def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.Compl
                           timeout=SECONDS, check=False)
 
 
+# Those of this worker of pytest, each with the one that follows it.
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
+_ports = cycle(random.SystemRandom().sample(own := range(11_000 + 2 * _worker, 28_000, 16), len(own)))
+
+
 def free_port() -> int:
     """A free port below those that the system gives to whoever asks for any. Nobody is given it before it is listened on, nor while who listens is
-    dead: a client that were given the very port that it asks for would be connected to itself."""
+    dead, by the system or by this: a client that were given the very port that it asks for would be connected to itself."""
     while True:
-        port = random.SystemRandom().randrange(11_000, 32_000)
+        port = next(_ports)
         with socket.socket() as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
