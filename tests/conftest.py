@@ -60,16 +60,19 @@ def io_loop(request):
     """A loop of its own for each test, the one that serves in production, which leaves nothing behind. (pytest-tornasync's own fixture
     of this name calls what Tornado has deprecated, and closes descriptors under transports that still use them.)"""
     loop = IOLoop(make_current=True, asyncio_loop=uvloop.new_event_loop())
-    loop.call_later(get_test_timeout(request.node) - 5.0, _tell_where)
+    for seconds in (-5.0, 30.0):  # before it is cancelled, and where it does not end even then
+        loop.call_later(get_test_timeout(request.node) + seconds, _tell_where, request)
     yield loop
     loop.run_sync(_end)
     loop.close()
 
 
-def _tell_where() -> None:
-    """A test is about to take too long, which is all that would be said of it."""
-    for task in asyncio.all_tasks():
-        task.print_stack()
+def _tell_where(request: pytest.FixtureRequest) -> None:
+    """A test is about to take too long, which is all that would be said of it. It is told past what is captured, which is lost with a worker that is ended."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"{request.node.nodeid} takes too long", file=sys.__stderr__, flush=True)
+        for task in asyncio.all_tasks():
+            task.print_stack(file=sys.__stderr__)
 
 
 async def _end() -> None:
