@@ -17,6 +17,8 @@ import wire
 from certificates import Authority
 from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
+from loops import closed
+from processes import SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_tornasync.plugin import get_test_timeout
 from redises import named
@@ -64,7 +66,7 @@ def io_loop(request):
         loop.call_later(get_test_timeout(request.node) + seconds, _tell_where, request)
     yield loop
     loop.run_sync(_end)
-    loop.close()
+    closed(loop)
 
 
 def _tell_where(request: pytest.FixtureRequest) -> None:
@@ -77,8 +79,13 @@ def _tell_where(request: pytest.FixtureRequest) -> None:
 
 async def _end() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
+    left, more = tasks, 6
+    while left and more:
+        for task in left:
+            task.cancel()  # once more where that was lost: `asyncio.wait_for` of Python 3.11 swallows it if what it waits for is there in the same moment
+        _, left = await asyncio.wait(left, timeout=10)
+        more -= 1
+    assert not left, left
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_asyncgens()
     # A transport that was told to close does so in the next turn.
@@ -131,7 +138,7 @@ def start(io_loop, kept_in):
     start = Start(kept_in)
     yield start
     for server in start.servers:
-        io_loop.run_sync(server.stop)
+        io_loop.run_sync(server.stop, timeout=SECONDS)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from doors import LAST, Caller, House, io_loop, no_surprises, on_uvloop, opened, tornado  # noqa: F401
 from grammar import conversations, requests
 from hypothesis import event, given, settings
+from processes import SECONDS
 
 MAX_BODY = 2000  # bytes
 LASTS = LAST * 40  # more than a body may swallow: one of them is heard, or what came before is refused
@@ -155,7 +156,7 @@ def doors(io_loop) -> Iterator[Doors]:  # noqa: F811
         return Doors(io_loop, house, port)
 
     yield io_loop.run_sync(enter)
-    io_loop.run_sync(stack.aclose)
+    io_loop.run_sync(stack.aclose, timeout=SECONDS)
     logging.getLogger("tornado.general").setLevel(logging.NOTSET)
 
 

@@ -10,6 +10,7 @@ import pytest
 import wire
 from cryptography.hazmat.primitives.asymmetric import ec
 from minting import PRIVATE, jwk, token
+from processes import SECONDS
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
@@ -70,7 +71,7 @@ def _standing(io_loop):
 
     keys = io_loop.run_sync(make)
     yield keys
-    io_loop.run_sync(keys.close)
+    io_loop.run_sync(keys.close, timeout=SECONDS)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import SECONDS
 
 from pere.config import Config
 from pere.errors import ConfigError, StoreInUse
@@ -80,7 +81,7 @@ def desk(io_loop, tmp_path):
 
     desk = io_loop.run_sync(made)
     yield desk
-    io_loop.run_sync(desk.store.close)
+    io_loop.run_sync(desk.store.close, timeout=SECONDS)
 
 
 CHANGES = {

@@ -10,6 +10,7 @@ import made as a
 import orjson
 import pytest
 from made import NOW
+from processes import SECONDS
 from redises import common
 
 from pere.bulk import Bulk
@@ -128,7 +129,7 @@ def open_desk(request, io_loop, tmp_path) -> Iterator[Callable[..., Awaitable[De
 
     yield open_desk
     for store in stores:
-        io_loop.run_sync(store.close)
+        io_loop.run_sync(store.close, timeout=SECONDS)
 
 
 # Documents

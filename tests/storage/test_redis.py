@@ -13,7 +13,7 @@ import msgpack
 import pytest
 from made import NOW
 from redis.exceptions import RedisError
-from processes import free_port
+from processes import SECONDS, free_port
 from redises import RedisServer
 
 from pere.config import DAY, Config
@@ -56,7 +56,7 @@ def node(server, io_loop) -> Iterator[Callable[..., Awaitable[RedisStore]]]:
     node.clock = clock  # type: ignore[attr-defined]
     yield node
     for store in stores:
-        io_loop.run_sync(store.close)
+        io_loop.run_sync(store.close, timeout=SECONDS)
 
 
 @pytest.fixture(autouse=True)

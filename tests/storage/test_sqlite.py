@@ -19,7 +19,7 @@ import orjson
 import pytest
 import wire
 from made import NOW
-from processes import ENVIRONMENT, Served, free_port
+from processes import ENVIRONMENT, SECONDS, Served, free_port
 from test_contract import HOUR, Clock, Desk
 
 from pere.config import KIB, MIB, Config
@@ -86,7 +86,7 @@ def files(io_loop, tmp_path) -> Iterator[Files]:
     files = Files(tmp_path)
     yield files
     for store in files.stores:
-        io_loop.run_sync(store.close)
+        io_loop.run_sync(store.close, timeout=SECONDS)
 
 
 @pytest.fixture(params=["again", "crashed"])
