@@ -183,7 +183,6 @@ async def measure(kind: str, folder: Path, plan: list[tuple[str, str, float]], d
             await chain.until(lambda pushed=pushed: not load.away and len(load.pushed) > pushed + 5)
         load.is_over = True
         await pushing
-        load.is_over = False
         await load.all_back()
         await load.settle()
         return {"pushes": len(load.pushed), "receipts": load.receipts, "lost events": load.missing(), "lost receipts": max(0, await load.unkept()), "doubled": load.doubled(),

@@ -310,7 +310,7 @@ async def test_a_successor_that_dies_with_all_in_its_hands_leaves_the_other_to_g
 def test_whoever_is_killed_on_the_way_one_serves_and_nothing_that_was_answered_is_lost(tmp_path):
     """The short form of `python -m tests.deaths`."""
     plan = [("next", "shown", -1.0), ("before", "live", 0.0), ("next", "over", -1.0)]
-    found = uvloop.run(deaths.measure("sqlite", tmp_path, plan))
+    found = uvloop.run(asyncio.wait_for(deaths.measure("sqlite", tmp_path, plan), 300))
     assert (found["the one before serves"], found["the next one serves"]) == (2, 1)
     assert found["receipts"] >= found["pushes"] and {name: found[name] for name in ("lost events", "lost receipts")} == {"lost events": 0, "lost receipts": 0}
 
@@ -775,7 +775,7 @@ def test_under_load_nobody_notices(way):
     """The short form of `python -m bench.load.restart`."""
     if way == "redis handover":
         needed()
-    found = uvloop.run(restart.measure(way, devices=200, restarts=2, per_second=40, usual=0.3))
+    found = uvloop.run(restart.measure(way, devices=200, restarts=2, per_second=40, usual=0.3, within=300))
     assert found["pushes"] and found["deliveries"] == 20 * found["pushes"]
     assert {name: found[name] for name in ("refused", "cut", "other answers", "lost events", "lost receipts", "doubled", "came back")} == dict.fromkeys(
         ("refused", "cut", "other answers", "lost events", "lost receipts", "doubled", "came back"), 0)

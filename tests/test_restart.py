@@ -342,12 +342,28 @@ def test_a_manager_that_does_not_listen_is_no_reason_to_fail(tmp_path):
 # Under load
 
 
+async def test_who_is_the_load_gives_up_only_what_is_refused_for_good(start, listen, until):
+    server = await start(max_feeds=1, idle_timeout=3600)
+    first = await listen("c")
+    load = restart.Load(server.port, 1, 1.0)
+    line, answers = restart.Line(load), []
+    load.is_over = True  # nothing more is pushed, and what was asked is still to be answered
+    for target in ("/events/c/1-0", "/healthz"):
+        line.ask(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode(), lambda status, body: answers.append(status))
+    await until(lambda: len(answers) == 2)
+    assert answers == [404, 200]
+    load.devices[0].come()
+    await until(lambda: load.counts["cut"])
+    first.close()
+    await until(lambda: not load.away)
+
+
 @pytest.mark.parametrize("way", ["sqlite", "overlap", "redis"])
 def test_under_load_nothing_is_refused_and_nothing_is_lost(way):
     """The short form of `python -m bench.load.restart`."""
     if way == "redis":
         needed()
-    found = uvloop.run(restart.measure(way, devices=200, restarts=2 if way == "overlap" else 1, per_second=40, usual=0.3, flags=("--retry", "0.2", "--drain-seconds", "1")))
+    found = uvloop.run(restart.measure(way, devices=200, restarts=2 if way == "overlap" else 1, per_second=40, usual=0.3, flags=("--retry", "0.2", "--drain-seconds", "1"), within=300))
     assert found["pushes"] and found["deliveries"] == 20 * found["pushes"]
     assert {name: found[name] for name in ("refused", "other answers", "lost events", "lost receipts")} == {
         "refused": 0, "other answers": 0, "lost events": 0, "lost receipts": 0}

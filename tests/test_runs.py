@@ -1,5 +1,7 @@
 """What many lack alike is put together once, and each gets what it would have got event by event."""
 
+import asyncio
+
 import made as a
 import orjson
 import pytest
@@ -128,7 +130,8 @@ def test_whoever_comes_back_gets_what_is_read_event_by_event(kind, tmp_path_fact
     @settings(max_examples=40)
     @given(BEFORE, AWAY, st.one_of(st.none(), st.integers(0, 9)), st.sampled_from(["raw", "envelope"]))
     def judged(before, away, last, form):
-        runs.append(uvloop.run(_twins(kind.format(folder=tmp_path_factory.mktemp("store")), before, away, last, form)))
+        twins = _twins(kind.format(folder=tmp_path_factory.mktemp("store")), before, away, last, form)
+        runs.append(uvloop.run(asyncio.wait_for(twins, 60)))
 
     judged()
     assert any(runs), "none was given a run"
