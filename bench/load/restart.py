@@ -247,9 +247,10 @@ class Load:
 
     async def settle(self) -> None:
         """Until all that was pushed has arrived and is answered, or nothing more comes."""
-        for _ in range(500):
-            if all(line.is_idle for line in (*self._lines, *self._publishers)) and not self.missing():
-                break
+        looks, before = 0, (0, 0, 0)
+        while looks < 500 and not (all(line.is_idle for line in (*self._lines, *self._publishers)) and not self.missing()):
+            came = len(self.pushed), len(self.latencies), self.receipts
+            looks, before = looks + 1 if came == before else 0, came
             await asyncio.sleep(0.02)
 
     def missing(self) -> int:
