@@ -8,10 +8,13 @@ those in line have all there is. An event and its receipts take half a dozen tur
 millisecond, and 2 KiB parsed in one step, a receipt took two and a half times as long beside a flood of receipts (measured); now it takes a tenth more.
 """
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
+
+log = logging.getLogger("pere.http")
 
 SHARE = 0.0002  # seconds of each turn in which those in line are served
 AT_ONCE = 16  # what one client is served outside of the line, in one turn
@@ -73,8 +76,12 @@ class Line:
             client = next(iter(waiting))
             queue = waiting[client]
             connection = queue.popleft()
-            if connection.step():
-                queue.append(connection)
+            try:
+                if connection.step():
+                    queue.append(connection)
+            except Exception:
+                # One's mistake must not stop the line for all others, and for good.
+                log.exception("what waited in line could not be done")
             if queue:
                 waiting.move_to_end(client)
             else:

@@ -181,7 +181,8 @@ class Listener:
             loop.remove_reader(self.sock)
         self.sock.close()
         try:
-            while not self.is_shared:
+            # As many as can wait: who comes in the place of each that is taken must not keep us here without end.
+            for _ in range(BACKLOG + 1 if not self.is_shared else 0):
                 visitor, address = same.accept()
                 if self._is_secured:
                     self._handshakes.take(visitor, address)

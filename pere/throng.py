@@ -80,6 +80,14 @@ class Throng:
 
     def step(self) -> bool:
         """Its turn has come. Tells whether there is more to do."""
+        is_more = False
+        try:
+            is_more = self._do_some()
+        finally:
+            self._is_in_line = is_more  # who raises is in line no more, and is to come again when there is more
+        return is_more
+
+    def _do_some(self) -> bool:
         if self._late:
             feed = next(iter(self._late))
             del self._late[feed]
@@ -98,8 +106,7 @@ class Throng:
                 self.write(place.feed)
             elif place.feed.care is not None:
                 self._read(place.feed)
-        self._is_in_line = bool(self._late or self._fresh) or self._walked is not None
-        return self._is_in_line
+        return bool(self._late or self._fresh) or self._walked is not None
 
     def _reached(self, place: Place) -> int:
         """Up to where a live place has all that it is to have: what was for some devices alone is no step of the others."""

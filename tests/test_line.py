@@ -87,6 +87,27 @@ def test_who_joins_while_others_are_served_is_served_too():
     assert sorted(done) == ["a", "friend", "stranger"]
 
 
+def test_one_that_fails_is_said_and_holds_up_nobody(caplog):
+    turns, done = Turns(), []
+    line = Line(lambda: 0.0, turns.call_soon)
+
+    class Failing(Waiting):
+        def step(self):
+            raise ValueError("a mistake")
+
+    for client in "ab":
+        line.join(client, Failing(client, 1, done))
+        line.join(client, Waiting(client, 2, done))
+    while turns.soon:
+        turns.turn()
+    line.join("a", Waiting("later", 1, done))
+    while turns.soon:
+        turns.turn()
+    assert done == ["a", "b", "a", "b", "later"]
+    assert caplog.text.count("ValueError: a mistake") == 2
+    caplog.clear()
+
+
 def test_a_client_has_so_much_at_once_in_each_turn():
     now = [1.0]
     line = Line(lambda: now[0], None)

@@ -151,6 +151,30 @@ async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start):
         await wire.Wire.open(server.port)
 
 
+async def test_who_comes_in_the_place_of_each_that_is_taken_does_not_keep_it_from_ending(start, monkeypatch):
+    monkeypatch.setattr("pere.listening.BACKLOG", 8)
+    server = await start()
+    most, came = 100, []
+
+    class Crowd(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.abort()
+            come()
+
+    def come():
+        if len(came) < most:
+            came.append(None)
+            socket.create_connection(("127.0.0.1", server.port)).close()
+
+    listener, = server.listeners._open
+    monkeypatch.setattr(listener, "_meet", Crowd)
+    for _ in range(4):
+        come()
+    # Nothing was awaited, so nobody was accepted yet.
+    await server.listeners.close()
+    assert 8 < len(came) < most
+
+
 async def test_who_has_just_come_and_not_spoken_yet_is_heard(start, connect, until, monkeypatch):
     monkeypatch.setattr("pere.http1.GRACE", 3600.0)
     server = await start()
