@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -74,7 +74,15 @@ def _tell_where(request: pytest.FixtureRequest) -> None:
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"{request.node.nodeid} takes too long", file=sys.__stderr__, flush=True)
         for task in asyncio.all_tasks():
-            task.print_stack(file=sys.__stderr__)
+            print(task, *_awaited(task.get_coro()), sep="\n    ", file=sys.__stderr__, flush=True)
+
+
+def _awaited(coroutine: Any) -> Iterator[str]:
+    """Where it stands, and where that stands which it waits for: a task itself tells only of the first."""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None) or getattr(coroutine, "ag_frame", None)
+        yield f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame is not None else repr(coroutine)
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
 
 
 async def _end() -> None:

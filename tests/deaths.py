@@ -62,12 +62,13 @@ class Between:
         self._thread.start()
 
     def _pass_on(self) -> None:
+        self._socket.settimeout(60)
         visitor, _ = self._socket.accept()
         self._socket.close()
         os.unlink(self._path)
         lines = Line(visitor), visit(self._there)
         assert lines[1] is not None, "nobody serves there"
-        back = threading.Thread(target=self._carry, args=(lines[1], lines[0]))
+        back = threading.Thread(target=self._carry, args=(lines[1], lines[0]), daemon=True)
         back.start()
         self._carry(*lines)
         back.join()
@@ -98,7 +99,7 @@ class Between:
         while self.victim is None:
             time.sleep(0.001)
         self.victim.send_signal(signal.SIGKILL)
-        self.victim.wait()
+        self.victim.wait(60)
 
     def end(self) -> None:
         self._thread.join(90)

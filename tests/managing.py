@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from typing import Self
 
@@ -48,7 +49,9 @@ class Notices:
     def until(self, name: str) -> list[str]:
         """The names of all that was said, up to this one."""
         said: list[str] = []
+        deadline = time.monotonic() + SECONDS  # who says again and again that all is well does not say that
         while name not in said:
+            assert time.monotonic() < deadline, said
             said += self.next()
         return said
 

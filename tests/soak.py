@@ -327,7 +327,11 @@ class Against(RuleBasedStateMachine):
         return Model(FILE if self.kind == "sqlite" else MEMORY, int(self.loop.now), self.real.store.born)
 
     def do(self, deed: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(deed)
+        async def in_time() -> Any:
+            async with asyncio.timeout(10 * PATIENCE):
+                return await deed
+
+        return self.loop.run_until_complete(in_time())
 
     def teardown(self) -> None:
         self.do(self.real.end())

@@ -14,6 +14,7 @@ import orjson
 import uvloop
 from doors import LAST, House, facts, opened
 from hypothesis import strategies as st
+from processes import SECONDS
 from test_shape import REQUEST, assert_it_means_the_same, requests
 from test_sse import STREAMS, by_the_standard, decoded
 from tornado.ioloop import IOLoop
@@ -64,7 +65,7 @@ class Live(Target):
         self._stack = AsyncExitStack()
         self._logged = Logged()
         logging.getLogger().addHandler(self._logged)
-        self._loop.run_sync(self.open)
+        self._loop.run_sync(self.open, timeout=SECONDS)
 
     async def open(self) -> None:
         raise NotImplementedError
@@ -73,12 +74,12 @@ class Live(Target):
         raise NotImplementedError
 
     def __call__(self, said: bytes) -> None:
-        self._loop.run_sync(lambda: self.say(said))
+        self._loop.run_sync(lambda: self.say(said), timeout=SECONDS)
         assert not self._logged.lines, self._logged.lines
 
     def close(self) -> None:
         logging.getLogger().removeHandler(self._logged)
-        self._loop.run_sync(self._stack.aclose)
+        self._loop.run_sync(self._stack.aclose, timeout=SECONDS)
         self._loop.close()
 
 

@@ -572,6 +572,7 @@ async def fake(tmp_path, says) -> asyncio.Task:
     waiting = socket.socket(socket.AF_UNIX)
     waiting.bind(path)
     waiting.listen()
+    waiting.settimeout(60)
 
     def serve() -> dict:
         visitor, _ = waiting.accept()
@@ -712,7 +713,7 @@ async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothi
         feed.close()
 
 
-AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(15); print(s.recv(1))"
+AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.settimeout(15); s.connect(sys.argv[1]); print(s.recv(1))"
 
 
 async def test_it_is_for_processes_of_the_same_user(tmp_path):
@@ -723,9 +724,9 @@ async def test_it_is_for_processes_of_the_same_user(tmp_path):
             for folder in (tmp_path, *tmp_path.parents[:3]):
                 folder.chmod(0o755)
             as_nobody = [sys.executable, "-I", "-S", "-c", AS_NOBODY, str(path)]
-            assert b"Permission denied" in subprocess.run(as_nobody, capture_output=True, check=False).stderr
+            assert b"Permission denied" in subprocess.run(as_nobody, capture_output=True, check=False, timeout=60).stderr
             path.chmod(0o666)
-            assert subprocess.run(as_nobody, capture_output=True, check=False).stdout == b"b''\n", "it is hung up on before it has said a word"
+            assert subprocess.run(as_nobody, capture_output=True, check=False, timeout=60).stdout == b"b''\n", "it is hung up on before it has said a word"
         assert first._popen.poll() is None
 
 

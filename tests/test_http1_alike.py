@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from doors import LAST, Caller, chunks, eventually, facts, io_loop, no_surprises, on_uvloop, opened, request, tornado, turns  # noqa: F401
+from doors import LAST, PATIENCE, Caller, chunks, eventually, facts, io_loop, no_surprises, on_uvloop, opened, request, tornado, turns  # noqa: F401
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ def for_all(examples: int, **strategies: Any) -> Callable[[Any], Any]:
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
         @given(**strategies)
         def run(io_loop: Any, **values: Any) -> None:  # noqa: F811
-            io_loop.run_sync(lambda: test(**values))
+            io_loop.run_sync(lambda: test(**values), timeout=PATIENCE)
 
         run.__doc__ = test.__doc__
         return run
@@ -409,7 +409,10 @@ async def test_a_recognised_answer_to_who_does_not_read_waits_for_it():
     async with opened() as house:
         caller, body = await house.caller(receive_buffer=4096), b"b" * 900
         sent = 0
-        while not (house.door.connections and next(iter(house.door.connections)).transport.get_write_buffer_size()):
+        await eventually(lambda: house.door.connections)
+        (connection,) = house.door.connections
+        while not connection.transport.get_write_buffer_size():
+            assert house.door.connections
             await caller.say(receipt("d", str(sent), body))
             sent += 1
         for number in range(sent):

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -113,7 +114,7 @@ class Doors:
     """Both doors, open."""
 
     def __init__(self, io_loop: Any, house: House, port: int):  # noqa: F811
-        self._run = io_loop.run_sync
+        self._run = partial(io_loop.run_sync, timeout=SECONDS)
         self._house = house
         self._port = port
 

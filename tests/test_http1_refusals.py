@@ -451,6 +451,7 @@ async def test_who_never_reads_small_answers_is_cut_too(hurried):
         await eventually(lambda: house.door.connections)
         [connection] = house.door.connections
         while not connection.transport.get_write_buffer_size():
+            assert house.door.connections
             await caller.say(request("GET /whole/5000"))
         for _ in range(2):  # it is idle, and then it is stuck too
             house.later(61)

@@ -524,7 +524,7 @@ class Listener:
 @settings(max_examples=75)
 @given(st.lists(CONNECT, min_size=2, max_size=4), st.lists(DEED, min_size=10, max_size=40))
 def test_whatever_happens_every_feed_gets_every_event_once_and_in_order(first, then):
-    uvloop.run(_everything_comes_once(first + then))
+    uvloop.run(asyncio.wait_for(_everything_comes_once(first + then), 200))
 
 
 async def _everything_comes_once(deeds: list[tuple]) -> None:

@@ -265,5 +265,6 @@ async def test_a_feed_that_reads_what_takes_long_to_look_up_does_so_piece_by_pie
     assert len({count for count in seen if count < 400}) >= 2, "others were served in between"
     read = b""
     while len(found := re.findall(rb"\ndata: (\d+)\n", read)) < 400:
-        read += await feed.more()
+        read += (some := await feed.more())
+        assert some, read[-300:]
     assert [int(number) for number in found] == list(range(400))

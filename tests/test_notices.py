@@ -314,7 +314,7 @@ def put_back(server, kind: str):
             for ending in ("", "-wal"):
                 shutil.move(path + ".died" + ending, path + ending)
     else:
-        prefix, client = server.store._log.prefix, Redis.from_url(common().url)
+        prefix, client = server.store._log.prefix, Redis.from_url(common().url, socket_timeout=60)
         kept = {name: client.dump(name) for name in client.keys(f"{prefix}:*") if name != f"{prefix}:keeper".encode()}  # whose lease has run out by then
 
         def back() -> None:

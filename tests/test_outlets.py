@@ -256,7 +256,8 @@ async def test_a_feed_whose_transport_stays_overtakes_nothing_that_is_under_way_
     feed = followers.open(transport, 0, "c", None, b"b")
     assert feed.__class__ is Carried and feed.waiting()
     while not read.endswith(b"\n\n\r\n"):
-        read += await asyncio.wait_for(loop.sock_recv(there, MIB), 30)
+        read += (some := await asyncio.wait_for(loop.sock_recv(there, MIB), 30))
+        assert some, read[-300:]
     assert read[: 4 * MIB + 1] == 4 * MIB * b"a" + b"b"
     there.close()
 
