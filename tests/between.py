@@ -33,10 +33,14 @@ class Between:
         assert self._server is not None
         self._server.close()
         self.flow()
-        self.cut()
+        # Who was let in by now is served in the next turn, and can be cut off in the one after it.
+        for _ in range(3):
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._pairs:
+            writer.transport.abort()
 
     def hold(self) -> None:
         """From now on nothing that the server says arrives."""
@@ -59,6 +63,13 @@ class Between:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._pairs.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        with suppress(asyncio.CancelledError):
+            await self._begin(reader, writer)
+
+    async def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (answer := self.answer) is not None:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 self.asked.append(await reader.readuntil(b"\r\n\r\n"))

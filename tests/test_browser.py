@@ -5,6 +5,7 @@ import signal
 
 import wire
 from browsers import patiently
+from elsewhere import serving
 from minting import SECRET, bearer, token
 from processes import Served, free_port
 
@@ -386,11 +387,7 @@ async def test_a_page_of_another_origin_is_a_device_with_a_token_or_with_a_cooki
     async def page_of(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<!doctype html><title>shop</title>")
-        writer.close()
 
-    shop = await asyncio.start_server(page_of, "127.0.0.1", 0)
-    origin = f"http://127.0.0.1:{shop.sockets[0].getsockname()[1]}"
-    port = (await start(jwt_secret=SECRET, cors_origins=origin)).port
     publisher = bearer("p", push=["c"])
 
     async def story(context):
@@ -412,7 +409,7 @@ async def test_a_page_of_another_origin_is_a_device_with_a_token_or_with_a_cooki
         # Nobody finds a token in a history, or in the log of a proxy.
         assert any("/feed?" in each for each in asked) and not [each for each in asked if "token" in each]
 
-    try:
+    async with serving(page_of) as shop:
+        origin = f"http://127.0.0.1:{shop}"
+        port = (await start(jwt_secret=SECRET, cors_origins=origin)).port
         await chromium(story)
-    finally:
-        shop.close()

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import orjson
 import pytest
+from elsewhere import serving
 from processes import Served, free_port
 
 from pere.client import Client, backoff
@@ -53,19 +54,15 @@ class Scripted:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         answer = answer(asked) if callable(answer) else answer
         writer.write(answer)
-        try:
-            if isinstance(answer, Held):
-                await reader.read()
-        finally:
-            writer.close()
+        if isinstance(answer, Held):
+            await reader.read()
 
 
 @asynccontextmanager
 async def scripted(*answers: Answer) -> AsyncIterator[tuple[Scripted, str]]:
     script = Scripted(answers)
-    server = await asyncio.start_server(script.serve, "127.0.0.1")
-    async with server:
-        yield script, "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    async with serving(script.serve) as port:
+        yield script, f"http://127.0.0.1:{port}"
 
 
 def answer(status: int, body: bytes = b"", *headers: str) -> bytes:

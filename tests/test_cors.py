@@ -1,10 +1,9 @@
 """Pages of other origins: what a browser is told of them, on every answer, and what of our own pages."""
 
-import asyncio
-
 import pytest
 import wire
 from browsers import patiently
+from elsewhere import serving
 
 from pere.config import Config
 from pere.cors import Cors
@@ -168,12 +167,6 @@ async def test_a_browser_lets_pages_of_a_named_origin_read_and_others_neither_re
     async def page_of(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<!doctype html><title>page</title>")
-        writer.close()
-
-    pages = [await asyncio.start_server(page_of, "127.0.0.1", 0) for _ in range(2)]
-    named, stranger = (f"http://127.0.0.1:{page.sockets[0].getsockname()[1]}" for page in pages)
-    server = await start(cors_origins=named)
-    id = await push("c", 0)
 
     async def story(context):
         found = []
@@ -184,11 +177,11 @@ async def test_a_browser_lets_pages_of_a_named_origin_read_and_others_neither_re
             found.append((await page.evaluate(ASKS, f"http://127.0.0.1:{server.port}"), server.store.events))
         return found
 
-    try:
+    async with serving(page_of) as first, serving(page_of) as second:
+        named, stranger = (f"http://127.0.0.1:{port}" for port in (first, second))
+        server = await start(cors_origins=named)
+        id = await push("c", 0)
         (ours, after_ours), (theirs, after_theirs) = await chromium(story)
-    finally:
-        for page in pages:
-            page.close()
     assert ours == {"pushed": [201, False], "plain": [201, False], "kept": [200, True], "status": [200, True], "feed": "open"}
     assert theirs == {name: ["TypeError", False] for name in ("pushed", "plain", "kept", "status")} | {"feed": "error"}
     assert (after_ours, after_theirs) == (3, 3)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import elsewhere
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,11 +41,8 @@ class Peer:
             if self._listens:
                 self.requests.append(await read_request(reader))
             await self._behave(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
         finally:
             self.cut.set()
-            writer.close()
 
 
 async def read_request(reader: Reader) -> bytes:
@@ -56,9 +54,8 @@ async def read_request(reader: Reader) -> bytes:
 @asynccontextmanager
 async def peer(behave: Behaviour, listens: bool = True, tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
     made = Peer(behave, listens)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", ssl=tls)
-    async with server:
-        made.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook?x=1"
+    async with elsewhere.serving(made.serve, ssl=tls) as port:
+        made.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/hook?x=1"
         yield made
 
 
