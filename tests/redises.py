@@ -13,7 +13,7 @@ from typing import Self
 
 import programs
 import pytest
-from processes import free_port
+from processes import SECONDS, free_port
 
 # What a test says that is to hold on every store; its servers are on it, whoever starts them.
 EACH_STORE = pytest.mark.parametrize("kept_in", ["memory", "sqlite", "redis"], indirect=True)
@@ -61,7 +61,7 @@ class RedisServer:
         flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", value)]
         with open(self.folder / "redis.log", "ab") as out:
             self._process = subprocess.Popen([needed(), "--port", str(self.port), *flags], stdout=out, stderr=out)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + SECONDS
         while self.ask("PING") != b"+PONG":
             assert self._process.poll() is None and time.monotonic() < deadline, (self.folder / "redis.log").read_text()
             time.sleep(0.01)

@@ -55,7 +55,7 @@ def serving(tmp_path, kind: str = "sqlite", *flags: str, **variables: str):
 
 
 def until_it_waits(tmp_path) -> None:
-    for _ in range(1500):
+    for _ in range(6000):
         with suppress(FileNotFoundError):
             if (tmp_path / "h").stat().st_mode & 0o777 == 0o600:  # it has its name a moment before
                 return
@@ -705,7 +705,7 @@ async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothi
                 visitor.connect(str(tmp_path / "h"))
                 visitor.sendall(words)
                 visitor.shutdown(socket.SHUT_WR)
-                visitor.settimeout(15)
+                visitor.settimeout(60)
                 with suppress(ConnectionResetError):  # it did not read all that was said
                     assert visitor.recv(10) == b""
         await wire.push(first.port, "c", 1)
@@ -713,7 +713,7 @@ async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothi
         feed.close()
 
 
-AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.settimeout(15); s.connect(sys.argv[1]); print(s.recv(1))"
+AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect(sys.argv[1]); print(s.recv(1))"
 
 
 async def test_it_is_for_processes_of_the_same_user(tmp_path):

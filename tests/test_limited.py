@@ -183,7 +183,7 @@ async def test_neither_a_connection_that_is_cut_nor_one_for_a_handler_leaves_any
     try:
         wrong = Said("NONSENSE", "/"), Said("GET", "/healthz", headers={"Content-Length": "x"})
         for said in (PUSH, PUSH, PUSH), (PUSH,), *((each,) for each in (*wrong, GET, Said("GET", "/events/c"), Said("GET", "/nowhere"))):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 line = await wire.Wire.open(server.port)
                 await line.send(b"".join(wire.said(each.method, each.target, each.body, each.headers) for each in said))
                 while (await line.answer()).status == 201:

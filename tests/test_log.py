@@ -65,7 +65,7 @@ for name in ("pere.hub", "somebody.else", "tornado.access", "tornado.general"):
     ("error", ["error"]),
 ])
 def test_our_lines_are_heard_from_the_level_on_and_only_the_warnings_of_others(level, heard):
-    spoken = subprocess.run([sys.executable, "-c", EVERYBODY_SPEAKS, level, "json"], capture_output=True, text=True, timeout=30)
+    spoken = subprocess.run([sys.executable, "-c", EVERYBODY_SPEAKS, level, "json"], capture_output=True, text=True, timeout=60)
     assert spoken.stdout == ""
     assert [orjson.loads(line)["message"] for line in spoken.stderr.splitlines()] == [
         *(f"pere.hub {word}" for word in heard), "somebody.else warning", "somebody.else error",
@@ -73,5 +73,5 @@ def test_our_lines_are_heard_from_the_level_on_and_only_the_warnings_of_others(l
 
 
 def test_lines_are_for_people_unless_machines_are_meant():
-    spoken = subprocess.run([sys.executable, "-c", EVERYBODY_SPEAKS, "error", "text"], capture_output=True, text=True, timeout=30)
+    spoken = subprocess.run([sys.executable, "-c", EVERYBODY_SPEAKS, "error", "text"], capture_output=True, text=True, timeout=60)
     assert spoken.stderr.splitlines()[0].endswith("Z error   pere.hub error")

@@ -40,7 +40,7 @@ class Pair:
 
     async def read(self, size: int) -> bytes:
         loop, read = asyncio.get_running_loop(), b""
-        while len(read) < size and (some := await asyncio.wait_for(loop.sock_recv(self.there, MIB), 30)):
+        while len(read) < size and (some := await asyncio.wait_for(loop.sock_recv(self.there, MIB), 60)):
             read += some
         return read
 
@@ -148,7 +148,7 @@ async def test_who_only_ends_its_side_has_gone_too(pair, until):
 async def test_what_is_heard_is_dropped_however_much_it_is(pair):
     made = await pair()
     loop = asyncio.get_running_loop()
-    await asyncio.wait_for(loop.sock_sendall(made.there, bytes(4 * MIB)), 30)
+    await asyncio.wait_for(loop.sock_sendall(made.there, bytes(4 * MIB)), 60)
     made.outlet.write(b"still here")
     assert await made.read(10) == b"still here"
     assert made.outlet.words == []
@@ -256,7 +256,7 @@ async def test_a_feed_whose_transport_stays_overtakes_nothing_that_is_under_way_
     feed = followers.open(transport, 0, "c", None, b"b")
     assert feed.__class__ is Carried and feed.waiting()
     while not read.endswith(b"\n\n\r\n"):
-        read += (some := await asyncio.wait_for(loop.sock_recv(there, MIB), 30))
+        read += (some := await asyncio.wait_for(loop.sock_recv(there, MIB), 60))
         assert some, read[-300:]
     assert read[: 4 * MIB + 1] == 4 * MIB * b"a" + b"b"
     there.close()
