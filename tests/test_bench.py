@@ -1,6 +1,7 @@
 """The load of `pere bench`, for a moment each, against a real server; that it counts right, and says what went wrong. No speed is asserted."""
 
 import ast
+import asyncio
 import json
 import os
 import random
@@ -17,13 +18,13 @@ from urllib.request import urlopen
 
 import jwt
 import pytest
-from processes import ENVIRONMENT, Process, Served, pere
+from processes import ENVIRONMENT, SECONDS, Process, Served, pere
 
 from bench import experiments, goals, pictures, rounds, tables
 from bench.compare import change
 from bench.load import receipts, soak
 from bench.peers import centrifugo, mercure
-from pere.load import estimate
+from pere.load import estimate, fleet
 from pere.load.histogram import Histogram
 from pere.load.lines import Feed
 from pere.load.scenarios import SCENARIOS
@@ -165,6 +166,14 @@ def test_a_server_that_dies_under_the_load_is_said_and_no_process_is_left():
         assert load.end() == 1
         assert "the server closed the feed" in load.err
         assert not any(map(lives, fleets))
+
+
+async def test_a_load_that_is_over_waits_no_longer_for_answers_that_do_not_come(monkeypatch):
+    monkeypatch.setattr(fleet, "STALL", 0.1)
+    load = fleet.Fleet(Target("127.0.0.1", 1), 0)
+    load.lines.asked = 1
+    with pytest.raises(fleet.Trouble, match="0 of 1 requests were answered"):
+        await asyncio.wait_for(load.live(0.0, 0.0), SECONDS)
 
 
 def test_a_load_that_is_killed_leaves_no_process(url):

@@ -24,6 +24,7 @@ from redises import named, needed
 
 from bench.handing import listening
 from bench.load import restart
+from pere import handover, predecessor
 from pere.config import Config
 from pere.gate import SPARE
 from pere.handover import VERSION, Broken, Line, place_of, visit
@@ -693,6 +694,29 @@ async def test_where_nobody_is_to_follow_nothing_is_left_to_the_manager_and_devi
 
 
 # Who may
+
+
+async def test_one_that_stands_still_is_shown_no_more_when_it_has_not_taken_a_word(start, listen, monkeypatch):
+    monkeypatch.setattr(handover, "PATIENCE", 0.2)
+    monkeypatch.setattr(predecessor, "FEW", 1)
+
+    class Heard(Line):
+        """Of which it is noted whether a word was taken."""
+
+        def say(self, word, descriptors=()):
+            words.append(False)
+            super().say(word, descriptors)
+            words[-1] = True
+
+    words: list[bool] = []
+    server = await start()
+    for _ in range(30):
+        await listen("c")
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # it is full after a few
+    assert await server.show(Heard(ours)) is None
+    theirs.close()
+    assert words[-1] is False and words.count(False) == 1 and len(server.hub.feeds) == 30
 
 
 async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothing(tmp_path):

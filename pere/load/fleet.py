@@ -160,9 +160,7 @@ class Fleet:
                     task.add_done_callback(comings.discard)
         if comings:
             await asyncio.wait(comings)
-        while self.lines.waiting or self.lines.answers < self.lines.asked:
-            self._check_trouble()
-            await asyncio.sleep(0.01)
+        await self._until_done()
 
     async def _return(self, place: int) -> None:
         await asyncio.sleep(self._random.uniform(0.1, 2.0))

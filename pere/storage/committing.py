@@ -251,6 +251,18 @@ class Committing(Reading):
     def _committed(self, commit: Commit, done: list[Any], failure: Exception | None, seconds: float) -> None:
         self._commit = None
         self._owed.clear()
+        is_more = False
+        try:
+            is_more = self._conclude(commit, done, failure, seconds)
+        finally:
+            # Also where somebody who was told has failed: the others wait for what comes next.
+            if self._pushes or self._changes or self._recalls or self._documents or is_more:
+                self._hand_over()
+            else:
+                self._settling.tell()
+
+    def _conclude(self, commit: Commit, done: list[Any], failure: Exception | None, seconds: float) -> bool:
+        """It is in the file, or is not; whether there is more to be saved at once."""
         self.on_commit(seconds, len(commit.events) + sum(len(row) for _, row in commit.changes))
         self._news += bool(failure is not None or commit.fresh or commit.left or commit.wishes or commit.is_pruning
                            or any(shelf.name not in self._names for shelf in commit.shelves))
@@ -288,10 +300,7 @@ class Committing(Reading):
             if commit.is_pruning:
                 self._apply_pruning(*done[-1])
         is_more = self._wishes or self._left or self._fresh or commit.is_pruning or len(commit.saved) == MAX_SAVED
-        if self._pushes or self._changes or self._recalls or self._documents or (failure is None and is_more):
-            self._hand_over()
-        else:
-            self._settling.tell()
+        return failure is None and bool(is_more)
 
     def _apply_events(self, commit: Commit) -> None:
         for shelf, event, draft, need, states, then in commit.events:

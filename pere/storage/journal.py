@@ -123,7 +123,7 @@ class Journal:
             started = time.perf_counter()
             try:
                 done = self._commit(batch)
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # whatever it is: were this thread to end, all would wait for ever
                 failure = error
                 self._recover()
             took = time.perf_counter() - started

@@ -27,6 +27,7 @@ from pere.errors import ConfigError, Gone
 from pere.event import format_id
 from pere.receipt import NONE, PROCESSED
 from pere.storage import committing, schema
+from pere.storage.journal import Batch
 from pere.storage.sqlite import SqliteStore
 
 DAY = 24 * HOUR
@@ -713,6 +714,24 @@ def test_who_was_killed_before_the_file_had_its_log_left_a_file_that_opens(tmp_p
     opened = schema.prepare(str(copy), "full")
     assert opened.execute("select count(*) from members where slot >= 10").fetchone() == (0,)
     opened.close()
+
+
+async def test_whatever_goes_wrong_with_a_batch_is_told_and_the_next_one_is_written(files):
+    desk, told, batch = await files.open(), asyncio.get_running_loop().create_future(), Batch()
+    batch.put("meta", ("too large for the file", 1 << 70))
+    desk.store._journal.write(batch, lambda *answer: told.set_result(answer))
+    _, failure, _ = await asyncio.wait_for(told, SECONDS)
+    assert isinstance(failure, OverflowError)
+    assert await asyncio.wait_for(desk.push("c"), SECONDS)
+
+
+async def test_who_fails_when_it_is_told_holds_up_nobody_who_waits_for_what_comes_next(files, io_loop):
+    desk, failed = await files.open(), []
+    io_loop.asyncio_loop.set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    desk.store.append(a.draft("c", b"1"), lambda accepted: 1 / 0)
+    await asyncio.wait_for(desk.store.settle(), SECONDS)
+    assert [type(each) for each in failed] == [ZeroDivisionError]
+    assert await desk.push("c") == desk.delivered[-1].id and len(desk.delivered) == 2
 
 
 async def test_a_second_store_on_the_same_file_is_refused_and_says_who_has_it(files):
