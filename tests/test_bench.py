@@ -113,7 +113,8 @@ def test_what_is_asked_on_time_is_as_much_as_what_is_asked_at_once(url):
 def test_a_person_gets_a_table_and_a_picture(url, tmp_path):
     picture = tmp_path / "out.png"
     done = pere("bench", "fanout", "--url", url, "--jwt-secret", SECRET, "--feeds", "10", "--events", "3", "--pid", str(os.getpid()), "--plot", str(picture))
-    assert (done.returncode, done.stderr) == (0, "")
+    # Where it takes longer than two seconds, a line now and then says how far it is.
+    assert (done.returncode, re.sub(r"(?m)^ +[\d.]+ s  \d+ feeds open, .*\n", "", done.stderr)) == (0, "")
     assert "deliveries" in done.stdout
     assert "the load's own processor" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
