@@ -189,6 +189,7 @@ async def measure(kind: str, folder: Path, plan: list[tuple[str, str, float]], d
         return {"pushes": len(load.pushed), "receipts": load.receipts, "lost events": load.missing(), "lost receipts": max(0, await load.unkept()), "doubled": load.doubled(),
                 "refused": load.counts["refused"], "cut": load.counts["cut"], **chain.outcomes}
     finally:
+        await load.close()
         chain.close()
 
 

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 LARGEST = 1 << 18  # bytes of a command line with all its variables
 NUMBER = 16  # bytes of a number that is said
+DONE = 60.0  # seconds within which what is asked for is done: a machine may be as busy as it likes
 
 
 class Fork:
@@ -34,6 +35,7 @@ class Fork:
         self.args = arguments
         self.returncode: int | None = None
         self._line, theirs = socket.socketpair()
+        self._line.settimeout(DONE)
         said = {"arguments": arguments, "variables": variables, "folder": os.getcwd(), "files": resource.getrlimit(resource.RLIMIT_NOFILE)}
         with open(os.devnull, "rb") as nothing, theirs:
             streams = [nothing if stdin == subprocess.DEVNULL else stdin, stdout, stderr, theirs]
@@ -50,14 +52,15 @@ class Fork:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and that is about to be said
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
     def end(self) -> None:
         self.kill()
-        self.wait()
+        self.wait(DONE)
 
     def _ended(self, seconds: float | None) -> int | None:
         if self.returncode is None:

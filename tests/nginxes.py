@@ -69,4 +69,5 @@ class Nginx:
 
 def is_open(port: int) -> bool:
     with socket.socket() as visitor:
+        visitor.settimeout(5)
         return visitor.connect_ex(("127.0.0.1", port)) == 0

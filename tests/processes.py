@@ -111,7 +111,7 @@ class Process:
 
     def kill(self) -> None:
         self._popen.kill()
-        self._popen.wait()
+        self._popen.wait(SECONDS)
 
 
 class Served(Process):

@@ -65,6 +65,9 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self.read():
             assert time.monotonic() < deadline, self.text
-        _, status = os.waitpid(self._pid, 0)
+        while not (found := os.waitpid(self._pid, os.WNOHANG))[0]:
+            assert time.monotonic() < deadline, f"it has closed its terminal, and goes on: {self.text}"
+            time.sleep(0.01)
+        _, status = found
         self._pid = 0
         return os.waitstatus_to_exitcode(status)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from importlib import import_module
 
 import pytest
-from processes import ENVIRONMENT, Process, Served, free_port
+from processes import ENVIRONMENT, SECONDS, Process, Served, free_port
 from programs import needed
 from readme import blocks, snippet
 from werkzeug.serving import make_server
@@ -112,7 +112,8 @@ async def test_the_receiver_of_webhooks_takes_what_is_genuine(hooked, add, in_st
         assert said.endswith(b"400")
     finally:
         there.shutdown()
-        thread.join()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
         there.server_close()
 
 

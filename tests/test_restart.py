@@ -11,7 +11,7 @@ import pytest
 import uvloop
 import wire
 from managing import Managed, Notices
-from processes import Process, Served, free_port, pere
+from processes import SECONDS, Process, Served, free_port, pere
 from redises import needed
 
 from bench.handing import listening
@@ -137,7 +137,7 @@ async def test_who_waits_to_be_accepted_is_served_before_the_socket_goes(start):
     server = await start()
     visitors = []
     for _ in range(50):
-        visitor = socket.create_connection(("127.0.0.1", server.port))
+        visitor = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
         visitor.sendall(wire.said("GET", "/healthz"))
         visitors.append(visitor)
     # Nothing was awaited, so nobody was accepted yet.
@@ -307,7 +307,7 @@ def test_whoever_connects_while_no_process_is_there_waits_and_is_not_refused(tmp
     waiting = threading.Thread(target=pushed, args=(port, said))
     waiting.start()
     with Managed([tcp], "serve", "--store", store) as second:
-        waiting.join()
+        waiting.join(SECONDS)
         assert [answer.split(b" ", 2)[1] for answer in said] == [b"201", b"201"]
         assert second.end(signal.SIGTERM) == 0
 
@@ -329,7 +329,7 @@ def test_who_follows_another_waits_for_its_file_while_its_socket_takes_connectio
             assert first.end(signal.SIGTERM) == 0
             second.until("listening")
             for each in pushing:
-                each.join()
+                each.join(SECONDS)
             assert [answer.split(b" ", 2)[1] for answer in said] == [b"201"] * 8
             assert second.end(signal.SIGTERM) == 0
 
@@ -380,6 +380,8 @@ async def test_who_is_the_load_gives_up_only_what_is_refused_for_good(start, lis
     await until(lambda: load.counts["cut"])
     first.close()
     await until(lambda: not load.away)
+    await load.close()
+    await until(lambda: not server.door.connections)
 
 
 @pytest.mark.parametrize("way", ["sqlite", "overlap", "redis"])

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from processes import pere
+from processes import SECONDS, pere
 
 from pere.config import Config
 from pere.early import Early
@@ -40,7 +40,8 @@ def collector():
     thread.start()
     yield server
     server.shutdown()
-    thread.join()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
     server.server_close()
 
 

@@ -32,7 +32,7 @@ def asked(url: str, target: str, body: object = None, method: str | None = None,
 
 def followed(url: str, after: str) -> list[dict]:
     """The receipts of a channel behind this one, as far as there are any now."""
-    done = subprocess.run(["curl", "-sN", "--max-time", "0.5", f"{url}/receipts/orders?from={after}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["curl", "-sN", "--max-time", "0.5", f"{url}/receipts/orders?from={after}"], capture_output=True, text=True, timeout=20, check=False)
     return [json.loads(line) for line in re.findall(r"^event: receipt\ndata: (.*)$", done.stdout, re.M)] or \
         [json.loads(line) for line in re.findall(r"^data: (\{.*\"event_id\".*)$", done.stdout, re.M)]
 

@@ -9,7 +9,7 @@ import threading
 
 import wire
 from managing import Notices
-from processes import Served
+from processes import SECONDS, Served
 
 
 def filled(path: str, text: str) -> threading.Thread:
@@ -19,9 +19,14 @@ def filled(path: str, text: str) -> threading.Thread:
         with open(path, "w") as pipe:
             pipe.write(text)
 
-    filling = threading.Thread(target=fill)
+    filling = threading.Thread(target=fill, daemon=True)
     filling.start()
     return filling
+
+
+def is_read(filling: threading.Thread) -> bool:
+    filling.join(SECONDS)
+    return not filling.is_alive()
 
 
 async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manager_is_not_told_that_all_is_well(tmp_path):
@@ -30,7 +35,7 @@ async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manag
     os.mkfifo(path)
     filling = filled(path, "max_to = 7")
     with Notices(str(tmp_path / "n")) as manager, Served("--config", path, "--watchdog", "0.2", NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="400000") as server:
-        filling.join()
+        assert is_read(filling)
         manager.until("READY")
         for _ in range(3):
             assert manager.next() == {"WATCHDOG": "1"}
@@ -38,7 +43,7 @@ async def test_a_loop_that_is_stuck_is_logged_with_where_it_stands_and_the_manag
         server.until(r"the loop is stuck seconds=(?s:.*)in from_file\b")
         manager.until("RELOADING")
         manager.drain()  # what was said before it counted as stuck
-        filled(path, "max_to = 8").join()
+        assert is_read(filled(path, "max_to = 8"))
         assert "WATCHDOG" not in manager.until("READY")
         server.until("reloaded changed=--max-to")
         server.until("the loop goes on")

@@ -12,7 +12,7 @@ from time import sleep, time
 
 import pytest
 from click.testing import CliRunner
-from processes import ENVIRONMENT, Process, Served, free_port, pere
+from processes import ENVIRONMENT, SECONDS, Process, Served, free_port, pere
 from standardwebhooks.webhooks import Webhook
 
 from pere.cli import main
@@ -177,7 +177,7 @@ def test_help_is_given_with_examples():
 
 def test_the_verbs_to_come_need_not_wait_for_a_server():
     script = "import sys; from pere.cli import main; main(['webhooks', '--help'], standalone_mode=False); sys.exit('tornado' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, timeout=SECONDS).returncode == 0
 
 
 def test_what_was_received_is_forgotten_in_the_end():

@@ -4,12 +4,13 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import wire
-from processes import Process, free_port, pere
+from processes import SECONDS, Process, free_port, pere
 from redises import named
 
 from pere.config import Config
@@ -59,9 +60,10 @@ def listened(pid: int) -> set[bytes]:
     """The ports on which a process listens."""
     inodes = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{name}")
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
     with open("/proc/net/tcp") as table:
         lines = [line.split() for line in table.readlines()[1:]]
     return {b"%d" % int(line[1].rpartition(":")[2], 16) for line in lines if line[9] in inodes and line[3] == "0A"}
@@ -82,9 +84,10 @@ def crew(tmp_path):
         with Crew(named("redis", tmp_path), *flags) as crew:
             yield crew
             pids = children(crew.pid) if crew._popen.poll() is None else []
-        for pid in pids:
-            while is_there(pid):
-                pass
+        deadline = time.monotonic() + SECONDS
+        while any(map(is_there, pids)):
+            assert time.monotonic() < deadline, pids
+            time.sleep(0.01)
     return crew
 
 

@@ -157,7 +157,7 @@ class Device(asyncio.Protocol):
             self._load.counts["cut"] += 1
             self._retry = KNOCK
         self.is_open = False
-        asyncio.get_running_loop().call_later(self._retry, self.come)
+        self._load.is_closed or asyncio.get_running_loop().call_later(self._retry, self.come)
 
 
 class Load:
@@ -171,12 +171,13 @@ class Load:
         self.waits: list[tuple[float, float]] = []  # for an answer of whoever serves: when it was asked for, and how long
         self.pushed: dict[bytes, str] = {}  # the channel of each event
         self.receipts = 0  # that were answered 200
-        self.is_over = False
+        self.is_over = self.is_closed = False
         self.devices = [Device(self, number) for number in range(devices)]
         self._lines = [Line(self) for _ in range(LINES)]
         self._publishers = [Line(self) for _ in range(4)]
         self._pause = 1 / per_second
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections: dict[Any, Any] = {}
         self._turn = 0
 
     def spawn(self, work: Any) -> None:
@@ -188,11 +189,22 @@ class Load:
         # Also when it is over: what is asked is still to be answered, and who is away still to be sent what it lacks.
         while True:
             try:
-                await asyncio.get_running_loop().create_connection(who, "127.0.0.1", self.port)
+                connection, whose = await asyncio.get_running_loop().create_connection(who, "127.0.0.1", self.port)
+                self._connections[whose] = connection
                 return
             except OSError:
                 self.counts["refused"] += 1
                 await asyncio.sleep(KNOCK)
+
+    async def close(self) -> None:
+        """Everybody leaves: where the servers do before, it is heard of only later, and the loop would end with what is still open on it."""
+        self.is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._connections.values():
+            connection.abort()
+        await asyncio.sleep(0.02)  # the turns in which it is said
 
     def opened(self) -> None:
         self.counts["feeds opened"] += 1
@@ -375,6 +387,7 @@ async def measure(way: str, devices: int = 5000, restarts: int = 3, per_second: 
         except TimeoutError as error:
             raise TimeoutError(f"after {within} s {load.away} devices are away, {load.counts}, and the servers said {servers.said()[-3000:]}") from error
         finally:
+            await load.close()
             servers.close()
 
 
