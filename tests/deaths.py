@@ -115,11 +115,13 @@ class Chain:
         self._log = open(folder / "servers.log", "ab")
         self._arguments = [sys.executable, "-m", "pere", "serve", "--store", store, "--port", str(port), "--retry", BACK, "--backlog-events", "100000"]  # so all can be asked for at the end
         self._count = 0
+        self._all: list[subprocess.Popen[bytes]] = []
         self.current, self._path = self._start()
 
     def _start(self, path: str = "") -> tuple["subprocess.Popen[bytes]", str]:
         path = path or self._new()
-        return subprocess.Popen([*self._arguments, "--handover", path], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=self._log), path
+        self._all.append(subprocess.Popen([*self._arguments, "--handover", path], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=self._log))
+        return self._all[-1], path
 
     def _new(self) -> str:
         self._count += 1
@@ -163,8 +165,9 @@ class Chain:
         return (self._folder / "servers.log").read_text()[-3000:]
 
     def close(self) -> None:
-        self.current.kill()
-        self.current.wait()
+        for process in self._all:
+            process.kill()
+            process.wait(60)
         self._log.close()
 
 
