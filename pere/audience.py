@@ -79,9 +79,7 @@ class Audience:
         """The member of this name, registered now if it was not. `position` is the newest ordinal of the channel and `oldest` the
         first that is kept: a slot is given anew only once no kept event can mean the one who had it."""
         member = self.members.get(device)
-        if member is None:
-            member = self.members[device] = Member(device, -1, position, now)
-        elif member.slot >= 0:
+        if member is not None and member.slot >= 0:
             return member
         if self._free and self._free[0][0] < oldest:
             slot = self._free.popleft()[1]
@@ -92,7 +90,10 @@ class Audience:
             self.names.append(device)
             self.template.append(PENDING)
         self._column = None
-        member.slot = slot
+        if member is None:
+            member = self.members[device] = Member(device, slot, position, now)
+        else:
+            member.slot = slot
         return member
 
     def restore(self, member: Member, gone: int | None) -> None:

@@ -32,7 +32,7 @@ class Broadcast:
         self._store = store
         self._wheel = wheel
         self._catch_up = catch_up
-        self._dirty: list[Channel] = []
+        self.dirty: list[Channel] = []  # those of which something is pending
         self._fresh_since = 0.0  # when the oldest event that is not yet broadcast was accepted
 
     def deliver(self, event: Event) -> None:
@@ -41,15 +41,15 @@ class Broadcast:
         if channel is None:
             return
         if not channel.pending:
-            if not self._dirty:
+            if not self.dirty:
                 self._fresh_since = perf_counter()
                 asyncio.get_running_loop().call_soon(self.flush)
-            self._dirty.append(channel)
+            self.dirty.append(channel)
         channel.pending.append(event)
 
     def flush(self) -> None:
         """Broadcast what is pending."""
-        dirty, self._dirty = self._dirty, []
+        dirty, self.dirty = self.dirty, []
         shared = [channel for channel in dirty if channel.shared]
         if len(shared) > 1:
             # A feed of many channels has one Last-Event-ID for all: were an id to step back, who breaks off there would miss an event.

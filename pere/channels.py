@@ -5,6 +5,7 @@ live (see `care.py`). Where its client has very many it is live in its throng (s
 a feed is in all sets that it belongs to, or in none of them.
 """
 
+from collections import defaultdict
 from collections.abc import Collection
 
 from pere.audience import Member
@@ -26,7 +27,7 @@ class Channel:
     def __init__(self, name: str, shelf: Shelf, flushed: int, now: float):
         self.name = name
         self.shelf = shelf
-        self.live: dict[int, dict[int, Place]] = {}
+        self.live: defaultdict[int, dict[int, Place]] = defaultdict(dict)
         self.throngs: dict[Throng, dict[int, Place]] = {}
         self.careful: dict[Feed, None] = {}
         self.pending: list[Event] = []
@@ -71,7 +72,7 @@ class Channels(dict[str, Channel]):
             if member is not None:
                 member.since = self._store.clock()
             if feed.live:
-                self._enter(place)
+                self._enter(feed, place)
         return channel
 
     # A feed comes
@@ -101,7 +102,7 @@ class Channels(dict[str, Channel]):
                 self._wildcards[pattern] = set()
                 self._store.follow(pattern)
             self._wildcards[pattern].add(feed)
-        if _is_shared(feed):
+        if feed.patterns or len(feed.places) > 1:  # it is of many channels, or may be yet
             for place in feed.places:
                 place.channel.shared += 1
         if feed.device is not None:
@@ -116,18 +117,18 @@ class Channels(dict[str, Channel]):
         feed.live = True
         self.behind -= 1
         for place in feed.places:
-            self._enter(place)
+            self._enter(feed, place)
 
-    def _enter(self, place: Place) -> None:
-        feed, live = place.feed, place.channel.live
+    def _enter(self, feed: Feed, place: Place) -> None:
+        member = place.member
         if feed.throng is not None:
             feed.throng.enter(place)
-        elif feed.form in live:
-            live[feed.form][feed.fd] = place
         else:
-            live[feed.form] = {feed.fd: place}
-        if place.member is not None:
-            place.member.live += 1
+            place.channel.live[feed.form][feed.fd] = place
+        if member is not None:
+            if place.ordinal > member.position:
+                member.position = place.ordinal
+            member.live += 1
 
     def fall_behind(self, feed: Feed) -> None:
         """Out of the live set: from here on the feed reads from the backlog."""
@@ -161,7 +162,7 @@ class Channels(dict[str, Channel]):
                 self._exit(place)
         elif feed.care is None:
             self.behind -= 1
-        now, is_shared = self._store.clock(), _is_shared(feed)
+        now, is_shared = self._store.clock(), bool(feed.patterns) or len(feed.places) > 1
         for place in feed.places:
             if place.member is not None:
                 place.member.seen = now
@@ -203,10 +204,5 @@ class Channels(dict[str, Channel]):
             for feed in feeds:
                 del self.feeds[feed.fd]
         for channel in self.values():
-            channel.live = {form: places for form, places in channel.live.items() if form & SECURE}
+            channel.live = defaultdict(dict, {form: places for form, places in channel.live.items() if form & SECURE})
         return {name: channel.flushed for name, channel in self.items()}
-
-
-def _is_shared(feed: Feed) -> bool:
-    """Whether it is of many channels, or may be yet."""
-    return bool(feed.patterns) or len(feed.places) > 1

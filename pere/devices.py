@@ -65,7 +65,9 @@ class Devices:
 
     def register(self, name: str, channel: str) -> Device:
         """The device, which now counts as registered on the channel too."""
-        device = self.known.get(name) or self._make(name)
+        device = self.known.get(name)
+        if device is None:
+            device = self._make(name)
         channels = device.channels
         if not channels:
             device.channels = (channel,)

@@ -280,9 +280,11 @@ class SecureFeed(Carried):
 def become(transport: Any, owner: Owner, form: int, device: Device | None, patterns: tuple[str, ...], now: float, expires: float | None = None) -> Feed:
     """What becomes of a connection, by its transport, which goes if it can; or by the outlet that is held for one that another process had."""
     feed = Feed(owner, form, device, patterns, now, expires)
-    if isinstance(transport, Outlet):
+    if owner.outlets.take(transport, feed):
+        pass  # as nearly all
+    elif isinstance(transport, Outlet):
         transport.outlets.replace(transport, feed)
-    elif not owner.outlets.take(transport, feed):
+    else:
         kind = Carried if transport.get_extra_info("sslcontext") is None else SecureFeed
         feed = kind(transport, owner, form, device, patterns, now, expires)
     return feed

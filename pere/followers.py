@@ -119,7 +119,7 @@ class Followers:
         self._config = config
         self.subjects: Counter[str] = Counter()  # how many each subject has
         self._channels: dict[str, dict[Follower, None]] = {}
-        self._count = 0
+        self.count = 0  # how many there are
         self._fresh: dict[str, None] = {}  # channels that have more since the last turn of the loop
         self._reads: dict[tuple[str, int], list[Follower]] = {}  # and who waits for what they find
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,17 +128,13 @@ class Followers:
     def now(self) -> float:
         return self._wheel.now
 
-    def count(self) -> int:
-        """How many there are."""
-        return self._count
-
     def open(self, transport: Any, form: int, channel: str, cursor: int | None, greeting: bytes, grant: Grant = OPEN) -> Feed:
         """Let a connection become a feed of the receipts above the number `cursor`; None is what is new, 0 is all that is kept."""
         position = self._store.newest_record if cursor is None else cursor
         follower = Follower(self, transport, form, channel, position, grant)
         self._enlist(follower)
         feed = follower.feed
-        log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count()}})
+        log.debug("receipts followed", extra={"facts": {"channel": channel, "feeds": self.count}})
         hello = sse.frame(orjson.dumps({"channel": channel, "position": str(position)}), event=b"pere.hello")
         feed.write(greeting + feed.control(hello))
         follower.catch_up(feed)
@@ -150,7 +146,7 @@ class Followers:
             self._channels[channel] = {}
             self._store.follow(channel)
         self._channels[channel][follower] = None
-        self._count += 1
+        self.count += 1
         if grant.subject:
             self.subjects[grant.subject] += 1
         # Who is told of nothing costs nothing: the store looks once, and that is all.
@@ -258,7 +254,7 @@ class Followers:
             if not self.subjects[subject]:
                 del self.subjects[subject]
         del followers[follower]
-        self._count -= 1
+        self.count -= 1
         if not followers:
             del self._channels[follower.channel]
             self._store.unfollow(follower.channel)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +27,7 @@ from pere.feed import DRAIN, EXPIRED, GONE, KICKED, PASSED, REDELIVER, REPLACED,
 from pere.limits import Account
 from pere.outlets import Outlets
 from pere.redelivery import Redelivery
+from pere.remembered import remembered
 from pere.replay import Replay
 from pere.storage import Store
 from pere.throng import LIVE, Throng, hasten
@@ -62,7 +63,7 @@ class Hub:
         self._wheel = wheel
         self._config = config
         self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
-        self._way_on = lru_cache(maxsize=256)(self._make_way_on)
+        self._way_on = remembered(256)(self._make_way_on)
         self._throngs: dict[Account, Throng] = {}
 
     @property
@@ -72,11 +73,11 @@ class Hub:
 
     # A feed comes
 
-    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> Mapping[str, Member | None]:
-        """The device is registered on all channels that it names or means, which are returned: the store has checked that there is room. A device
+    def admit(self, device: str, channels: Iterable[str], patterns: tuple[str, ...]) -> tuple[Device | None, Mapping[str, Member | None]]:
+        """The device, if there is one, and the channels that it names or means, on all of which it is registered: the store has checked that there is room. A device
         that has its share of feeds loses its oldest one."""
         if not device:
-            return dict.fromkeys(channels)
+            return None, dict.fromkeys(channels)
         store, meant = self._store, {}
         for name in channels:
             meant[name] = store.register(name, device)
@@ -87,9 +88,9 @@ class Hub:
             store.arrive(known)
         if len(known.feeds) >= self._config.max_feeds_per_device:
             known.feeds[0].close(REPLACED, bye("replaced", self._config.retry))
-        return meant
+        return known, meant
 
-    def open(self, transport: Any, form: int, device: str, meant: Mapping[str, Member | None], patterns: tuple[str, ...], start: int | None,
+    def open(self, transport: Any, form: int, device: Device | None, meant: Mapping[str, Member | None], patterns: tuple[str, ...], start: int | None,
              cursor: int | None, greeting: bytes, ack_wait: float = 0.0, window: int = 0, expires: float | None = None, account: Account | None = None) -> Feed:
         """Let a connection become a feed, of the channels to which it was admitted.
 
@@ -97,12 +98,10 @@ class Hub:
         0 for everything that is kept, None for what is new. `greeting` is written before everything else. `ack_wait` (s) and `window` (events) are those of Care; 0 is without.
         `expires` is when its token does, `account` the one in which it counts.
         """
-        store = self._store
-        known = store.devices.known[device] if device else None
-        if known is not None:
-            for other in known.feeds:
+        if device is not None:
+            for other in device.feeds:
                 hasten(other)  # where this one begins is after what was sent to the device
-        feed = become(transport, self, form, known, patterns, self._wheel.now, expires)
+        feed = become(transport, self, form, device, patterns, self._wheel.now, expires)
         if account is not None:
             self.count_for(feed, account)
         if ack_wait or window:
@@ -118,14 +117,14 @@ class Hub:
         self.opens += 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
-        feed.greeting = greeting
-        if known is None or store.is_assured(device):
-            feed.greeting += hello
+        if device is None or self._store.is_assured(device.name):
+            feed.greeting = greeting + hello
             self.catch_up(feed)
         else:
             # Who was greeted is registered, so it may not be told before that is kept.
+            feed.greeting = greeting
             feed.is_waiting = True
-            store.assure(device, partial(self._assured, feed, hello))
+            self._store.assure(device.name, partial(self._assured, feed, hello))
         return feed
 
     def count_for(self, feed: Feed, account: Account) -> None:
@@ -174,13 +173,14 @@ class Hub:
                     wanted = min(wanted, place.id)
         care = feed.care
         where = places[0].channel.name if len(places) == 1 and not feed.patterns else ""
-        way_on = self._way_on(wanted, where, care.ack_wait, care.window) if care is not None else self._way_on(wanted, where)
+        way_on = self._way_on((wanted, where) if care is None else (wanted, where, care.ack_wait, care.window))
         # No name needs escaping, so this is JSON as it stands; a fleet that comes back gets ten thousand of these at once.
         hello = b'event: pere.hello\ndata: {"device":"%b"%b' % (feed.device.name.encode(), way_on) if feed.device is not None else b'event: pere.hello\ndata: {"device":null' + way_on
         return hello if feed.form & UNCHUNKED else sse.chunk(hello)
 
-    def _make_way_on(self, position: int, channel: str, ack_wait: float = 0.0, window: int = 0) -> bytes:
+    def _make_way_on(self, asked: tuple[int, str] | tuple[int, str, float, int]) -> bytes:
         """The rest of it, which those who come to one channel while nothing is pushed there have alike."""
+        position, channel, ack_wait, window = asked if len(asked) == 4 else (*asked, 0.0, 0)
         return b',"position":"%b","feedback":"/feedback%b","ack_wait":%b,"window":%b,%b}\n\n' % (
             format_id(position).encode(), b"/" + channel.encode() if channel else b"", _or_null(ack_wait), _or_null(window), self._manners)
 
@@ -204,21 +204,19 @@ class Hub:
         if data:
             feed.written = self._wheel.now
             is_room = feed.write(data)
-        for place in feed.places:
-            place.mark()
-        if not is_room:
-            return  # it calls back when its socket has drained, or has been closed
-        if not is_up_to_date:
-            if not feed.is_waiting:
-                asyncio.get_running_loop().call_soon(self.catch_up, feed)
-        elif feed.care is None:
+        if is_room and is_up_to_date and feed.care is None:
             # Into the live set. Nothing awaits between finding that the feed is up to date and this, so no event can be missed; and
             # what is pending, which it has read from the backlog already, is broadcast before it is in, so none is sent twice.
-            for place in feed.places:
-                if place.channel.pending:
-                    self.broadcast.flush()
+            if self.broadcast.dirty and any(place.channel.pending for place in feed.places):
+                self.broadcast.flush()
             if not feed.reason:
                 self.channels.join(feed)
+            return
+        for place in feed.places:
+            place.mark()
+        # Who has no room calls back when the socket has drained, or has been closed.
+        if is_room and not is_up_to_date and not feed.is_waiting:
+            asyncio.get_running_loop().call_soon(self.catch_up, feed)
 
     def _missed(self, feed: Feed) -> tuple[bytes, bool]:
         """What comes next of that which it has missed; and whether that is all."""

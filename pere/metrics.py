@@ -125,7 +125,7 @@ class Collector:
         yield CounterMetricFamily("pere_feeds_taken_over", "Open feeds, those of receipts included, that went on here from the process before.", hub.taken_over + self._followers.taken_over)
         yield _by(CounterMetricFamily, "pere_feed_closes", "Feeds closed, by reason.", "reason", hub.closes)
         followers = self._followers
-        yield GaugeMetricFamily("pere_receipt_feeds", "Open feeds of receipts.", followers.count())
+        yield GaugeMetricFamily("pere_receipt_feeds", "Open feeds of receipts.", followers.count)
         yield CounterMetricFamily("pere_receipts_written", "Receipts written to feeds of receipts.", followers.written)
         yield _by(CounterMetricFamily, "pere_receipt_feed_closes", "Feeds of receipts closed, by reason.", "reason", followers.closes)
         if self._channels:

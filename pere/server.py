@@ -358,7 +358,7 @@ class Server:
         return is_followed
 
     def _feeds(self) -> int:
-        return len(self.hub.feeds) + self.followers.count()
+        return len(self.hub.feeds) + self.followers.count
 
 
 class Sweeper:

@@ -162,7 +162,7 @@ async def test_a_token_that_does_not_hold_opens_nothing(kept, kind):
             assert answer.headers["www-authenticate"] == ('Bearer realm="pere"' if code == "no_token" else 'Bearer realm="pere", error="invalid_token"')
             if named != "HEAD":
                 assert answer.error == (401, code), (named, target)
-    assert not server.hub.feeds and not server.followers.count() and not server.store.events
+    assert not server.hub.feeds and not server.followers.count and not server.store.events
 
 
 async def test_a_device_whose_head_is_like_that_of_others_is_asked_for_its_own_token(kept):

@@ -225,7 +225,7 @@ async def test_a_feed_is_one_of_its_clients_connections_until_it_is_closed(limit
     assert await refusal(await come()) == (429, "too_many_connections")
     again.close()
     idle.close()
-    await until(lambda: not server.door.connections and not server.followers.count())
+    await until(lambda: not server.door.connections and not server.followers.count)
     server.gate.due(server.wheel.time() + 1e6)
     assert server.gate.accounts.known == {}
 

@@ -106,7 +106,7 @@ async def test_a_feed_that_is_asked_for_in_one_breath_with_the_end_of_the_handsh
     assert b"200 OK" in await feed.until(b"pere.hello")
     await until(lambda: not server.hub.channels.behind)
     feed.close()
-    await until(lambda: not server.hub.feeds and not server.followers.count())
+    await until(lambda: not server.hub.feeds and not server.followers.count)
     assert server.hub.channels.behind == 0
     way = wire.Secure(server.port, authority.context)
     id = (await wire.push(way, "c", "while it is away", to="d")).json["id"]

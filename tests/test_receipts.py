@@ -415,7 +415,7 @@ async def test_one_that_takes_nothing_is_cut_off_and_goes_on_later(serve, follow
     server = await serve(stuck_after=1, heartbeat=0.5)
     feed = await follow(buffer=4096)
     await many(start, 100)
-    await until(lambda: not server.followers.count())
+    await until(lambda: not server.followers.count)
     metrics = await measured()
     assert (metrics["pere_receipt_feed_closes_total", "slow"], metrics["pere_receipt_feeds"]) == (1, 0)
     seen = [message.id for message in await feed.end() if message.event == "receipt"]
@@ -448,7 +448,7 @@ async def test_one_that_takes_nothing_is_cut_off_and_goes_on_later(serve, follow
 async def test_what_is_asked_for_wrongly_is_refused_and_says_why(start, ask, target, headers, error):
     server = await start()
     assert (await ask("GET", target, **{name.replace("-", "_"): value for name, value in headers.items()})).error == error
-    assert server.followers.count() == 0
+    assert server.followers.count == 0
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -480,7 +480,7 @@ async def test_they_count_into_the_feeds_and_leave_nothing_behind(start, ask, li
     metrics = await measured()
     assert (metrics["pere_receipt_feeds"], metrics["pere_receipts_written_total"], metrics["pere_feeds"]) == (1, 1, 1)
     feed.close()
-    await until(lambda: not server.followers.count())
+    await until(lambda: not server.followers.count)
     followers = server.followers
     assert (followers._channels, followers._reads, followers._tasks, server.store.on_receipts, followers.closes["gone"]) == ({}, {}, set(), None, 1)
     device.close()

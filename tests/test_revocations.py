@@ -74,7 +74,7 @@ async def test_a_token_that_was_taken_back_opens_nothing_and_its_feeds_end(kept)
         feed.close()
     assert (await get(server, "/events/c", text)).error == (401, "revoked_token")
     assert (await get(server, "/events/c", other)).status == 200
-    assert len(server.hub.feeds) == server.followers.count() == 1
+    assert len(server.hub.feeds) == server.followers.count == 1
     for feed in theirs:
         feed.close()
 

@@ -133,9 +133,9 @@ class OpenFeed:
             ask.charge(REGISTRATIONS, registrations)
         if born:
             ask.bring([channel for channel in named if not self._store.has(channel)])
-        meant = self._hub.admit(device, named, patterns)
+        known, meant = self._hub.admit(device, named, patterns)
         greeting, framing = self._opening.greet(ask)
-        self._hub.open(ask.outlet(), form | framing, device, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires, account)
+        self._hub.open(ask.outlet(), form | framing, known, meant, patterns, start, cursor, greeting, ack_wait, window, ask.grant.expires, account)
 
     def _look(self, ask: Ask, search: Search, then: Callable[[], None]) -> None:
         """Look for what the patterns mean, and go on with it, unless the client has gone by then."""

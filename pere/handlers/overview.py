@@ -44,7 +44,7 @@ class Overview(Handler):
             "version": pere.__version__,
             "time": timestamp(store.clock()),
             "trouble": store.trouble(),
-            "feeds": {"open": len(hub.feeds), "behind": hub.channels.behind, "receipts": self.followers.count()},
+            "feeds": {"open": len(hub.feeds), "behind": hub.channels.behind, "receipts": self.followers.count},
             "devices": {"online": store.devices.online, "registered": len(store.devices.known)},
             "events": {"accepted": store.events, "bytes": store.event_bytes, "deliveries": hub.broadcast.deliveries, "replayed": hub.replay.events,
                        "redeliveries": sum(hub.redelivery.counts.values()), "gaps": hub.replay.gaps},

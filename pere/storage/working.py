@@ -398,10 +398,12 @@ class WorkingSet(Store):
         if len(channels) > config.max_channels_per_device:
             raise TooMany("too_many_registrations", f"a feed is on at most {config.max_channels_per_device} channels, and there are {len(channels)} that its patterns mean", retry_after=60, whose="device")
         known, shelves = devices.known.get(device, NOBODY), self._shelves
-        born = fresh = 0
+        registered, born, fresh = known.channels, 0, 0
         for channel in channels:
-            born += channel not in shelves
-            fresh += channel not in known.channels
+            if channel not in shelves:
+                born += 1
+            if channel not in registered:
+                fresh += 1
         if born:
             born = self._check_channels(channels)
         if not device:
@@ -409,7 +411,7 @@ class WorkingSet(Store):
         for pattern in patterns:
             fresh += pattern not in known.patterns
         if fresh:
-            if fresh + len(known.channels) + len(known.patterns) > config.max_channels_per_device:
+            if fresh + len(registered) + len(known.patterns) > config.max_channels_per_device:
                 raise TooMany("too_many_registrations", f"a device is registered on at most {config.max_channels_per_device} channels and patterns", retry_after=60, whose="device")
             if devices.registrations + fresh > config.max_devices:
                 raise Full("too_many_devices", f"no more than {config.max_devices} registrations are kept", retry_after=60)
@@ -436,10 +438,9 @@ class WorkingSet(Store):
         return member
 
     def _join(self, shelf: Shelf, device: str) -> Member:
-        backlog = shelf.backlog
-        member = shelf.audience.join(device, backlog.last, shelf.first, self.clock())
+        member = shelf.audience.join(device, shelf.backlog.last, shelf.first, self.clock())
         self.devices.register(device, shelf.name)
-        if ordinals := shelf.waiting.pop(device, None):
+        if shelf.waiting and (ordinals := shelf.waiting.pop(device, None)):
             # What was addressed to it before it was ever seen here is still owed, and was never sent.
             member.settled = member.position = ordinals[0] - 1
         return member
