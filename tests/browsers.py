@@ -31,7 +31,7 @@ class Chromium:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._do(self._start(program)).result()
+        self._do(self._start(program)).result(PATIENCE)
 
     def _do(self, doing):
         return asyncio.run_coroutine_threadsafe(doing, self._loop)
@@ -59,7 +59,7 @@ class Chromium:
         await self._playwright.stop()
 
     def close(self) -> None:
-        self._do(self._end()).result()
+        self._do(self._end()).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(PATIENCE)
         self._loop.close()

@@ -19,7 +19,7 @@ from programs import lacking
 
 def needed() -> None:
     """Root and mounts; without them a test is skipped, unless it is run where everything must be there."""
-    told = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False) if shutil.which("unshare") else None
+    told = subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, timeout=60, check=False) if shutil.which("unshare") else None
     if told is None or told.returncode:
         lacking(f"this needs root and mounts (unshare --mount): {told.stderr.strip() if told else 'no unshare'}")
 

@@ -3,15 +3,17 @@
 import os
 import random
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import cycle
-from typing import Self
+from typing import Any, Self
 
 from forks import Fork, can
 
@@ -38,6 +40,23 @@ def pere(*arguments: str, typed: str = "", **variables: str) -> subprocess.Compl
             return subprocess.CompletedProcess(arguments, fork.wait(), out.read(), err.read())
     return subprocess.run([*PERE, *arguments], input=typed, env=ENVIRONMENT | variables, capture_output=True, text=True,
                           timeout=SECONDS, check=False)
+
+
+@contextmanager
+def piped(*command: str, **wanted: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is spoken with through pipes, and is killed at the end of the `with` if it has not ended by then."""
+    with subprocess.Popen(command, **{"env": ENVIRONMENT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | wanted) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[bytes]) -> bytes:
+    """The next line that it says, where nothing that it has said before is still to be read."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], SECONDS)[0], "it says nothing"
+    return process.stdout.readline()
 
 
 # Those of this worker of pytest, each with the one that follows it.

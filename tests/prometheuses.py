@@ -9,7 +9,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from programs import needed
-from processes import free_port
+from processes import SECONDS, free_port
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -41,7 +41,7 @@ class Prometheus:
     def __exit__(self, *exc_info: object) -> None:
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
+        self._process.wait(SECONDS)
 
     def _is_ready(self) -> bool:
         try:

@@ -85,7 +85,7 @@ class RedisServer:
         """At once, and with no chance to write anything more."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(SECONDS)
             self._process = None
 
     def __enter__(self) -> Self:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from processes import ENVIRONMENT, PERE, Process, Served, pere
+from processes import ENVIRONMENT, PERE, SECONDS, Process, Served, pere
 
 from pere.errors import ConfigError
 from pere.event import parse_id
@@ -32,7 +32,7 @@ class Life(threading.Thread):
     """A publisher and a device that never rest: what was answered is in `events` and `receipts`."""
 
     def __init__(self, url: str):
-        super().__init__()
+        super().__init__(daemon=True)
         self.url = url
         self.events: list[str] = []
         self.receipts: list[str] = []
@@ -52,7 +52,8 @@ class Life(threading.Thread):
 
     def end(self) -> None:
         self.is_over = True
-        self.join()
+        self.join(SECONDS)
+        assert not self.is_alive()
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_whoever_is_interrupted_leaves_nothing_behind(made):
 
 def test_a_disk_that_is_full_makes_no_copy(made):
     done = subprocess.run(["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *PERE, "store", "backup", str(made), str(made.with_name("copy.db"))],
-                          env=ENVIRONMENT, capture_output=True, text=True, check=False)
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"pere: {made} cannot be copied to .+: (disk I/O error|database or disk is full)\n", done.stderr)
     assert beside(made) == ["pere.db"]

@@ -10,7 +10,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 from click.testing import CliRunner
-from processes import ENVIRONMENT, PERE, Process, Served, free_port, pere
+from processes import ENVIRONMENT, PERE, SECONDS, Process, Served, free_port, line_of, pere, piped
 from terminals import Terminal
 
 from pere.cli import VERBS, main
@@ -59,7 +59,7 @@ def test_help_is_given_with_examples(arguments):
 def test_a_verb_loads_only_what_it_needs(arguments, unwanted):
     script = ("import sys\nfrom pere.cli import main\nmain(sys.argv[2:], standalone_mode=False)\n"
               "sys.exit(str(sorted(set(sys.argv[1].split()) & set(sys.modules)) or ''))")
-    done = subprocess.run([sys.executable, "-c", script, unwanted, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, unwanted, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
     assert done.stderr.strip() == ""
 
 
@@ -206,7 +206,7 @@ def test_a_listener_may_ask_to_be_sent_again_what_it_did_not_answer(url):
 
 def test_each_line_is_an_event_and_what_is_refused_spoils_no_other(url):
     lines = b'{"n": 1.10}\n\n  plain text\n12345678901234567890123\n"end"'
-    done = subprocess.run([*PERE, "push", "lines", "--lines", "-", "--type", "note", "--url", url], input=lines, env=ENVIRONMENT, capture_output=True, check=False)
+    done = subprocess.run([*PERE, "push", "lines", "--lines", "-", "--type", "note", "--url", url], input=lines, env=ENVIRONMENT, capture_output=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"4 pushed\n", b"")
     events = heard(url, "lines")
     assert [(event["data"], event["type"]) for event in events] == [({"n": 1.1}, "note"), ("plain text", "note"), (12345678901234567890123, "note")]
@@ -226,30 +226,30 @@ def test_many_lines_come_in_their_order_and_each_has_an_answer(url):
     done = pere("push", "many", "--lines", "-", "--json", "--url", url, typed="\n".join(map(str, range(1500))))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, len({answer["id"] for answer in answers})) == (0, 1500)
-    page = json.loads(subprocess.run(["curl", "-s", f"{url}/events/many?limit=1000"], capture_output=True, check=True).stdout)
+    page = json.loads(subprocess.run(["curl", "-s", f"{url}/events/many?limit=1000"], capture_output=True, timeout=SECONDS, check=True).stdout)
     assert [event["data"] for event in page["events"]][-500:] == list(range(1000, 1500)) and page["events"][-1]["id"] == answers[-1]["id"]
 
 
 def test_a_pipe_that_drips_is_pushed_drop_by_drop_and_ctrl_c_ends_it(url):
-    with subprocess.Popen([*PERE, "push", "drops", "--lines", "-", "--json", "--url", url], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as publisher:
+    with piped(*PERE, "push", "drops", "--lines", "-", "--json", "--url", url) as publisher:
         for number in range(3):
             publisher.stdin.write(b"%d\n" % number)
             publisher.stdin.flush()
-            assert json.loads(publisher.stdout.readline())["channel"] == "drops"
+            assert json.loads(line_of(publisher))["channel"] == "drops"
         publisher.send_signal(SIGINT)
-        assert publisher.wait(15) == 130
+        assert publisher.wait(SECONDS) == 130
         assert publisher.stderr.read() == b""
 
 
 def test_a_reader_that_leaves_early_ends_a_publisher_without_a_word(url):
-    with subprocess.Popen([*PERE, "push", "read", "--lines", "-", "--json", "--url", url], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as publisher:
+    with piped(*PERE, "push", "read", "--lines", "-", "--json", "--url", url) as publisher:
         publisher.stdin.write(b"1\n")
         publisher.stdin.flush()
-        assert publisher.stdout.readline()
+        assert line_of(publisher)
         publisher.stdout.close()
         publisher.stdin.write(b"2\n")
         publisher.stdin.flush()
-        assert publisher.wait(15) == 141
+        assert publisher.wait(SECONDS) == 141
         assert publisher.stderr.read() == b""
 
 
@@ -263,9 +263,9 @@ def test_a_reader_that_has_gone_already_ends_every_verb_without_a_word(url, argu
         arguments = [*arguments[:2], pushed(url, "c", "1")[0]["id"]]
     if arguments[0] == "listen":
         pushed(url, "c", "1", "--to", "d")
-    with subprocess.Popen([*PERE, *arguments], env=ENVIRONMENT | {"PERE_URL": url}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as verb:
+    with piped(*PERE, *arguments, env=ENVIRONMENT | {"PERE_URL": url}, cwd=tmp_path, stdin=None) as verb:
         verb.stdout.close()
-        assert (verb.wait(60), re.findall(rb"Traceback|Error|pere: ", verb.stderr.read())) == (141, [])
+        assert (verb.wait(SECONDS), re.findall(rb"Traceback|Error|pere: ", verb.stderr.read())) == (141, [])
 
 
 @pytest.mark.parametrize("arguments", [["1"], ["--every", "1"], ["--count", "2"], ["--key", "k"], ["--wait", "1"]])
@@ -382,13 +382,12 @@ def test_a_listener_survives_the_end_of_its_server():
 
 def test_a_listener_whose_reader_leaves_ends(url):
     pushed(url, "piped", "--count", "3")
-    listener = subprocess.Popen([*PERE, "listen", "piped", "--from", "all", "--json", "--url", url], env=ENVIRONMENT,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with listener:
-        assert listener.stdout.readline()
+    with piped(*PERE, "listen", "piped", "--from", "all", "--json", "--url", url) as listener:
+        assert line_of(listener)
         listener.stdout.close()
         pushed(url, "piped", "--count", "3")
-        assert "Traceback" not in listener.stderr.read()
+        listener.wait(SECONDS)
+        assert b"Traceback" not in listener.stderr.read()
 
 
 def test_on_a_terminal_an_event_has_one_line_with_what_was_answered(url):
@@ -413,7 +412,7 @@ def test_a_script_for_a_shell_is_printed(shell):
 
 def completed(*words: str, **variables: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", "from pere.cli import main; main(prog_name='pere')"], capture_output=True, text=True, check=False,
-                          env=ENVIRONMENT | {"_PERE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["pere", *words]), "COMP_CWORD": str(len(words) if words else 1)} | variables)
+                          timeout=SECONDS, env=ENVIRONMENT | {"_PERE_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["pere", *words]), "COMP_CWORD": str(len(words) if words else 1)} | variables)
     assert done.stderr == ""
     return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 from listener import in_a_hurry  # noqa: F401  # a fixture
-from processes import ENVIRONMENT, Process, Served
+from processes import ENVIRONMENT, SECONDS, Process, Served
 
 from pere import Refusal, Retry, SyncClient
 from pere.client.news import Opened
@@ -33,15 +33,15 @@ class Listener:
     def __init__(self, url, work, **wanted):
         self.opened = threading.Event()
         self._url, self._work, self._wanted = url, work, wanted
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self):
         self._thread.start()
-        assert self.opened.wait(20)
+        assert self.opened.wait(SECONDS)
         return self
 
     def __exit__(self, *exc_info):
-        self._thread.join(20)
+        self._thread.join(SECONDS)
         assert not self._thread.is_alive()
 
     def _run(self):
@@ -182,11 +182,11 @@ def test_ctrl_c_ends_a_device_after_it_has_given_its_receipts_and_a_pause_costs_
 ])
 def test_who_only_visits_loads_nothing_of_the_server(code, unwanted):
     script = f"import sys\n{code}\nprint(*sorted(set({unwanted.split()!r}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("module", ["pere", "pere.client"])
 def test_what_is_not_there_is_said(module):
-    done = subprocess.run([sys.executable, "-c", f"from {module} import Clent"], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", f"from {module} import Clent"], env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
     assert "cannot import name 'Clent'" in done.stderr

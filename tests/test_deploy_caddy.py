@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nginxes import is_open
 from programs import needed
-from processes import free_port
+from processes import SECONDS, free_port
 from test_deploy_nginx import answer_in_a_browser, browser
 
 TEXT = (Path(__file__).parent.parent / "deploy" / "Caddyfile").read_text()
@@ -40,7 +40,7 @@ def caddy(tmp_path: Path) -> Iterator:
     yield caddy
     for each in running:
         each.kill()
-        each.wait()
+        each.wait(SECONDS)
 
 
 async def test_by_http_2_a_feed_and_its_receipts_are_on_one_connection_and_a_node_that_is_away_is_left_out(tmp_path, start, caddy):
@@ -51,5 +51,5 @@ async def test_by_http_2_a_feed_and_its_receipts_are_on_one_connection_and_a_nod
 
 
 async def test_the_configuration_is_as_caddy_itself_would_write_it():
-    told = subprocess.run([needed("caddy", "caddy"), "fmt", "-"], input=TEXT, capture_output=True, text=True, check=False)
+    told = subprocess.run([needed("caddy", "caddy"), "fmt", "-"], input=TEXT, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert told.stdout == TEXT, told.stderr

@@ -19,7 +19,7 @@ import trustme
 from certificates import Authority
 from minting import PRIVATE, SECRET, jwk, private_pem, token
 from nginxes import Nginx
-from processes import ENVIRONMENT, PERE, Served, Started, free_port, pere
+from processes import ENVIRONMENT, PERE, SECONDS, Served, Started, free_port, pere
 from redises import RedisServer, common
 
 from pere.config import Config
@@ -53,7 +53,7 @@ def one(findings, state: str, about: str | None = None):
 def aside(work):
     """In a thread, since what has a loop of its own may not take the place of the test's."""
     with ThreadPoolExecutor(1) as elsewhere:
-        return elsewhere.submit(work).result()
+        return elsewhere.submit(work).result(SECONDS)
 
 
 # The command
@@ -186,7 +186,7 @@ def looked_at(path, **config):
 
 def test_a_disk_that_is_full_is_found_by_writing_to_it(tmp_path):
     done = subprocess.run(["bash", "-c", 'ulimit -f 1; exec "$@"', "-", *PERE, "doctor", "--json", "--port", "0", "--store", f"sqlite:{tmp_path / 'pere.db'}"],
-                          env=ENVIRONMENT, capture_output=True, text=True, check=False)
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     said = [each for each in map(json.loads, done.stdout.splitlines()) if each["about"] == "store" and each["state"] != "ok"]
     assert [each["state"] for each in said] == ["wrong", "advice"]
@@ -468,7 +468,7 @@ def test_looking_leaves_nothing_behind(between):
     assert "unknown_event" in done.stderr
     with Served() as served:
         assert told("--url", served.url, "--watch", "0.1")[0] == 0
-        metrics = subprocess.run(["curl", "-s", f"{served.url}/metrics"], capture_output=True, text=True, check=True).stdout
+        metrics = subprocess.run(["curl", "-s", f"{served.url}/metrics"], capture_output=True, text=True, timeout=SECONDS, check=True).stdout
         assert 'pere_devices{state="registered"} 0.0' in metrics and "pere_events_total 0.0" in metrics
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import wire
-from processes import Process, Served
+from processes import SECONDS, Process, Served
 
 from pere.config import KIB, MIB
 from pere.storage import schema
@@ -30,7 +30,7 @@ REFUSED = (503, "store_failed")
 
 def mount(*words: str) -> None:
     try:
-        subprocess.run(["mount", *words], check=True, capture_output=True, text=True)
+        subprocess.run(["mount", *words], check=True, capture_output=True, text=True, timeout=SECONDS)
     except FileNotFoundError:
         pytest.skip("this machine has no command mount")
     except subprocess.CalledProcessError as error:
@@ -69,11 +69,11 @@ class Disk:
             mount("-o", "remount,bind,ro", str(path))
             yield
         finally:
-            subprocess.run(["umount", "--lazy", str(path)], check=True)
+            subprocess.run(["umount", "--lazy", str(path)], timeout=SECONDS, check=True)
 
     def gone(self) -> None:
         # Whoever still has a file of it open keeps that; the name is free at once.
-        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(self.folder)], timeout=SECONDS, check=True)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import made as a
-from processes import free_port
+from processes import SECONDS, free_port
 from redises import RedisServer, needed
 
 from pere.config import Config
@@ -103,7 +103,7 @@ async def test_nodes_go_on_with_the_replica_that_has_become_the_primary(tmp_path
                 await store.close()
             for process, _ in sentinels:
                 process.kill()
-                process.wait()
+                process.wait(SECONDS)
     caplog.clear()
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +18,7 @@ import orjson
 import pytest
 import wire
 from made import NOW
-from processes import ENVIRONMENT, SECONDS, Served, free_port
+from processes import SECONDS, Served, free_port, line_of, piped
 from test_contract import HOUR, Clock, Desk
 
 from pere.config import KIB, MIB, Config
@@ -682,15 +681,16 @@ def test_who_is_killed_while_a_file_is_brought_to_this_version_finds_it_as_it_wa
         copy = tmp_path / f"{attempt}.db"
         shutil.copy(path, copy)
         script = f"from pere.storage import schema; print('begins', flush=True); schema.prepare({str(copy)!r}, 'full'); print('has ended', flush=True)"
-        with subprocess.Popen([sys.executable, "-c", script], env=ENVIRONMENT, stdout=subprocess.PIPE) as child:
-            assert child.stdout.readline() == b"begins\n"
+        with piped(sys.executable, "-c", script) as child:
+            assert line_of(child) == b"begins\n"
             begun = time.monotonic()
             if attempt:
                 time.sleep(takes * (attempt - 1) / 10)
                 child.kill()
             else:  # the first is left alone, and tells how long it takes
-                assert child.stdout.readline() == b"has ended\n"
+                assert line_of(child) == b"has ended\n"
                 takes = time.monotonic() - begun
+                child.wait(SECONDS)
         connection = schema.prepare(str(copy), "full")  # goes on where that one was cut off
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
         assert connection.execute("select count(*) from members indexed by members_by_seen where gone is null").fetchone() == (99_994,)
