@@ -6,8 +6,9 @@ and is not over, is looked at each time. No sockets here, and no clock: who asks
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -27,7 +28,8 @@ MAX_PATTERNS = 100  # of one kind, in one token
 WORDS = {PUSH: "push to", FEED: "listen to"}
 
 
-class Scope(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Scope:
     """What a token allows. There is one for all tokens that allow the same: ten thousand devices listen to one channel."""
 
     push: tuple[str, ...] = ()

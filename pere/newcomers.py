@@ -31,7 +31,7 @@ KINDS = 8  # of them with the same first line, as different programs say it: the
 
 class Known:
     """A head that is known. The same in all that are like it: `method`, `path` and `route`, `query` unless a part of that differs (None), and of `headers` all but
-    those that are `varying`."""
+    those that are `varying`, each with its place in what is found."""
 
     __slots__ = ("expression", "headers", "method", "path", "query", "route", "varying")
 
@@ -42,7 +42,7 @@ class Known:
         self.headers: dict[bytes, bytes] = ask.headers
         self.route = ask.route
         self.expression = re.compile(pattern, re.DOTALL)
-        self.varying = varying
+        self.varying = tuple(enumerate(varying, 0 if has_fixed_query else 1))
 
 
 class Newcomers:
@@ -73,13 +73,10 @@ class Newcomers:
         values = match.groups()
         if OTHER in b"".join(values).translate(MARKED):
             return None
-        query = known.query
-        if query is None:
-            query, values = values[0], values[1:]
         headers = known.headers.copy()
-        for name, value in zip(known.varying, values):  # noqa: B905 # as many as there are groups; to be strict takes twice as long
-            headers[name] = value
-        return known, query, headers
+        for place, name in known.varying:
+            headers[name] = values[place]
+        return known, values[0] if known.query is None else known.query, headers
 
     def learn(self, ask: Any, data: bytes) -> None:
         """From what the parser has read, by HTTP/1.1, on a connection that may go on, and what arrived with it."""
