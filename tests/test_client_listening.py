@@ -8,6 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from listener import Device, in_a_hurry  # noqa: F401  # a fixture
+from processes import SECONDS
 
 from pere import Client, Refusal, Retry
 from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Removed, Unreceipted, Unsent, to_log
@@ -432,6 +433,17 @@ async def test_what_was_answered_before_the_end_of_a_process_is_told_by_the_next
             assert await counts(id) == {"processed": 1}
             await device.opened()
         assert device.events == [] and list(kept.keys()) == []
+
+
+async def test_who_waits_for_answers_when_the_client_is_closed_waits_no_more(caplog):
+    kept = {"d 1-0": b'{"event_id":"1-0","channel":"c","state":"processed"}'}
+    async with Client("http://127.0.0.1:1", timeout=0.01, on_news=lambda news: None, kept=kept) as client:
+        waiting = asyncio.ensure_future(client.flush())
+        await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        await asyncio.wait_for(waiting, SECONDS)
+    assert "1 receipts were not answered before the end, and are kept" in caplog.text
+    caplog.clear()
 
 
 class Full(dict):

@@ -140,6 +140,27 @@ async def test_what_the_server_says_and_what_cannot_be_reached_are_the_same_erro
     assert [thread.name for thread in threading.enumerate() if thread.name == "pere.SyncClient"] == []
 
 
+async def test_who_waits_on_another_thread_when_it_is_closed_waits_no_more(aside):
+    def story(url):
+        opened, ended = threading.Event(), []
+        client = SyncClient(url, device="d", on_news=lambda news: isinstance(news, Opened) and opened.set())
+
+        def listen():
+            with pytest.raises(ValueError, match="closed") as caught:
+                for _ in client.listen("c"):
+                    pass
+            ended.append(caught)
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        assert opened.wait(SECONDS)
+        client.close()
+        thread.join(SECONDS)
+        assert len(ended) == 1
+
+    await aside(story)
+
+
 DEVICE = """
 import sys
 from pere import SyncClient

@@ -108,12 +108,15 @@ class Receipts:
             await self._change()
 
     async def _change(self) -> None:
+        if self._is_stopped:
+            raise RuntimeError("this client is closed")
         self._changed.clear()
         await self._changed.wait()
 
     def stop(self) -> None:
         """Send no more; what is not answered is kept, if anything is."""
         self._is_stopped = True
+        self._changed.set()  # nobody is to wait for what does not come any more
         if self._task is not None:
             self._task.cancel()
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from typing import Any, Self, TypeVar
 
@@ -14,6 +15,7 @@ from pere.client.news import OnNews, to_log
 Told = TypeVar("Told")
 # How long to wait for the end of what was interrupted.
 LAST_MOMENT = 5.0
+CLOSED = "this client is closed"
 
 
 class SyncClient:
@@ -26,6 +28,9 @@ class SyncClient:
         self.url = self._client.url
         self.device = self._client.device
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._under_way: set[Future[Any]] = set()
         # A daemon: whoever forgets to close it can still end.
         self._thread = threading.Thread(target=self._loop.run_forever, name="pere.SyncClient", daemon=True)
         self._thread.start()
@@ -38,12 +43,17 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Give the receipts that are not answered yet another `timeout` seconds, then let everything go."""
-        if self._loop.is_closed():
-            return
+        """Give the receipts that are not answered yet another `timeout` seconds, then let everything go. Who waits for something on another thread has a
+        ValueError, as whoever asks later."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        for each in tuple(self._under_way):
+            each.cancel()
         try:
-            self._run(self._client.aclose())
-            self._run(self._loop.shutdown_asyncgens())
+            self._see_through(self._client.aclose())
+            self._see_through(self._loop.shutdown_asyncgens())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -127,9 +137,18 @@ class SyncClient:
 
     def _run(self, visit: Coroutine[Any, Any, Told]) -> Told:
         """See a coroutine through on the loop's thread; where this one is interrupted, so is that."""
-        if self._loop.is_closed():
-            visit.close()
-            raise ValueError("this client is closed")
+        with self._lock:
+            if self._is_closed:
+                visit.close()
+                raise ValueError(CLOSED)
+            begun = self._begin(visit)
+        return self._wait(*begun)
+
+    def _see_through(self, visit: Coroutine[Any, Any, Told]) -> Told:
+        """The same at the end."""
+        return self._wait(*self._begin(visit))
+
+    def _begin(self, visit: Coroutine[Any, Any, Told]) -> tuple[Future[Told], threading.Event]:
         over = threading.Event()
 
         async def seen_through() -> Told:
@@ -139,8 +158,17 @@ class SyncClient:
                 over.set()
 
         future = asyncio.run_coroutine_threadsafe(seen_through(), self._loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future, over
+
+    def _wait(self, future: Future[Told], over: threading.Event) -> Told:
         try:
             return future.result()
+        except CancelledError:
+            if self._is_closed:
+                raise ValueError(CLOSED) from None
+            raise
         except BaseException:
             if not over.is_set():
                 future.cancel()
