@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 log = logging.getLogger("pere.store")
 
-TIMEOUT = 3.0  # seconds that Redis may take to say that it is listened to
+TIMEOUT = 10.0  # seconds that it may take until Redis says that it is listened to: it is to be found, which takes some where a Sentinel is away, and connected to
 AGAIN = 0.5  # seconds until it is tried again
 
 # A channel of Redis, or a pattern of them, as Redis has them.
@@ -75,9 +75,10 @@ class Ear:
                 async with self.client.pubsub() as subscription:
                     self._asked.clear()
                     self._live.clear()
-                    await subscription.subscribe(self._always[1])
-                    self._asked.add(self._always)
+                    # All of it: one that stands still is connected to, and has no word for whoever has come.
                     async with asyncio.timeout(TIMEOUT):
+                        await subscription.subscribe(self._always[1])
+                        self._asked.add(self._always)
                         self._take(await subscription.parse_response())
                     await self._ready()
                     self._subscription = subscription

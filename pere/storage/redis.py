@@ -603,9 +603,11 @@ class RedisStore(Joining):
             await self._log.forget(self.node)
         except Errors as error:
             log.warning("Redis was away at the end", extra={"facts": {"error": str(error)}})
-        for task in (*self._tasks, self._reading, self._mentioning):
+        if self._mentioning is not None:
+            self._mentioning.cancel()
+        for task in (*self._tasks, self._reading):
             if task is not None:
-                task.cancel()
+                await ended(task)  # one that goes on would say once more that we are here
         await self._doze.stop()
         await self._log.close()
 

@@ -291,7 +291,12 @@ class SharedLog:
         await asyncio.sleep(0)
         try:
             while self._early or self._heard_of > self.taken:
+                before = self.taken, self._heard_of, tuple(self._early)
                 await self.refresh()
+                if before == (self.taken, self._heard_of, tuple(self._early)):
+                    # The log has none of it: Redis died before it was kept anywhere. What comes next gets its number, or is another log, as the next beat finds out.
+                    self._early.clear()
+                    self._heard_of = 0
         except Lost as lost:
             self.on_lost(str(lost))
         except Errors as error:

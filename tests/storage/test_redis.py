@@ -21,10 +21,11 @@ from pere.devices import Devices
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.ledger import Ledger
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, keeper, keeping, presence, sharedlog, working
+from pere.storage import Accepted, ear, keeper, keeping, presence, sharedlog, working
 from pere.storage import redis as module
 from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
+from pere.storage.sharedlog import Entry as Written
 
 
 class Clock:
@@ -1010,6 +1011,38 @@ async def test_who_is_after_an_entry_that_the_log_has_no_more_reads_everything_a
     assert (await push(store)).audience == 0
     await alike(store, await node())
     caplog.clear()
+
+
+@pytest.mark.parametrize("body", [None, b""])
+async def test_who_has_heard_of_an_entry_that_the_log_does_not_have_reads_once_and_goes_on_with_what_comes(node, monkeypatch, body):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store = await node()
+    await push(store)
+    # It was published, and Redis died before it was kept anywhere.
+    store._log._offer(Written.of(b"%d 0 0 0 other 999" % (store._log.taken + 2), body))
+    await asyncio.wait_for(store._log._waking, SECONDS)
+    for _ in range(3):
+        await push(store)
+    await alike(store, await node())
+
+
+async def test_a_redis_that_is_connected_to_and_says_nothing_is_not_waited_for_without_end(server, monkeypatch):
+    monkeypatch.setattr(ear, "TIMEOUT", 0.2)
+    said = asyncio.get_running_loop().create_future()
+
+    async def nothing() -> None:
+        """There is nothing to be read."""
+
+    listening = ear.Ear(sharedlog.connect(server.url, None)[0], "always", lambda message: None, nothing, lambda: None)
+    listening.on_trouble = lambda error: said.done() or said.set_result(error)
+    server.signal(signal.SIGSTOP)
+    listening.listen()
+    assert isinstance(await asyncio.wait_for(said, SECONDS), TimeoutError)
+    server.signal(signal.SIGCONT)
+    while not listening.is_listening:
+        await asyncio.sleep(0.001)
+    await listening.close()
+    await listening.client.aclose()
 
 
 async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(node, monkeypatch, caplog):
