@@ -462,6 +462,32 @@ def test_nobody_at_all_is_told(between):
     assert one(between("http://nowhere.invalid"), WRONG)
 
 
+def test_one_that_begins_to_say_no_to_a_feed_and_says_no_more_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(way, "PATIENCE", 0.5)
+    writers: list[asyncio.StreamWriter] = []
+    answers = {b"/": b'{"message": "PERE server up and running"}', b"/readyz": b"{}"}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        body = answers.get((await reader.readuntil(b"\r\n\r\n")).split()[1])
+        writer.write(b"HTTP/1.1 503 -\r\nContent-Length: 9\r\n\r\n" if body is None else b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writers.append(writer)
+        if body is not None:
+            writer.close()
+
+    async def look() -> list:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            there = way.Way(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None, "c", 0.1)
+            try:
+                async with asyncio.timeout(SECONDS):
+                    return [each async for each in there.findings()]
+            finally:
+                for each in writers:
+                    each.close()
+                    await each.wait_closed()
+
+    assert "does not answer within 0.5 s" in one(aside(lambda: asyncio.run(look())), WRONG).what
+
+
 def test_looking_leaves_nothing_behind(between):
     between("direct", watch=0.1)
     done = pere("status", "pere.doctor", "1-0", "--url", between.url["direct"])

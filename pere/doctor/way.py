@@ -173,7 +173,8 @@ class Way:
 
     async def _refused(self, response: aiohttp.ClientResponse) -> Finding | None:
         if response.status != 200:
-            told = _json(await response.content.read(LONGEST))
+            async with asyncio.timeout(PATIENCE):
+                told = _json(await response.content.read(LONGEST))
             code, message = told.get("error", f"http_{response.status}"), told.get("message", response.reason)
             if code == "no_token":
                 return wrong("headers", "Authorization does not arrive: the token is stripped on the way", "let the proxy pass it on (nginx does, unless `proxy_set_header Authorization \"\"` says otherwise)") if self._has_token \
