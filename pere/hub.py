@@ -41,6 +41,7 @@ BATCH_EVENTS = 512
 BATCH_STEPS = 4_096  # those included that are not for this feed
 BATCH_SECONDS = 0.002  # what is not at hand is looked up in the file, which takes a hundred times as long
 CHECK = 16  # events after which that is looked at
+AGAIN = 1.0  # seconds until what could not be read is read again
 
 
 class Hub:
@@ -225,12 +226,24 @@ class Hub:
         frames: list[bytes] = []
         size, now, end = 0, self._store.clock(), perf_counter() + BATCH_SECONDS
         for steps, place in enumerate(self.replay.ahead(feed)):
-            if frame := self.replay.read(feed, place, now):
+            before = place.ordinal
+            try:
+                frame = self.replay.read(feed, place, now)
+            except Refusal:
+                # The disk is in trouble, which is said elsewhere: it is read again in a moment, for nobody else would have it go on.
+                place.ordinal, feed.is_waiting = before, True
+                asyncio.get_running_loop().call_later(AGAIN, self._go_on, feed)
+                break
+            if frame:
                 frames.append(frame)
                 size += len(frame)
             if size >= BATCH_BYTES or len(frames) >= BATCH_EVENTS or steps == BATCH_STEPS or (steps % CHECK == CHECK - 1 and perf_counter() > end):
                 return b"".join(frames), False
         return b"".join(frames), not feed.is_waiting
+
+    def _go_on(self, feed: Feed) -> None:
+        feed.is_waiting = False
+        self.catch_up(feed)
 
     def fall_behind(self, feed: Feed) -> None:
         """Its socket is full."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sqlite3
 
 import orjson
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from passing import passes
 
+from pere import hub
 from pere.config import Config
 from pere.errors import Gone, NotFound
 from pere.event import Draft, parse_id
@@ -445,6 +447,25 @@ async def test_a_slow_feed_that_the_backlog_overtakes_is_told_how_many_it_lost(s
     assert gap == {"channel": "c", "from": seen[-1], "to": ids[-10], "lost": 90 - len(seen)}
     assert [(await slow.event()).id for _ in range(10)] == ids[-10:]
     assert (await measured())["pere_gaps_total"] == 1
+
+
+@pytest.mark.parametrize("kept_in", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_feed_for_which_something_cannot_be_looked_up_goes_on_when_it_can_and_a_receipt_is_answered(start, listen, push, feedback, until, monkeypatch, caplog, many):
+    monkeypatch.setattr(hub, "AGAIN", 0.01)
+    monkeypatch.setattr(hub, "LIVE", 0 if many else 128)
+    server = await start(backlog_events=2, limits_exempt="")
+    (await listen("c", device="d")).close()
+    await until(lambda: not server.hub.feeds)
+    first, *_ = [await push("c", str(n)) for n in range(8)]
+    feed = await listen("c", device="d", window=1)
+    assert await feed.events(1) == ["0"]
+    server.store._reader.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+    assert (await feedback("c", "d", first)).status == 200
+    await until(lambda: server.store.trouble())
+    server.store._reader.set_authorizer(None)
+    assert await feed.events(1) == ["1"]
+    caplog.clear()
 
 
 async def test_a_slow_feed_of_many_channels_keeps_the_order_of_ids(start, narrow, listen, push, until):
