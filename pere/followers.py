@@ -207,6 +207,8 @@ class Followers:
             page = await self._store.records(channel, after, PAGE)
         except Refusal as refusal:
             log.debug("receipts could not be read", extra={"facts": {"channel": channel, "error": refusal.code}})
+        except Exception:  # whatever it is: who comes later would wait for this reading too, and for ever
+            log.exception("receipts could not be read", extra={"facts": {"channel": channel}})
         waiting = self._reads.pop((channel, after))
         if page is None:
             asyncio.get_running_loop().call_later(AGAIN, self._retry, waiting)

@@ -14,6 +14,7 @@ import wire
 from processes import Served, free_port
 from redises import MEMORY_AND_REDIS, named
 
+from pere import followers
 from pere.config import Config
 from pere.event import parse_id
 from pere.parts import open_store
@@ -397,6 +398,21 @@ async def test_ten_thousand_at_once_all_arrive(serve, follow, start):
         assert {(receipt["event_id"], receipt["device"]) for receipt in map(orjson.loads, (message.data for message in messages))} == expected
         seen.append(numbers)
     assert seen[1:] == seen[:-1]
+
+
+async def test_a_reading_that_fails_is_said_and_done_again_for_all_who_wait_for_it(start, listen, push, answer, follow, until, monkeypatch, caplog):
+    monkeypatch.setattr(followers, "AGAIN", 0.01)
+    server = await start()
+    await listen("c", device="d")
+    feeds = [await follow("c") for _ in range(2)]
+    id = await push("c")
+    with monkeypatch.context() as broken:
+        broken.setattr(server.store, "records", lambda *_: 1 / 0)
+        await answer(id, "d")
+        await until(lambda: "ZeroDivisionError" in caplog.text)
+    for feed in feeds:
+        assert await told(feed, 1) == [(id, "d", "processed")]
+    caplog.clear()
 
 
 async def test_one_that_reads_slowly_gets_all_and_delays_nobody(serve, follow, start, until):
