@@ -107,7 +107,7 @@ class Listener:
         for sock in beside(self.sock, BACKLOG):
             self._others.append(other := Listener(sock, self.url, False, self._meet, self._door, self._secured))
             other._handshakes = self._handshakes
-            other._starting = asyncio.get_running_loop().create_task(other.start())
+            other._starting = asyncio.get_running_loop().create_task(other._start_if_it_can())
 
     def _take_some(self) -> str:
         """Let in some of those who wait, to see who they are: the loop does not say who has gone again. Returns the client that more than half of them are, or ""."""
@@ -129,6 +129,15 @@ class Listener:
             self._watch()
         else:
             self._server = await make.create_server(self._meet, sock=self.sock.dup(), backlog=BACKLOG)
+
+    async def _start_if_it_can(self) -> None:
+        try:
+            await self.start()
+        except OSError as error:
+            # No file can be opened, and this takes one more: until it can, they are taken here, or nobody would ever take them.
+            log.error("no connection can be taken by the loop", extra={"facts": {"error": error.strerror}})
+            self._crowded = asyncio.get_running_loop().time() + REST
+            self._watch()
 
     def take_over(self) -> None:
         """There is a crowd."""
@@ -152,7 +161,7 @@ class Listener:
         except (BlockingIOError, ConnectionAbortedError):
             if not self._is_secured and loop.time() > self._crowded:
                 loop.remove_reader(self.sock)
-                self._starting = loop.create_task(self.start())
+                self._starting = loop.create_task(self._start_if_it_can())
         except OSError as error:
             # No file can be opened, so they wait, and so do we: the socket would tell of them without end.
             log.error("no connection can be taken", extra={"facts": {"error": error.strerror}})

@@ -11,6 +11,7 @@ import pytest
 import wire
 from hooks import LOCAL
 from minting import SECRET, bearer
+from processes import SECONDS
 from redises import RedisServer, named
 
 from pere.config import Config
@@ -272,6 +273,17 @@ async def test_who_asks_while_it_wakes_is_let_in_by_what_it_reads_then(node):
     told = await asyncio.gather(*asking)
     assert [answer.status for answer in told] == [401, 401, 401, 201, 200, 403]
     assert {answer.error[1] for answer in told[:3]} == {"revoked_token"}
+
+
+async def test_one_who_waited_for_it_to_wake_and_fails_leaves_nobody_else_waiting(node, caplog):
+    _, there = await node(), await node()
+    await fall_asleep(there)
+    told = asyncio.get_running_loop().create_future()
+    there.store._doze.wake(lambda: 1 / 0, lambda refusal: None)
+    there.store._doze.wake(lambda: told.set_result(None), told.set_exception)
+    await asyncio.wait_for(told, SECONDS)
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
 
 
 async def test_an_endpoint_that_is_added_there_is_told_of_what_comes_then(story):

@@ -1,6 +1,7 @@
 """Limits on who speaks TLS hold before the handshake: nothing is computed for who cannot stay."""
 
 import asyncio
+import resource
 import socket
 import ssl
 
@@ -204,6 +205,25 @@ async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_
     for sock in socks:
         sock.close()
     assert not server.door.connections
+
+
+async def test_where_no_file_can_be_opened_when_a_crowd_is_over_they_are_taken_all_the_same(start, come, caplog):
+    server = await start(reuse_port=True)
+    listener, = server.listeners._open
+    listener.take_over()
+    listener._crowded = 0.0  # long ago
+    listener._accept()  # nobody is there, so the loop is to take them again
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+    try:
+        await asyncio.wait((listener._starting,))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    friend = await come()
+    await friend.send(wire.said("POST", "/push/c", b"1"))
+    assert (await friend.answer()).status == 201
+    assert "Too many open files" in str([record.facts for record in caplog.records if record.levelname == "ERROR"])
+    caplog.clear()
 
 
 async def _knock(port):

@@ -7,12 +7,15 @@ This file knows when to sleep and who waits for the end of it. What is to be rea
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from pere.errors import Refusal
 from pere.storage.ear import ended
 from pere.storage.settling import telling
 from pere.storage.sharedlog import Cut, SharedLog
+
+log = logging.getLogger("pere.store")
 
 QUIET = 10  # beats without a question after which it sleeps
 TRIES = 5  # to read everything anew while it is kept anew
@@ -97,6 +100,8 @@ class Doze:
                 then()
             except Refusal as refusal:
                 refused(refusal)
+            except Exception:  # one's mistake must not leave the others waiting
+                log.exception("who waited could not go on")
 
     def refuse(self, refusal: Refusal) -> None:
         """Whoever waits is told so."""
