@@ -107,25 +107,29 @@ class Hub:
             self.count_for(feed, account)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
-        places, told = [], b""
+        places, told, is_behind = [], b"", False
         for name, member in meant.items():
             place = self.channels.place(feed, name, member)
             places.append(place)
             told += self.replay.begin(place, start, cursor)
+            if place.ordinal < place.channel.shelf.backlog.last:
+                is_behind = True
         feed.places = tuple(places)
-        hello = self._hello(feed, cursor if cursor is not None else start) + told
+        hello = self._hello(feed, cursor if cursor is not None else start, is_behind) + told
         self.enlist(feed)
         self.opens += 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("feed opened", extra={"facts": self._facts(feed)})
-        if device is None or self._store.is_assured(device.name):
-            feed.greeting = greeting + hello
-            self.catch_up(feed)
-        else:
+        if device is not None and not self._store.is_assured(device.name):
             # Who was greeted is registered, so it may not be told before that is kept.
             feed.greeting = greeting
             feed.is_waiting = True
             self._store.assure(device.name, partial(self._assured, feed, hello))
+        elif is_behind or feed.care is not None or feed.throng is not None or feed.stuck_since or self.broadcast.dirty:
+            feed.greeting = greeting + hello
+            self.catch_up(feed)
+        elif feed.write(greeting + hello):
+            self.channels.join(feed)  # as most do: there is nothing to catch up with
         return feed
 
     def count_for(self, feed: Feed, account: Account) -> None:
@@ -162,16 +166,15 @@ class Hub:
         channels = [*feed.patterns, *(place.channel.name for place in feed.places)]
         return {"device": feed.device.name if feed.device is not None else None, "channels": ",".join(channels[:5]), "feeds": len(self.feeds)}
 
-    def _hello(self, feed: Feed, wanted: int | None) -> bytes:
+    def _hello(self, feed: Feed, wanted: int | None, is_behind: bool) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
         if wanted is None:
             # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
             # misses none; with several channels to read, after the oldest of their ids.
             wanted = self._store.newest
-            for place in places:
-                if place.ordinal < place.channel.shelf.backlog.last:
-                    wanted = min(wanted, place.id)
+            if is_behind:
+                wanted = min(wanted, *(place.id for place in places if place.ordinal < place.channel.shelf.backlog.last))
         care = feed.care
         where = places[0].channel.name if len(places) == 1 and not feed.patterns else ""
         way_on = self._way_on((wanted, where) if care is None else (wanted, where, care.ack_wait, care.window))
