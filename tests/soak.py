@@ -250,7 +250,7 @@ class Real:
             if self.kind == "sqlite":
                 await asyncio.get_running_loop().run_in_executor(self.store._elsewhere, int)
             await asyncio.sleep(0)
-            is_calm = not self.hub.broadcast._dirty and all(feed.live or feed.stuck_since for feed in self.hub.feeds.values())
+            is_calm = not self.hub.broadcast.dirty and all(feed.live or feed.stuck_since for feed in self.hub.feeds.values())
             rounds = rounds + 1 if is_calm else 0
 
     async def gone(self, fd: int) -> None:
