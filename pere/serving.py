@@ -125,12 +125,13 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     if hung_up:
         hang_up()
     # What was made so far lives as long as the process. Without this each full collection would walk all of it, and with ten
-    # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough.
+    # thousand feeds that is a pause that everybody feels; cycles are rare here, so collecting seldom is enough. What is new is looked
+    # through ten thousand objects at a time, while they are still in the processor's caches, and in 1 ms; fifty thousand, 5,500 feeds, took 7.
     if before is None:
         gc.collect()  # a start leaves next to nothing to be collected, which is not worth that others wait
     gc.freeze()
     gc.enable()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(10_000, 100, 50)
     ready(server)
     systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
     handing, is_left = await _handing(server, following, ended, asked, heirs)
