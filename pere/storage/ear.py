@@ -18,6 +18,7 @@ log = logging.getLogger("pere.store")
 
 TIMEOUT = 10.0  # seconds that it may take until Redis says that it is listened to: it is to be found, which takes some where a Sentinel is away, and connected to
 AGAIN = 0.5  # seconds until it is tried again
+QUIET = 5.0  # seconds without a word, after which Redis is asked for one: what stands between may have dropped a connection on which nothing is said, and told nobody
 
 # A channel of Redis, or a pattern of them, as Redis has them.
 Topic = tuple[bool, str]
@@ -43,6 +44,8 @@ class Ear:
         self._listening: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = 0.0
 
     def follow(self, topic: Topic) -> None:
         """Listen there too; as often as it is followed it is to be unfollowed."""
@@ -102,7 +105,21 @@ class Ear:
                 self._subscription = None
             await asyncio.sleep(AGAIN)
 
+    async def look(self) -> None:
+        """Called at each beat: who has said nothing for long is asked for a word, and given up where none comes."""
+        subscription, silent = self._subscription, self._loop.time() - self._heard_at
+        if subscription is None or silent < QUIET:
+            return
+        try:
+            if silent < QUIET + TIMEOUT:
+                await subscription.ping()
+            elif (connection := subscription.connection) is not None:
+                await connection.disconnect(nowait=True)  # which whoever reads from it finds out
+        except (RedisError, OSError) as error:
+            log.debug("the subscription could not be looked at", extra={"facts": {"error": str(error)}})
+
     def _take(self, message: Any) -> None:
+        self._heard_at = self._loop.time()
         kind = message[0] if message is not None else None
         if kind in (b"message", b"pmessage"):
             self._heard(message[-1])

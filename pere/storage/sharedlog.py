@@ -204,6 +204,7 @@ class SharedLog:
         (deployment, n, kept, is_keeper, gone, nodes, told), replicas = await self._run(self._beat, keys, [self.node, LEASE, SILENCE, lives, taken, stand])
         if deployment != self.deployment or int(n) < taken:
             raise Lost("the log is another one, or has lost its newest entries")
+        await self.ear.look()
         if int(n) > self.taken and self.is_listening and not self.is_asleep:
             await self.refresh()
         return Beat(bool(is_keeper), int(kept or 0), [name.decode() for name in gone], nodes, told, replicas)

@@ -11,6 +11,7 @@ from typing import Any
 import made as a
 import msgpack
 import pytest
+from between import Between
 from made import NOW
 from redis.exceptions import RedisError
 from processes import SECONDS, free_port
@@ -1043,6 +1044,36 @@ async def test_a_redis_that_is_connected_to_and_says_nothing_is_not_waited_for_w
         await asyncio.sleep(0.001)
     await listening.close()
     await listening.client.aclose()
+
+
+async def test_a_subscription_that_was_dropped_on_the_way_and_nobody_was_told_is_made_anew(server, node, monkeypatch, caplog):
+    monkeypatch.setattr(ear, "QUIET", 0.05)
+    monkeypatch.setattr(ear, "TIMEOUT", 0.3)
+    there = await node()
+    async with Between(server.port) as between:
+        store = RedisStore(Config(), node.clock, f"redis://127.0.0.1:{between.port}/0")
+        await store.begin()
+        while not store._log.is_listening:
+            await asyncio.sleep(0.001)
+        # As long as it is asked for a word and has one, it stays.
+        before, asked = store._log.ear._subscription, store._log.ear._heard_at
+        while store._log.ear._heard_at < asked + 0.5:
+            await asyncio.sleep(0.01)
+        assert store._log.ear._subscription is before
+        between.forget()
+        async with asyncio.timeout(SECONDS):
+            while store._log.ear._subscription in (before, None) or store.trouble() is not None:
+                await asyncio.sleep(0.001)
+            monkeypatch.setattr(module, "BEAT", 3600)
+            await asyncio.sleep(0.1)  # the last of those that come so often
+            store.follow("c")
+            while not store._hears("c"):
+                await asyncio.sleep(0.001)
+            id = (await push(there)).id
+            while store.newest < id:
+                await asyncio.sleep(0.001)
+        await store.close()
+    caplog.clear()
 
 
 async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(node, monkeypatch, caplog):
