@@ -49,6 +49,7 @@ VOLATILE = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), "TIME"),
     (re.compile(r"\b[\d.]+ (ms|s)\b|(?<=\"p\d\d\": )[\d.]+"), "SECONDS"),
     (re.compile(r"[^\r\n]*━[^\r\n]*[\r\n]*"), ""),  # a bar, which is wiped off
+    (re.compile(r"^:\n+", re.M), ""),  # a heartbeat, for whoever takes long to type
     (re.compile(r" +"), " "),  # columns are as wide as what is in them
     (re.compile(r"\s*\n"), "\n"),
 )
