@@ -264,14 +264,14 @@ class Holding:
     def __init__(self, port):
         self._port = port
         self.is_holding = True
+        self._serving = serving(self._pass)
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._serving.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info):
-        self._server.close()
+        await self._serving.__aexit__(*exc_info)
 
     async def _pass(self, reader, writer):
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -292,7 +292,10 @@ class Holding:
                     writer.write(data[: data.index(b"\r\n\r\n") + 4])
             writer.close()
 
-        await asyncio.gather(up(), down(), return_exceptions=True)
+        try:
+            await asyncio.gather(up(), down(), return_exceptions=True)
+        finally:
+            up_writer.close()
 
 
 async def test_a_proxy_that_holds_back_what_it_is_sent_is_named(start, chromium):
