@@ -51,6 +51,39 @@ class Backlog:
             self.recalled.append(last)
         return last - self.first >= self._max_events or self.bytes > self._max_bytes and last > self.first
 
+    def append_many(self, events: list[Event]) -> list[Event]:
+        """Keep events that have no ordinals yet, and give them these; let go what must make way, which is returned. It comes to the same as one after the other."""
+        for ordinal, event in enumerate(events, self.last + 1):
+            event.ordinal = ordinal
+        self._events += events
+        self.last += len(events)
+        self.bytes += sum([event.size for event in events])
+        gone: list[Event] = []
+        count = self.last - self.first + 1
+        for old in self:
+            if count <= self._max_events and (self.bytes <= self._max_bytes or count == 1):
+                break
+            gone.append(old)
+            count -= 1
+            self.bytes -= old.size
+            if old.recalled:
+                del self.recalled[0]
+        if gone:
+            self.evicted_id = gone[-1].id
+            self._leave(len(gone))
+        return gone
+
+    def _leave(self, count: int) -> None:
+        """So many, from the oldest on, are here no more."""
+        events, head = self._events, self._head
+        events[head : head + count] = (None,) * count
+        self._head = head = head + count
+        self.first += count
+        # Deleting from the front of a list moves the rest, so do it once the dead half outgrows the living.
+        if head > 32 and head * 2 > len(events):
+            del events[:head]
+            self._head = 0
+
     def recall(self, event: Event) -> None:
         """An event was taken back, whether it is here or not."""
         known = self.at(event.ordinal)

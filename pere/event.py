@@ -156,12 +156,11 @@ class Event:
         self._frame = b""
 
     @classmethod
-    def plain(cls, id: int, ordinal: int, now: float, channel: str, data: bytes, is_json: bool, type: str, ttl: int, level: int, publisher: str, callback: str,
+    def plain(cls, id: int, now: float, channel: str, data: bytes, is_json: bool, type: str, ttl: int, level: int, publisher: str, callback: str,
               traceparent: str) -> "Event":
-        """One that is for everybody. It does what `__init__` does, and needs no Draft, which takes a third less (measured)."""
+        """One that is for everybody, and whose place on its channel is yet to be found. It does what `__init__` does, and needs no Draft, which takes a third less (measured)."""
         event = cls.__new__(cls)
         event.id = id
-        event.ordinal = ordinal
         event.channel = channel
         event.type = type
         event.data = data

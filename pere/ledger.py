@@ -137,6 +137,15 @@ class Ledger:
             self._open[id] = entry
         return None
 
+    def lay_many(self, events: list[Event], audience: Audience) -> None:
+        """The same for many, of which nothing is to be decided at once."""
+        column = audience.column()
+        laid = {event.id: unasked(event, column) for event in events}
+        self.entries.update(laid)
+        if column[2]:
+            self._open.update(laid)
+            self.outstanding += column[2] * len(laid)
+
     def decide(self, entry: Entry, moment: float) -> None:
         """Say so if the event has just become satisfied, or complete: after each receipt, and once when it is accepted."""
         satisfied, complete = entry.decide()
@@ -486,6 +495,22 @@ class Ledger:
         if entry is not None and entry.watchers:
             entry.changed()  # there is nothing more to wait for
         return count
+
+    def drop_many(self, ids: list[int]) -> None:
+        """The same for many."""
+        entries, open = self.entries, self._open
+        is_heard, count = "expired" in self.heard, 0
+        for id in ids:
+            entry = entries.get(id)
+            if entry.__class__ is Unasked and not is_heard and not entry.event.callback:
+                del entries[id]
+                if size := entry.column[2]:
+                    del open[id]
+                    count += size
+            elif entry is not None:
+                self.drop(id)
+        self.outstanding -= count
+        self.expired["evicted"] += count
 
     def oldest_open(self) -> Entry | None:
         """The oldest event that somebody still owes a receipt for."""

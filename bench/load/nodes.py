@@ -7,6 +7,8 @@ Real nodes on this machine, and a Redis of their own that appends to its file on
     idle     one node has a feed and takes the pushes, and keeps what is written beside the log; up to three have nobody, and sleep: processor time of all of them and Redis
              for a push, where pushes come one by one (20 ms apart) and where a thousand come in a second; in turn, and the medians of the rounds are told
     awake    the same where each of the others has a feed of another channel, so that it takes everything in
+    others   is a push dearer for each further node on which nobody listens to its channel? Each of them has --listeners feeds of channels of its own, on which nothing comes; 500 pushes a second
+             on the first, one by one and 50 in a request: processor time of Redis, of that node, and of each of the others, medians of the rounds with the least and the most
     table    both at a thousand a second, for bench/results
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from statistics import median, quantiles
 from typing import Any
 
@@ -40,6 +42,8 @@ BODY = b"x" * 150
 LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
 RATES = (50, 1000)  # pushes a second
+RATE, MANY = 500, 50  # pushes a second for `others`, and how many of them are in a request
+CHANNELS = 20  # of each of the others
 KEPT = 1_000  # events of the channel before that is measured, and no more: so each push makes an older one make way, as it is on a server that has run for a while
 TABLE = {"1 node": (1, False), "2 nodes, the other asleep": (2, False), "2 nodes, the other awake": (2, True), "3 nodes, the others asleep": (3, False), "3 nodes, the others awake": (3, True)}
 ASLEEP = 15.0  # seconds after which a node sleeps that nobody asks
@@ -95,8 +99,8 @@ def listens(port: int) -> None:
             time.sleep(0.02)
 
 
-def said(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
-    return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: bench", "Content-Type: text/plain", *fields, f"Content-Length: {len(body)}", "", ""]).encode() + body
+def said(method: str, target: str, *fields: str, body: bytes = b"", type: str = "text/plain") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: bench", f"Content-Type: {type}", *fields, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 class Line:
@@ -123,6 +127,12 @@ class Line:
         if status != 201:
             raise click.ClickException(f"a push was answered {status}: {body.decode()}")
         return str(orjson.loads(body)["id"])
+
+
+    async def push_many(self, channel: str, count: int) -> None:
+        status, body = await self.ask(said("POST", "/push", body=orjson.dumps([{"channel": channel, "data": BODY.decode()}] * count), type="application/json"))
+        if status >= 300 or any("id" not in each for each in orjson.loads(body)["results"]):
+            raise click.ClickException(f"pushes were answered {status}: {body[:200].decode()}")
 
 
 class Feed(asyncio.Protocol):
@@ -155,6 +165,40 @@ class Feed(asyncio.Protocol):
 # The questions
 
 
+async def spent(everybody: "Sequence[subprocess.Popen[bytes]]", rate: float, number: int, push: Callable[[int], Coroutine[Any, Any, object]]) -> list[float]:
+    """Microseconds of processor time that each of these takes for one of so many pushes (or requests of many), beyond what it takes to do nothing for as long."""
+    await asyncio.sleep(2.5)  # what was said at the start is kept by now
+    quiet = [processor(each) for each in everybody]
+    await asyncio.sleep(3)
+    quiet = [(processor(each) - before) / 3 for each, before in zip(everybody, quiet, strict=True)]
+    before, started = [processor(each) for each in everybody], time.perf_counter()
+    under_way: set[asyncio.Task[object]] = set()
+    for turn in range(number):
+        await asyncio.sleep(max(0.0, started + turn / rate - time.perf_counter()))
+        task = asyncio.ensure_future(push(turn))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+    await asyncio.gather(*under_way)
+    await asyncio.sleep(1.2)  # who is awake has looked by now
+    took = time.perf_counter() - started
+    return [1e6 * (processor(one) - start - idle * took) / number for one, start, idle in zip(everybody, before, quiet, strict=True)]
+
+
+async def others(count: int, pushes: int, listeners: int) -> list[list[float]]:
+    """Microseconds for a push of Redis and each node: one by one, and many in a request."""
+    with deployment(count, kept=KEPT) as (redis, nodes):
+        await Feed.open(nodes[0][0], "d", "c", lambda *_: None)
+        for node, (port, _) in enumerate(nodes[1:], 2):
+            await asyncio.gather(*(Feed.open(port, f"d{node}-{number}", f"c{node}-{number % CHANNELS}", lambda *_: None) for number in range(listeners)))
+        lines = [await Line.open(nodes[0][0]) for _ in range(8)]
+        for _ in range(0, KEPT, MANY):
+            await lines[0].push_many("c", MANY)
+        everybody = [redis, *(process for _, process in nodes)]
+        single = await spent(everybody, RATE, pushes, lambda turn: lines[turn % len(lines)].push("c"))
+        many = await spent(everybody, RATE / MANY, -(-pushes // MANY), lambda turn: lines[turn % len(lines)].push_many("c", MANY))
+    return [single, [each / MANY for each in many]]
+
+
 async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = RATES) -> list[float]:
     """Microseconds for a push, at 50 and at 1,000 a second: of all, of Redis, of the node with the feed, of one of the others."""
     figures = []
@@ -169,24 +213,7 @@ async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = R
             await asyncio.gather(*(line.push("c") for line in lines))
         for rate in rates:
             number = max(pushes, pushes * rate // 100)
-            await asyncio.sleep(2.5)  # what was said at the start is kept by now
-            everybody = [redis, *(process for _, process in nodes)]
-            # What it costs to do nothing for as long.
-            await asyncio.sleep(0)
-            quiet = [processor(each) for each in everybody]
-            await asyncio.sleep(3)
-            quiet = [(processor(each) - before) / 3 for each, before in zip(everybody, quiet, strict=True)]
-            before, started = [processor(each) for each in everybody], time.perf_counter()
-            under_way: set[asyncio.Task[str]] = set()
-            for turn in range(number):
-                await asyncio.sleep(max(0.0, started + turn / rate - time.perf_counter()))
-                task = asyncio.ensure_future(lines[turn % len(lines)].push("c"))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            await asyncio.gather(*under_way)
-            await asyncio.sleep(1.2)  # who is awake has looked by now
-            took = time.perf_counter() - started
-            each = [1e6 * (processor(one) - start - idle * took) / number for one, start, idle in zip(everybody, before, quiet, strict=True)]
+            each = await spent([redis, *(process for _, process in nodes)], rate, number, lambda turn: lines[turn % len(lines)].push("c"))
             figures += [sum(each), each[0], each[1], median(each[2:]) if count > 1 else 0.0]
     return figures
 
@@ -293,8 +320,9 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--events", default=10)
 @click.option("--nodes", "most", default=4)
 @click.option("--rounds", default=1, help="with each number of nodes, one after the other")
-@click.option("--only", type=click.Choice(["idle", "awake", "table", "apart", "both", "alone"]))
-def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: str | None) -> None:
+@click.option("--listeners", default=200, help="on each of the others, for `others`")
+@click.option("--only", type=click.Choice(["idle", "awake", "others", "table", "apart", "both", "alone"]))
+def main(pushes: int, devices: int, events: int, most: int, rounds: int, listeners: int, only: str | None) -> None:
     for what in ("idle", "awake") if only is None else (only,) if only in ("idle", "awake") else ():
         print(f"microseconds of processor for a push; others are {what}   50 a second                           1,000 a second")
         print("nodes     all   Redis  its node     each other       all   Redis  its node     each other")
@@ -305,6 +333,19 @@ def main(pushes: int, devices: int, events: int, most: int, rounds: int, only: s
         for count, rows in enumerate(figures, 1):
             found = [median(row) for row in zip(*rows, strict=True)]
             print(f"{count:5} " + "     ".join(f"{part[0]:7.0f} {part[1]:7.0f} {part[2]:9.0f} {part[3]:13.0f}" for part in (found[:4], found[4:])), flush=True)
+    if only == "others":
+        rows_of = {count: [] for count in range(1, most + 1)}  # type: dict[int, list[list[list[float]]]]
+        for turn in range(rounds):
+            for count, runs in rows_of.items():
+                runs.append(uvloop.run(others(count, pushes, listeners)))
+                print(f"round {turn + 1}, {count} nodes: " + "; ".join(f"{how} " + " ".join(f"{each:.1f}" for each in row) for how, row in zip(("one by one", "many at once"), runs[-1], strict=True)), flush=True)
+        print(f"microseconds of processor for a push at {RATE} a second; on each of the others {listeners} feeds of other channels")
+        print("                     nodes            all          Redis       its node  each of the others")
+        for place, how in enumerate(("one by one", f"{MANY} in a request")):
+            for count, runs in rows_of.items():
+                ways = [run[place] for run in runs]
+                figures = [[sum(way) for way in ways], [way[0] for way in ways], [way[1] for way in ways], [each for way in ways for each in way[2:]] or [0.0]]
+                print(f"{how:20} {count:5} " + " ".join(f"{median(each):6.1f} ({min(each):.1f} to {max(each):.1f})" for each in figures))
     if only == "table":
         table(pushes, rounds)
     if only in (None, "apart"):

@@ -9,7 +9,7 @@ This file knows how things look when they are kept. It sends nothing.
 
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -37,8 +37,9 @@ class Changes:
     def __init__(self) -> None:
         self._numbers: OrderedDict[Change, int] = OrderedDict()
         self._marked: OrderedDict[tuple[str, str], int] = OrderedDict()
-        # An event came to a channel, or made way there: by which entry, the channel, and the id. Either happens once, so nothing is looked up: this is noted at each push on every node.
-        self.moved: deque[tuple[int, str, int]] = deque()
+        # Events came to a channel, or made way there: by which entry, or one before it; the channel, and the ids. Either happens once to each, so nothing is looked up: this is noted of each
+        # push on every node.
+        self.moved: deque[tuple[int, str, Sequence[int]]] = deque()
 
     def __len__(self) -> int:
         return len(self._numbers) + len(self._marked) + len(self.moved)
@@ -85,9 +86,11 @@ class Changes:
                 found[each, name] = None
         for channel, device in self._marked:
             found["members", joined(channel, device)] = None
-        for _, channel, id in self.moved:
-            name = joined(channel, str(id))
-            found["channels", channel] = found["events", name] = found["columns", name] = None
+        for _, channel, ids in self.moved:
+            found["channels", channel] = None
+            for id in ids:
+                name = joined(channel, str(id))
+                found["events", name] = found["columns", name] = None
         return list(found)
 
     def clear(self) -> None:

@@ -378,8 +378,8 @@ class RedisStore(Joining):
 
     def _take_in(self, entries: list[Written]) -> None:
         batch = self._flying
-        own = (self.node, batch.number) if batch is not None else None
-        place = next((place for place, entry in enumerate(entries) if entry.source == own), None) if own is not None else None
+        own = b" %b %d" % (self.node.encode(), batch.number) if batch is not None else b""
+        place = next((place for place, entry in enumerate(entries) if entry.header.endswith(own)), None) if own else None
         if batch is None or place is None:
             self.enter(entries)
             return

@@ -10,7 +10,9 @@ This file knows numbers and bytes, and not what they mean. What it cannot repair
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
+from itertools import accumulate, count, repeat
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -58,18 +60,30 @@ class Cut(Lost):
 
 
 class Entry(NamedTuple):
-    """The `n`th entry: the ids from `first` on are for it. `body` is None of one's own, if the answer came before the entry itself."""
+    """The `n`th entry. `body` is None of one's own, if the answer came before the entry itself."""
 
     header: bytes
     n: int
-    first: int
     body: bytes | None
 
     @classmethod
     def of(cls, header: bytes, body: bytes | None) -> "Entry":
-        # This runs for every entry on every node: what is seldom wanted is not looked at, and `Entry.__new__`, which is Python's, not called.
-        n, milliseconds, sequence, _ = header.split(b" ", 3)
-        return tuple.__new__(cls, (header, int(n), int(milliseconds) << BITS | int(sequence), body))
+        return cls(header, int(header[: header.index(b" ")]), body)
+
+    @classmethod
+    def of_many(cls, found: list[Any]) -> "list[Entry]":
+        """As Redis has them, which numbers them without a hole: only the first is looked at, and `Entry.__new__`, which is Python's, not called, for this runs for every entry on every node."""
+        if not found:
+            return []
+        headers = [header for _, (_, header, _, _) in found]
+        numbers = count(int(headers[0][: headers[0].index(b" ")]))
+        return list(map(tuple.__new__, repeat(cls), zip(headers, numbers, [body for _, (_, _, _, body) in found], strict=False)))
+
+    @property
+    def first(self) -> int:
+        """The ids from this one on are for it."""
+        _, milliseconds, sequence, _ = self.header.split(b" ", 3)
+        return int(milliseconds) << BITS | int(sequence)
 
     @property
     def ids(self) -> int:
@@ -345,16 +359,16 @@ class SharedLog:
             found = await self.client.xrange(self.keys["log"], f"{taken if last else taken + 1}-0", "+", count=PIECE)
             if self._beginnings != beginnings:
                 continue  # what was read may be of another log
-            entries = [Entry.of(header, body) for _, (_, header, _, body) in found]
+            entries = Entry.of_many(found)
             if entries:
                 first = entries[0].n
                 if first == taken and entries[0].header != last:
                     raise Lost("the log has other entries than it had")
-                if first > self.taken + 1 or entries[-1].n - first != len(entries) - 1:
+                if first > self.taken + 1 or Entry.of(*entries[-1][::2]) != entries[-1]:
                     raise Cut("the log does not reach back to where we are")
                 for run in _runs(entries):
                     # More may have been taken while this was on its way.
-                    if fresh := [entry for entry in run if entry.n > self.taken]:
+                    if fresh := run[max(0, self.taken + 1 - run[0].n) :]:
                         self._take(fresh)
                     if self.taken < entries[-1].n:
                         await asyncio.sleep(0)
@@ -381,13 +395,9 @@ class SharedLog:
 
 
 def _runs(entries: list[Entry]) -> Iterator[list[Entry]]:
-    run: list[Entry] = []
-    size = 0
-    for entry in entries:
-        run.append(entry)
-        size += len(entry.body or b"")
-        if size > RUN:
-            yield run
-            run, size = [], 0
-    if run:
-        yield run
+    ends = [*accumulate([len(entry.body or b"") for entry in entries])]
+    start = size = 0
+    while start < len(entries):
+        stop = bisect_right(ends, size + RUN, lo=start) + 1
+        yield entries[start:stop]
+        start, size = stop, ends[min(stop, len(ends)) - 1]
