@@ -352,6 +352,28 @@ async def test_it_becomes_the_keeper_with_all_at_hand(node):
     assert await status(there, id) == {"sent": 1}
 
 
+@pytest.mark.parametrize("is_cut", [False, True], ids=["the log has it", "the log was cut"])
+async def test_one_that_was_taken_for_dead_while_it_slept_is_there_again_when_it_wakes_and_knows_who_is_there(node, at, monkeypatch, is_cut):
+    here, there = await node(), await node()
+    while not here.store.leads:
+        await asyncio.sleep(0.01)
+    await fall_asleep(there)
+    await at(here, "/feed/c", Device="d")
+    await at(here, "/feed/c")
+    here.store.sweep(here.store.clock(), here.hub.is_used)
+    here.store._say(("gone", there.store.node))
+    await here.store.settle()
+    if is_cut:
+        await cut(here, monkeypatch)
+    assert there.store.node not in here.store._nodes
+    both = {here.store.node, there.store.node}
+    async with asyncio.timeout(60):
+        while not (await get(there, "/admin/devices/c"))["d"]["online"]:
+            await asyncio.sleep(0.01)
+        while not here.store._nodes == there.store._nodes == both or there.store._users != {"c": {here.store.node}}:
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def sleeping(start, tmp_path):
     """A Redis that may be done harm, a node that sleeps there beside another one, and an event: at the end, when Redis is well again, it is found."""

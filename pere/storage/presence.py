@@ -198,7 +198,8 @@ class Presence(Replica):
         for channel in tuple(self._users):
             self._apply_use(None, node, channel, False)
         for shelf in self._shelves.values():
-            written = self._written.get(shelf.name, {}).pop(node, 0)
+            if written := self._written.get(shelf.name, {}).pop(node, 0):
+                self._note("channels", shelf.name)
             for member in shelf.audience:
                 if node in member.elsewhere:
                     member.elsewhere -= {node}

@@ -74,7 +74,7 @@ class RedisStore(Joining):
         self._log.on_trouble = self._in_trouble
         self._log.on_lost = self._lost
         self._log.on_call = self._called
-        self._doze = Doze(self._log, self._load_anew, self._not_woken)
+        self._doze = Doze(self._log, self._wake_anew, self._not_woken)
         self._told: Stand | None = None  # how everything stands, as the keeper told it
         self._keeper = Keeper(self._log, self, self._lives, self._loop.time)
         self._trouble: str | None = "it has not begun"
@@ -479,6 +479,11 @@ class RedisStore(Joining):
         self.on_anew()
 
     # Nobody asks
+
+    async def _wake_anew(self) -> None:
+        await self._load_anew()
+        # Who is there, and what is listened to where, is kept nowhere; and the others may have taken this one for dead.
+        self._say(("hello", self.node))
 
     def _called(self) -> None:
         """All nodes are to hear of something, or there is something to be said."""

@@ -276,14 +276,18 @@ class Replica(MemoryStore):
         if channel not in self._begun:
             self._begun.add(channel)
             self._note("channels", channel)
-            for device in self._wishing(channel):
-                self._seat(shelf, device)
+            for device, said in self._wishing(channel).items():
+                is_expected = device in shelf.audience.members
+                member = self._seat(shelf, device)
+                if not is_expected and not self.devices.known[device].is_online:
+                    member.seen = said
         return shelf
 
-    def _wishing(self, channel: str) -> list[str]:
-        """Who has asked for all channels of such a name, and not too long ago; in an order that is the same everywhere."""
+    def _wishing(self, channel: str) -> dict[str, float]:
+        """Who has asked for all channels of such a name, and not too long ago, and when that was last said; in an order that is the same everywhere."""
         since = self.clock() - self._config.device_ttl
-        return sorted({device for devices in self._wishes.meaning(channel) for device, said in devices.items() if said >= since})
+        wishing = sorted((device, said) for devices in self._wishes.meaning(channel) for device, said in devices.items() if said >= since)
+        return dict(wishing)  # of who has asked twice, the last
 
     def _weight(self) -> int:
         # Only a push makes others make way, which every node does alike; one that starts takes in events and words in another order. What devices
@@ -360,10 +364,11 @@ class Replica(MemoryStore):
         self._seat(self._bear(channel), device)
         told(None)
 
-    def _seat(self, shelf: Shelf, device: str) -> None:
-        WorkingSet._join(self, shelf, device)
+    def _seat(self, shelf: Shelf, device: str) -> Member:
+        member = WorkingSet._join(self, shelf, device)
         self._note("channels", shelf.name)  # it may have taken a slot that was left
         self._note("members", shelf.name, device)
+        return member
 
     def _apply_leave(self, asker: Asker | None, channel: str, device: str) -> None:
         shelf = self._shelves.get(channel)

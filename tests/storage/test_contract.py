@@ -840,6 +840,17 @@ async def test_who_has_come_and_gone_between_two_sweeps_was_seen_then(open_desk)
     assert (await desk.accept("orders.eu")).audience == 1
 
 
+async def test_who_is_away_when_a_channel_is_born_by_its_pattern_is_away_since_it_was_last_seen(open_desk):
+    desk = await open_desk(device_ttl=100)
+    desk.store.want("d", "orders.*")
+    await desk.store.settle()
+    desk.clock.now += 60
+    assert (await desk.accept("orders.eu")).audience == 1
+    await desk.sweep(later=50)
+    await desk.store.settle()
+    assert (await desk.accept("orders.eu")).audience == 0
+
+
 async def test_there_is_room_for_what_a_device_may_have_and_for_what_the_store_may(open_desk):
     desk = await open_desk(max_devices=4, max_channels_per_device=3, max_channels=3)
     check = desk.store.check_room

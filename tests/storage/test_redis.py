@@ -242,8 +242,10 @@ async def some_life(stores: list[RedisStore], clock: Clock, seed: int, turns: in
         await each.settle()
 
 
+@pytest.mark.parametrize("run", [0, 32 * 1024], ids=["one by one", "many at once"])
 @pytest.mark.parametrize("seed", range(4))
-async def test_nodes_stay_alike_whatever_is_said_to_them_at_once(node, seed):
+async def test_nodes_stay_alike_whatever_is_said_to_them_at_once(node, seed, run, monkeypatch):
+    monkeypatch.setattr(sharedlog, "RUN", run)
     stores = [await node(backlog_events=6) for _ in range(3)]
     await some_life(stores, node.clock, seed, 400)
     await alike(*stores)
@@ -344,6 +346,25 @@ async def test_who_left_before_anybody_was_told_that_it_had_come_was_there_until
     node.clock.now += 90
     assert (await push(second, "born")).audience == 1
     await alike(first, second)
+
+
+async def test_of_a_node_that_has_gone_nothing_is_kept(node):
+    first, second = await node(), await node()
+    while not first.leads:
+        await asyncio.sleep(0.01)
+    await join(second, "c", "d")
+    member = second.open("c").audience.members["d"]
+    member.live = member.feeds = 1
+    await push(second)
+    second.sweep(node.clock.now, lambda channel: True)
+    await alike(first, second)
+    assert first._written == {"c": {second.node: 1}}
+    await first._keeper.keep(False, is_last=True)
+    first._say(("gone", second.node))
+    await first.settle()
+    await first._keeper.keep(False, is_last=True)
+    *_, written = keeping.unpack_value(await first._log.client.hget(first._log.keys["channels"], "c"))
+    assert written == {}
 
 
 def whereabouts(store: RedisStore) -> dict[str, Any]:
