@@ -28,8 +28,9 @@ end
 return redis.call('HMGET', KEYS[1], 'deployment', 'born', 'n', 'version', 'limits')
 """
 
-# keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms); then
-# whom to wake. Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or not at all: one that was
+# keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms), how far this node has taken the log, how many
+# entries behind that may come along; then whom to wake. Answers with the header, and with what stands between if that is no more, behind the entry that was taken last. Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or
+# not at all: one that was
 # given up, but waited in the socket of a Redis that stood still, must not come after the next.
 APPEND = """
 local head = redis.call('HMGET', KEYS[1], 'deployment', 'n', 'ms', 'seq', 'b:' .. ARGV[2])
@@ -42,14 +43,16 @@ if count > 0 then
     first, seq = seq + 1, seq + count
 end
 local header = string.format('%.0f %.0f %.0f %.0f %s %s', n, ms, first, count, ARGV[2], ARGV[3])
+local taken, missing = tonumber(ARGV[8]), {}
+if taken < n - 1 and n - taken <= tonumber(ARGV[9]) + 1 then missing = redis.call('XRANGE', KEYS[2], string.format('%.0f-0', taken), '+') end
 redis.call('HSET', KEYS[1], 'n', n, 'ms', ms, 'seq', seq, 'b:' .. ARGV[2], ARGV[3])
 redis.call('XADD', KEYS[2], string.format('%.0f-0', n), 'h', header, 'b', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[7])
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
 local message = header
-if #ARGV == 8 then message = header .. '\\n' .. ARGV[6] end
-for place = 8, #ARGV do redis.call('PUBLISH', KEYS[2] .. ':' .. ARGV[place], message) end
-return header
+if #ARGV == 10 then message = header .. '\\n' .. ARGV[6] end
+for place = 10, #ARGV do redis.call('PUBLISH', KEYS[2] .. ':' .. ARGV[place], message) end
+return {header, missing}
 """
 
 # keys: head, nodes, keeper, kept, and then all that exist. arguments: node, for how long the keeper is (ms), after how many seconds of silence a

@@ -36,6 +36,7 @@ LEASE = 10_000  # milliseconds for which the keeper is the keeper
 SILENCE = 20  # seconds after which a node that has not been heard is gone: its devices are offline within 30
 WAIT = 1_000  # milliseconds that replicas may take to have something
 PIECE = 500  # entries that are fetched at once
+ALONG = 50  # that others have said, and that come along with the answer to a batch
 RUN = 32 * 1024  # bytes of those that are taken at once, before others are served: a millisecond or three
 BITS = 20  # of the sequence in an id
 ALL, NOBODY = "@", ""  # whom an entry wakes, beside the followers of channels, which have other names
@@ -78,6 +79,10 @@ class Entry(NamedTuple):
         headers = [header for _, (_, header, _, _) in found]
         numbers = count(int(headers[0][: headers[0].index(b" ")]))
         return list(map(tuple.__new__, repeat(cls), zip(headers, numbers, [body for _, (_, _, _, body) in found], strict=False)))
+
+    def is_as_numbered(self) -> bool:
+        """Whether it is the one that it was taken for: there was no hole before it."""
+        return int(self.header[: self.header.index(b" ")]) == self.n
 
     @property
     def first(self) -> int:
@@ -179,9 +184,15 @@ class SharedLog:
     async def append(self, batch: int, now: float, count: int, body: bytes, lives: int, whom: Collection[str]) -> int:
         """Append one batch, for which `count` event ids are needed. It is taken when what is before it has been. `whom` are the channels whose
         followers are woken, or ALL. Returns how many replicas have it, if any are waited for."""
-        self._under_way = batch
-        header, replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
-                                           [self.deployment, self.node, batch, int(now * 1000), count, body, lives, *(whom or (NOBODY,))])
+        self._under_way, beginnings = batch, self._beginnings
+        taken, last = self.taken, self._last
+        (header, missing), replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
+                                                      [self.deployment, self.node, batch, int(now * 1000), count, body, lives, taken, ALONG, *(whom or (NOBODY,))])
+        # What others have said before it comes along, if that is little: else this batch would wait until it is read, and that is one more question to Redis for each batch. If there is
+        # anything wrong with it, whoever reads finds that out.
+        entries = Entry.of_many(missing)
+        if entries and entries[0].header == last and entries[-1].is_as_numbered():
+            await self._take_all(entries, beginnings)
         self._offer(Entry.of(header, None))
         return replicas
 
@@ -364,18 +375,22 @@ class SharedLog:
                 first = entries[0].n
                 if first == taken and entries[0].header != last:
                     raise Lost("the log has other entries than it had")
-                if first > self.taken + 1 or Entry.of(*entries[-1][::2]) != entries[-1]:
+                if first > self.taken + 1 or not entries[-1].is_as_numbered():
                     raise Cut("the log does not reach back to where we are")
-                for run in _runs(entries):
-                    # More may have been taken while this was on its way.
-                    if fresh := run[max(0, self.taken + 1 - run[0].n) :]:
-                        self._take(fresh)
-                    if self.taken < entries[-1].n:
-                        await asyncio.sleep(0)
-                    if self._beginnings != beginnings:
-                        break
+                await self._take_all(entries, beginnings, even_asleep=True)
             if len(found) < PIECE and self._beginnings == beginnings:
                 return
+
+    async def _take_all(self, entries: list[Entry], beginnings: int, even_asleep: bool = False) -> None:
+        """Some at a time, and others are served in between; no more of it once we have gone on behind another entry."""
+        for run in _runs(entries):
+            if self._beginnings != beginnings or (self.is_asleep and not even_asleep):
+                break
+            # More may have been taken while this was on its way.
+            if fresh := run[max(0, self.taken + 1 - run[0].n) :]:
+                self._take(fresh)
+            if self.taken < entries[-1].n:
+                await asyncio.sleep(0)
 
     def _is_lost(self, error: BaseException) -> bool:
         if isinstance(error, Lost):

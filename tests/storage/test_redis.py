@@ -846,6 +846,42 @@ async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_take
     caplog.clear()
 
 
+@pytest.mark.parametrize("pushes", [1, 30])
+async def test_what_others_have_said_comes_along_with_the_answer_to_a_batch(node, monkeypatch, pushes):
+    monkeypatch.setattr(module, "BEAT", 3600.0)  # at which all is read
+    here, there = await node(), await node()
+    await join(here, "c", "d1")
+    await alike(here, there)
+    here._log._heard = lambda message: None
+    read, reads = here._log.client.xrange, []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        reads.append(args)
+        return read(*args, **named)
+
+    here._log.client.xrange = counted
+    ids = [(await push(there)).id for _ in range(pushes)]
+    answers = await asyncio.gather(*(push(here) for _ in range(3)))
+    assert [event.id for event in here.open("c").backlog] == [*ids, *(answer.id for answer in answers)] and not reads
+    await alike(here, there)
+
+
+async def test_what_comes_along_with_an_answer_is_not_taken_behind_another_log(node, monkeypatch, caplog):
+    here, there = await node(), await node()
+    await join(here, "c", "d1")
+    await alike(here, there)
+    here._log._heard = lambda message: None
+    await push(there)
+    here._log._last = b"another"
+    with pytest.raises(Unavailable):
+        await push(here)
+    while here.trouble() is not None:
+        await asyncio.sleep(0.01)
+    await alike(here, there)
+    assert "everything is read anew" in [record.message for record in caplog.records]
+    caplog.clear()
+
+
 async def test_what_was_given_up_though_it_was_answered_is_read_when_what_is_before_it_can_be(node, caplog, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
     here, there = await node(), await node()
@@ -858,6 +894,7 @@ async def test_what_was_given_up_though_it_was_answered_is_read_when_what_is_bef
         raise RedisError("it takes what is said, and tells nothing")
 
     here._log.client.xrange = away
+    monkeypatch.setattr(sharedlog, "ALONG", 0)
     await push(there)
     with pytest.raises(Unavailable):
         await push(here)
