@@ -452,3 +452,12 @@ def test_every_measure_opens_with_its_question_and_its_command_line():
         doc = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert "?" in doc, path
         assert re.search(rf"python -m bench\.{path.parent.name}[ .]{path.stem}", doc), path
+
+
+@pytest.mark.parametrize(("question", "rows"), [("others", 4), ("each", 2)])
+def test_what_further_nodes_cost_is_told_for_each_number_of_them(question, rows):
+    short = "from bench.load import nodes; nodes.KEPT, nodes.MANY, nodes.KEPT_BY, nodes.LOOK = 50, 10, 0.0, 0.1; nodes.main()"
+    done = subprocess.run([sys.executable, "-c", short, "--only", question, "--nodes", "2", "--pushes", "20", "--listeners", "3"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("nodes  ")[2].splitlines()[1:]
+    assert [re.findall(r" (\d) ", row)[0] for row in table] == ["1", "2"] * (rows // 2), done.stdout

@@ -9,6 +9,7 @@ Real nodes on this machine, and a Redis of their own that appends to its file on
     awake    the same where each of the others has a feed of another channel, so that it takes everything in
     others   is a push dearer for each further node on which nobody listens to its channel? Each of them has --listeners feeds of channels of its own, on which nothing comes; 500 pushes a second
              on the first, one by one and 50 in a request: processor time of Redis, of that node, and of each of the others, medians of the rounds with the least and the most
+    each     every node has a feed and takes pushes of its own, 100 a second: processor time of all for a push
     table    both at a thousand a second, for bench/results
     apart    a push on one node until it is on a feed of the same, and of another
     both     devices on two nodes, half of them on each; the events are pushed on both in turn, and each device gives its receipt to the node where it is
@@ -43,6 +44,9 @@ LINES = 64  # connections that carry receipts to a node
 PATIENCE = 60.0
 RATES = (50, 1000)  # pushes a second
 RATE, MANY = 500, 50  # pushes a second for `others`, and how many of them are in a request
+OWN = 100  # pushes a second on each node for `each`
+KEPT_BY = 2.5  # seconds after which what was said at the start is kept
+LOOK = 3.0  # seconds for which is looked at what it costs to do nothing
 CHANNELS = 20  # of each of the others
 KEPT = 1_000  # events of the channel before that is measured, and no more: so each push makes an older one make way, as it is on a server that has run for a while
 TABLE = {"1 node": (1, False), "2 nodes, the other asleep": (2, False), "2 nodes, the other awake": (2, True), "3 nodes, the others asleep": (3, False), "3 nodes, the others awake": (3, True)}
@@ -167,10 +171,10 @@ class Feed(asyncio.Protocol):
 
 async def spent(everybody: "Sequence[subprocess.Popen[bytes]]", rate: float, number: int, push: Callable[[int], Coroutine[Any, Any, object]]) -> list[float]:
     """Microseconds of processor time that each of these takes for one of so many pushes (or requests of many), beyond what it takes to do nothing for as long."""
-    await asyncio.sleep(2.5)  # what was said at the start is kept by now
+    await asyncio.sleep(KEPT_BY)
     quiet = [processor(each) for each in everybody]
-    await asyncio.sleep(3)
-    quiet = [(processor(each) - before) / 3 for each, before in zip(everybody, quiet, strict=True)]
+    await asyncio.sleep(LOOK)
+    quiet = [(processor(each) - before) / LOOK for each, before in zip(everybody, quiet, strict=True)]
     before, started = [processor(each) for each in everybody], time.perf_counter()
     under_way: set[asyncio.Task[object]] = set()
     for turn in range(number):
@@ -197,6 +201,17 @@ async def others(count: int, pushes: int, listeners: int) -> list[list[float]]:
         single = await spent(everybody, RATE, pushes, lambda turn: lines[turn % len(lines)].push("c"))
         many = await spent(everybody, RATE / MANY, -(-pushes // MANY), lambda turn: lines[turn % len(lines)].push_many("c", MANY))
     return [single, [each / MANY for each in many]]
+
+
+async def each(count: int, pushes: int) -> list[float]:
+    """Microseconds for a push of Redis, and of all nodes, where it is their turn one after the other."""
+    with deployment(count, kept=KEPT) as (redis, nodes):
+        for node, (port, _) in enumerate(nodes):
+            await Feed.open(port, f"d{node}", f"c{node}", lambda *_: None)
+        lines = [[await Line.open(port) for _ in range(8)] for port, _ in nodes]
+        found = await spent([redis, *(process for _, process in nodes)], OWN * count, pushes * count,
+                            lambda turn: lines[turn % count][turn // count % 8].push(f"c{turn % count}"))
+    return [found[0], sum(found[1:])]
 
 
 async def idle(count: int, pushes: int, is_awake: bool, rates: Sequence[int] = RATES) -> list[float]:
@@ -321,7 +336,7 @@ async def both(devices: int, events: int) -> list[float]:
 @click.option("--nodes", "most", default=4)
 @click.option("--rounds", default=1, help="with each number of nodes, one after the other")
 @click.option("--listeners", default=200, help="on each of the others, for `others`")
-@click.option("--only", type=click.Choice(["idle", "awake", "others", "table", "apart", "both", "alone"]))
+@click.option("--only", type=click.Choice(["idle", "awake", "others", "each", "table", "apart", "both", "alone"]))
 def main(pushes: int, devices: int, events: int, most: int, rounds: int, listeners: int, only: str | None) -> None:
     for what in ("idle", "awake") if only is None else (only,) if only in ("idle", "awake") else ():
         print(f"microseconds of processor for a push; others are {what}   50 a second                           1,000 a second")
@@ -346,6 +361,14 @@ def main(pushes: int, devices: int, events: int, most: int, rounds: int, listene
                 ways = [run[place] for run in runs]
                 figures = [[sum(way) for way in ways], [way[0] for way in ways], [way[1] for way in ways], [each for way in ways for each in way[2:]] or [0.0]]
                 print(f"{how:20} {count:5} " + " ".join(f"{median(each):6.1f} ({min(each):.1f} to {max(each):.1f})" for each in figures))
+    if only == "each":
+        print(f"microseconds of processor for a push; each node takes {OWN} a second\nnodes            Redis              nodes")
+        found = {count: [] for count in range(1, most + 1)}  # type: dict[int, list[list[float]]]
+        for _ in range(rounds):
+            for count, sums in found.items():
+                sums.append(uvloop.run(each(count, pushes)))
+        for count, sums in found.items():
+            print(f"{count:5} " + " ".join(f"{median(row):6.1f} ({min(row):.1f} to {max(row):.1f})" for row in zip(*sums, strict=True)), flush=True)
     if only == "table":
         table(pushes, rounds)
     if only in (None, "apart"):
