@@ -23,6 +23,7 @@ QUEUED, DEAD, STATE, CURSOR = "notice", "dead", "webhook-state", "webhook-cursor
 MAX_QUEUED = 100_000  # receipts, devices and other notices that wait for one endpoint; what is more is counted, and dropped
 MAX_DEAD = 100_000  # the same of what was given up: then the oldest goes
 AGAIN = 1.0  # seconds until what could not be kept is tried again
+TRIES = 3  # at the end, when there is no later: if the disk refuses all of these it keeps nothing else either, and the next process tells what is in the log and was not told
 SLICE = 100  # notices that are moved in one turn of the loop
 
 Done = Callable[[Refusal | None], None]
@@ -72,6 +73,7 @@ class Outbox:
         self.lost = 0  # for want of room, in all
         self._retries: list[tuple[float, str]] = []
         self._untold: dict[str, Packed] = {}  # by id, as long as they are not kept
+        self._is_last = False  # there is no later
         self._store = store
         self._ids = ids
         self._loop = asyncio.get_running_loop()
@@ -163,16 +165,24 @@ class Outbox:
         def kept(refusal: Refusal | None) -> None:
             if refusal is None:
                 self._untold.pop(notice.id, None)
+            elif self._is_last:
+                if self._untold.pop(notice.id, None) is not None:
+                    self._put_last((notice,), TRIES)
             elif not self.is_removed:
                 self._loop.call_later(AGAIN, lambda: self._tell(notice) if notice.id in self._untold else None)
 
         self.put((notice,), kept)
 
     def tell_now(self) -> None:
-        """What the disk has refused, once more: there will be no later."""
+        """What the disk has refused, once more: there will be no later, nor for what is told from now on."""
+        self._is_last = True
         untold, self._untold = self._untold, {}
         if untold:
-            self.put(tuple(untold.values()), _ignore)
+            self._put_last(tuple(untold.values()), TRIES)
+
+    def _put_last(self, notices: Sequence[Packed], tries: int) -> None:
+        # At once: who waits until all is kept waits for this too.
+        self.put(notices, lambda refusal: self._put_last(notices, tries - 1) if refusal is not None and tries > 1 and not self.is_removed else None)
 
     def document(self) -> bytes:
         """The state, to be kept."""

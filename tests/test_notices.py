@@ -744,6 +744,30 @@ async def test_what_was_read_and_not_told_when_it_was_given_up_is_with_the_rest(
     caplog.clear()
 
 
+async def test_a_commit_that_fails_when_nothing_is_tried_later_any_more_takes_nothing(hooked, active, push, until, caplog):
+    server = await hooked("sqlite")
+    register(server, "c", "d")
+    there, _ = await active(types=[COMPLETED])
+    id, resign, told = await push("c"), server._resign, []
+
+    def next_one(refusal: Unavailable | None) -> None:
+        told.append(refusal)
+        server.store.put_away("number", "small", b"1", told.append)
+
+    async def resign_and_answer(seconds: float = 0.0) -> None:
+        await resign(seconds)
+        # It goes into the commit of the notice, which has just been put away; and SQLite takes no such number. The commit after that is a good one.
+        server.store.record("c", "d", parse_id(id), PROCESSED, None, lambda *answer: server.store.put_away("number", "large", 1 << 70, next_one), print)
+
+    server._resign = resign_and_answer
+    await server.stop()
+    assert [type(each) for each in told] == [Unavailable, type(None)]
+    await hooked("sqlite")
+    await until(lambda: there.got)
+    assert [said["data"]["id"] for said in there.notices()] == [id]
+    caplog.clear()
+
+
 @KEPT
 async def test_a_refusal_that_comes_just_before_the_end_takes_nothing(hooked, active, answered, until, kind):
     server = await hooked(kind)
