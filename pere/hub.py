@@ -63,9 +63,16 @@ class Hub:
         self._store = store
         self._wheel = wheel
         self._config = config
-        self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
-        self._way_on = remembered(256)(self._make_way_on)
         self._throngs: dict[Account, Throng] = {}
+        self.renew(config)()
+
+    def renew(self, config: Config) -> Callable[[], None]:
+        """What those who come are told of heartbeats, as these settings have it (see `reloading.py`)."""
+        def renewed() -> None:
+            self._manners = b'"receipt_jitter":%b,"heartbeat":%b' % (orjson.dumps(config.receipt_jitter), orjson.dumps(config.heartbeat))
+            self._way_on = remembered(256)(self._make_way_on)
+
+        return renewed
 
     @property
     def now(self) -> float:

@@ -153,7 +153,7 @@ class Server:
         self.listeners = Listeners(self.door, config, self._app(PUBLIC) if config.admin_port >= 0 else self.app, self.app, sockets, taken)
         self._reloading = Reloading(config, layers, [
             self.gate.renew, guard.renew, self.door.renew, self.listeners.renew, self._collector.renew, self._openapi.renew, self._asyncapi.renew,
-            self._renew_bodies, self._renew_keys, _renew_log,
+            self.hub.renew, self._renew_bodies, self._renew_keys, _renew_log,
         ])
 
     def _handlers(self) -> list[tuple[str, str, type[Handler], dict[str, Any]]]:

@@ -125,6 +125,14 @@ async def test_limits_of_feeds_and_rates_hold_for_who_comes_next(said, listen, a
     assert {(await ask("POST", "/push/c", b"1")).status for _ in range(3)} >= {429}
 
 
+async def test_who_comes_next_is_told_the_heartbeats_that_come_by_now(said, listen):
+    """By these a client tells a connection that is dead: were they longer than it is told, it would give up each that is silent."""
+    _, change = await said(heartbeat=20.0)
+    assert (await listen("c")).hello["heartbeat"] == 20.0
+    change(heartbeat=60.0)
+    assert (await listen("c")).hello["heartbeat"] == 60.0
+
+
 async def test_origins_are_others_at_once(said, ask):
     server, change = await said()
     headers = {"Origin": "https://a.example"}
