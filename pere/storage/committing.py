@@ -28,7 +28,7 @@ from pere.storage.journal import Batch, Journal
 from pere.storage.packing import MAX_RECORDS, RECORD, packed
 from pere.storage.pruning import prune
 from pere.storage.reading import DiskShelf, Reading
-from pere.storage.settling import Settling
+from pere.storage.settling import Settling, tell
 from pere.storage.together import Part
 
 log = logging.getLogger("pere.store")
@@ -255,7 +255,7 @@ class Committing(Reading):
         try:
             is_more = self._conclude(commit, done, failure, seconds)
         finally:
-            # Also where somebody who was told has failed: the others wait for what comes next.
+            # Also where something has failed: those who wait for what comes next have no part in it.
             if self._pushes or self._changes or self._recalls or self._documents or is_more:
                 self._hand_over()
             else:
@@ -283,20 +283,20 @@ class Committing(Reading):
             self._newest_record = commit.newest_record
             if self.on_receipts is not None:
                 for _, row in commit.changes:
-                    self.on_receipts(row[0][0][0].event.channel)
+                    tell(self.on_receipts, row[0][0][0].event.channel)
             self._saving.clear()
             for entry in commit.saved:
                 self._unload(entry)
             self._make_room()  # for what devices have said
             for answer in commit.answers:
-                answer()
+                tell(answer)
             for _, recalled, _ in commit.recalls:
-                recalled(CANCELLED, 0)
+                tell(recalled, CANCELLED, 0)
             for *_, kept in commit.documents:
-                kept(None)
+                tell(kept, None)
             for waiting in commit.fresh.values():
                 for assured in waiting:
-                    assured(None)
+                    tell(assured, None)
             if commit.is_pruning:
                 self._apply_pruning(*done[-1])
         is_more = self._wishes or self._left or self._fresh or commit.is_pruning or len(commit.saved) == MAX_SAVED
@@ -312,13 +312,13 @@ class Committing(Reading):
                 with suppress(BadRequest):  # as many as were wanted are no longer there
                     need = needed(draft.need, audience)
                 entry.demand(min(need, audience))
-                self.ledger.decide(entry, event.time)
+                tell(self.ledger.decide, entry, event.time)
             accepted = Accepted(event.id, audience)
             if draft.key:
                 self._keys[draft.channel, draft.key] = event.time, accepted
             self._kept += 1
             self._oldest = self._oldest or event.id
-            self.deliver(event)
+            tell(self.deliver, event)
             if entry is not None and is_amended:
                 # What the publisher is told of the audience is to be on the disk too.
                 self._wishes.append(("update entries set need = ? where event = ?", (entry.need, event.id)))
@@ -329,9 +329,9 @@ class Committing(Reading):
                 self._answer(draft, accepted, then)
 
     def _answer(self, draft: Draft, accepted: Accepted, then: Callable[[Accepted | Refusal], None]) -> None:
-        then(accepted)
+        tell(then, accepted)
         for other in self._asked.pop((draft.channel, draft.key), ()) if draft.key else ():
-            other(Accepted(accepted.id, accepted.audience, repeated=True))
+            tell(other, Accepted(accepted.id, accepted.audience, repeated=True))
 
     def _amend(self, entry: Entry, states: bytes) -> bool:
         """Devices came or went while the event was on its way to the disk: who came gets it, so it is in the audience; who went was."""
@@ -360,12 +360,12 @@ class Committing(Reading):
                         event = entry.event
                         log.info("event expired", extra={"facts": {"id": format_id(event.id), "channel": event.channel, "outstanding": count}})
                     if asker is not None:
-                        asker.told(state, count)
+                        tell(asker.told, state, count)
                 else:
                     receipts.append(change)
             self._enter(receipts, later)
         for said in later:
-            self.record(*said)
+            tell(self.record, *said)
 
     def _enter(self, changes: list[Change], later: list[tuple[Any, ...]]) -> None:
         """Receipts in a row; what was said meanwhile of the same event by the same device is for `later`."""
@@ -379,7 +379,7 @@ class Committing(Reading):
             if part not in parts:
                 parts[part] = None
         for part in parts:
-            part.answer()
+            tell(part.answer)
         if self._behind:
             for place in places:
                 later += self._behind.pop(place, ())
@@ -410,9 +410,9 @@ class Committing(Reading):
     # The disk refuses
 
     def _refuse(self, draft: Draft, then: Callable[[Accepted | Refusal], None], refusal: Refusal) -> None:
-        then(refusal)
+        tell(then, refusal)
         for other in self._asked.pop((draft.channel, draft.key), ()) if draft.key else ():
-            other(refusal)
+            tell(other, refusal)
 
     def _undo(self, commit: Commit, refusal: Refusal) -> None:
         """Nothing of it is kept: who waits for it is told, and what nobody asked for is tried again with the next."""
@@ -429,20 +429,20 @@ class Committing(Reading):
         for _, _, draft, _, _, then in commit.events:
             self._refuse(draft, then, refusal)
         for _, _, refuse in commit.recalls:
-            refuse(refusal)
+            tell(refuse, refusal)
         for *_, assured in commit.documents:
-            assured(refusal)
+            tell(assured, refusal)
         kept: list[Change] = []
         for _, row in commit.changes:
             for change in row:
                 (entry, _, slot, *_), asker = change
                 if isinstance(asker, Asker):
-                    asker.refused(refusal)
+                    tell(asker.refused, refusal)
                 elif asker is not None:
                     self._flying.remove((entry.event.id, slot))
-                    asker.refused(refusal)
+                    tell(asker.refused, refusal)
                     for said in self._behind.pop((entry.event.id, slot), ()):
-                        said[REFUSED](refusal)
+                        tell(said[REFUSED], refusal)
                 elif slot == ALL:
                     entry.event.expired = False  # the next sweep finds it again
                 else:
@@ -451,7 +451,7 @@ class Committing(Reading):
         for device, waiting in fresh.items():
             self._fresh.setdefault(device, [])
             for assured in waiting:
-                assured(refusal)
+                tell(assured, refusal)
         if kept or commit.answers:
             self._loop.call_later(1.0, self._again, kept, commit.answers)
 

@@ -1,9 +1,13 @@
 """Who waits until something that a store was told is kept, or all of it, or is known not to be."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from pere.errors import Refusal
+
+log = logging.getLogger("pere.store")
 
 
 class Settling:
@@ -34,3 +38,12 @@ def telling(waiter: "asyncio.Future[Refusal | None]") -> Callable[[Refusal | Non
             waiter.set_result(refusal)
 
     return tell
+
+
+def tell(whom: Callable[..., object], *what: Any) -> None:
+    """Tell somebody what became of something. One's mistake must not keep the others from being told, nor what is kept from being entered: it would be on
+    nobody's feed, and what comes next would have its place."""
+    try:
+        whom(*what)
+    except Exception:
+        log.exception("who was told what became of it has failed")

@@ -25,7 +25,7 @@ from pere.config import KIB, MIB, Config
 from pere.errors import ConfigError, Gone
 from pere.event import format_id
 from pere.receipt import NONE, PROCESSED
-from pere.storage import committing, schema
+from pere.storage import Accepted, committing, schema
 from pere.storage.journal import Batch
 from pere.storage.sqlite import SqliteStore
 
@@ -725,13 +725,41 @@ async def test_whatever_goes_wrong_with_a_batch_is_told_and_the_next_one_is_writ
     assert await asyncio.wait_for(desk.push("c"), SECONDS)
 
 
-async def test_who_fails_when_it_is_told_holds_up_nobody_who_waits_for_what_comes_next(files, io_loop):
-    desk, failed = await files.open(), []
-    io_loop.asyncio_loop.set_exception_handler(lambda loop, context: failed.append(context["exception"]))
-    desk.store.append(a.draft("c", b"1"), lambda accepted: 1 / 0)
+async def test_who_fails_when_it_is_told_keeps_nothing_from_anybody_else(files, caplog):
+    """What is kept and was not entered would be on nobody's feed, and the next event would have its place in the file."""
+    desk, told = await files.open(), []
+    desk.store.register("c", "d")
+    first = await desk.push("c")
+    for then in (lambda accepted: 1 / 0, told.append):
+        desk.store.append(a.draft("c", b"1"), then)
+    desk.store.record("c", "d", first, PROCESSED, None, lambda state, outcome: 1 / 0, told.append)
+    desk.store.put_away("kind", "1", b"{}", lambda refusal: 1 / 0)
+    desk.store.put_away("kind", "2", b"{}", told.append)
+    desk.store.register("c", "e")
+    desk.store.assure("e", lambda refusal: 1 / 0)
+    desk.store.assure("e", told.append)
     await asyncio.wait_for(desk.store.settle(), SECONDS)
-    assert [type(each) for each in failed] == [ZeroDivisionError]
-    assert await desk.push("c") == desk.delivered[-1].id and len(desk.delivered) == 2
+    await desk.push("c")
+    assert [event.ordinal for event in desk.delivered] == [1, 2, 3, 4] and told == [Accepted(desk.delivered[2].id, 2), None, None]
+    assert await desk.counts(first) == {"processed": 1}
+    assert caplog.text.count("ZeroDivisionError") == 4
+    caplog.clear()
+    desk = await files.again()
+    assert [event.ordinal for event in (await desk.store.history("c", 0, 10))[0]] == [1, 2, 3, 4]
+
+
+async def test_who_fails_when_it_is_refused_keeps_nobody_else_from_being_told(files, caplog, monkeypatch):
+    desk, told = await files.open(), []
+    await desk.push("c")
+    monkeypatch.setattr(desk.store._journal, "_commit", lambda batch: [][0])
+    for then in (lambda refusal: 1 / 0, told.append):
+        desk.store.append(a.draft("c", b"1"), then)
+    await asyncio.wait_for(desk.store.settle(), SECONDS)
+    assert [refusal.code for refusal in told] == ["store_failed"]
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+    assert await desk.push("c") and [event.ordinal for event in desk.delivered] == [1, 2]
+    caplog.clear()
 
 
 async def test_a_second_store_on_the_same_file_is_refused_and_says_who_has_it(files):
