@@ -17,7 +17,6 @@ import wire
 from certificates import Authority
 from hooks import LOCAL, Receiver
 from hypothesis import HealthCheck, settings
-from loops import closed
 from processes import SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_tornasync.plugin import get_test_timeout
@@ -66,7 +65,7 @@ def io_loop(request):
         loop.call_later(get_test_timeout(request.node) + seconds, _tell_where, request)
     yield loop
     loop.run_sync(_end)
-    closed(loop)
+    loop.close()
 
 
 def _tell_where(request: pytest.FixtureRequest) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 import pytest
 import uvloop
-from loops import closed
 from passing import passes
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
@@ -44,7 +43,7 @@ def io_loop(request: pytest.FixtureRequest) -> Iterator[IOLoop]:
     loop = IOLoop(make_current=True, asyncio_loop=request.param())
     yield loop
     loop.run_sync(asyncio.get_event_loop_policy().get_event_loop().shutdown_asyncgens)
-    closed(loop)
+    loop.close()
 
 
 # For what takes its time and depends on no loop: the one that serves in production.
