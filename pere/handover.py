@@ -13,7 +13,8 @@ Who serves (the *predecessor*) waits on the Unix socket `--handover`. Who starts
                    {"feeds": [[number, ...], ...]}, {"followers": ...}, {"retries": ...}    where those are, with the sockets of those that have no number (-1)
                    {"live": [true], "but": [number, ...], "flushed": {channel: ordinal}}    all but these are as they were shown, and were written all up to there
                    {"over": [true], "left": {"news": news, ...},                            the store is free, and nobody need look for this;
-                    "recalled": [[channel, id], ...], "removed": {device: when}}            of these events the feeds were not told that they are; who is to stop
+                    "recalled": [[channel, id], ...], "removed": {device: when},            of these events the feeds were not told that they are; who is to stop;
+                    "away": [[device, when, [channel, ...]], ...]}                          who has just gone, which was not told
     successor      {"serving": true}                                                        they are its own now, and the other may end
 
 With a store that is shared nothing is saved, and the successor says {"seen": true} of each word with feeds, when it serves them: then the next ones come.

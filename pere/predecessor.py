@@ -43,6 +43,7 @@ class Predecessor:
 
     def __init__(self, line: Line, hub: Hub, followers: Followers, store: Store, door: Door, config: Config):
         self.passed = 0  # feeds
+        self.away: Sequence[Any] = ()  # devices that may be about to be told of as gone (see `reporter.py`)
         self.flushed: Mapping[str, int] = {}  # up to which ordinal of each channel those had been written to that went over as they were shown
         self._line = line
         self._hub = hub
@@ -199,7 +200,7 @@ class Predecessor:
                 # Everybody waits for this, and nobody is served here who might wait for it to be said: it takes no thread, if all before it has been.
                 await self._until_said()
                 removed = self._store.devices.all_removed_since(self._store.clock() - REMOVED_FOR)
-                self._line.say({"over": [True], "left": left, "recalled": self._recalled, "removed": removed})
+                self._line.say({"over": [True], "left": left, "recalled": self._recalled, "removed": removed, "away": self.away})
             self._saying.append(self._speaker.submit(self._line.is_taken))
             await asyncio.gather(*map(asyncio.wrap_future, self._saying))
             log.info("handed over", extra={"facts": {"feeds": self.passed, "connections": self._connections}})

@@ -8,7 +8,7 @@ this process: a device is news once it is there, or has been away for longer tha
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -115,6 +115,8 @@ class Reporter:
     async def stop(self) -> None:
         """It is not this node any more that tells. What is decided until the end, where it is alone, goes into the outboxes all the same, for the next process to send."""
         self._is_stopped = True
+        if self._news:
+            self._tell_devices()
         if self._alarm is not None:
             self._alarm.cancel()
         if self._task is not None:
@@ -294,6 +296,19 @@ class Reporter:
         elif self._away.pop(name, None) is None:
             self._news.append((CONNECTED, name, clock, channels))
             self._ring(OLDEST)
+
+    def away(self) -> list[tuple[str, float, list[str]]]:
+        """Devices that may be about to be told of as gone: each with the moment in which its last feed closed, and its channels."""
+        return [(name, moment, list(channels)) for name, (_, moment, channels) in self._away.items()]
+
+    def take_over(self, away: Iterable[tuple[str, float, Collection[str]]]) -> None:
+        """These were so in the process before. Who has come back is no news."""
+        now, clock, known = self._loop.time(), self._store.clock(), self._store.devices.known
+        before = {name: (now + min(max(0.0, moment + AWAY - clock), AWAY), moment, channels) for name, moment, channels in away
+                  if name not in self._away and (name not in known or not known[name].is_online)}
+        if before:
+            self._away = {**before, **self._away}
+            self._ring(0.0)
 
     def _ring(self, wait: float) -> None:
         moment = self._loop.time() + wait

@@ -246,7 +246,11 @@ class Server:
 
     async def follow(self, before: Successor) -> None:
         """Start, and go on with what it has expected."""
-        await before.settle(self.listeners, self.start)
+        async def serve() -> None:
+            await self.start()
+            self.reporter.take_over(before.away)
+
+        await before.settle(self.listeners, serve)
 
     def reload(self) -> None:
         """Read again what may change while the server runs (see `reloading.py`)."""
@@ -317,6 +321,7 @@ class Server:
         if handing is not None:
             if not config.is_shared:
                 await self._resign()
+                handing.away = self.reporter.away()
             await self.store.settle()
             await handing.pass_feeds()
             if config.is_shared:

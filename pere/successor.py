@@ -102,6 +102,7 @@ class Successor:
         self.left: dict[str, int] = {}  # what nobody need look for in the store
         self._recalled: list[tuple[str, int]] = []  # events, by channel and id, of which the feeds that came do not know it
         self._removed: dict[str, float] = {}  # devices, and when
+        self.away: list[Any] = []  # devices that have just gone
 
     @classmethod
     async def find(cls, config: Config, has: Iterable[str]) -> "Successor | None":
@@ -153,6 +154,7 @@ class Successor:
             return None
         if "over" in word:
             self._is_over, self.left, self._recalled, self._removed = True, word["left"], word.get("recalled", []), word.get("removed", {})
+            self.away = word.get("away", [])
             return None
         if "connections" in word:
             return word, handed

@@ -24,7 +24,7 @@ from redises import named, needed
 
 from bench.handing import listening
 from bench.load import restart
-from pere import handover, predecessor
+from pere import handover, predecessor, reporter
 from pere.config import Config
 from pere.gate import SPARE
 from pere.handover import VERSION, Broken, Line, place_of, visit
@@ -472,6 +472,34 @@ async def test_what_is_answered_when_the_feeds_have_gone_is_told_by_the_next(tmp
             await asyncio.sleep(0.02)
         assert [each["data"]["id"] for each in office.notices("pere.event.completed")] == [answered]
         for each in (*feeds, *lines):
+            each.close()
+
+
+async def test_of_a_device_that_came_or_went_a_moment_before_the_next_tells_what_was_not_told(tmp_path, receiver):
+    webhooks = "--webhook-allow-http", "--webhook-allow-networks", "127.0.0.0/8"
+    with serving(tmp_path, "sqlite", *webhooks) as (first, follow):
+        office = receiver(204)
+        endpoint = (await wire.request(first.port, "POST", "/webhooks", {"url": office.url, "types": ["pere.device.connected", "pere.device.disconnected"]})).json
+        while (await wire.request(first.port, "GET", f"/webhooks/{endpoint['id']}")).json["state"] != "active":
+            await asyncio.sleep(0.02)
+        gone, back = await wire.listen(first.port, "c", device="gone"), await wire.listen(first.port, "c", device="back")
+        for feed in (gone, back):
+            feed.close()
+        went = time.monotonic()
+        while await number(first.port, "pere_feeds"):
+            await asyncio.sleep(0.02)
+        stays = await wire.listen(first.port, "c", device="stays")
+        second = await asyncio.to_thread(follow)
+        back = await wire.listen(second.port, "c", device="back")
+        is_news = time.monotonic() > went + reporter.AWAY  # the machine is slow
+
+        def told(type: str) -> list[str]:
+            return [each["device"] for said in office.notices(f"pere.device.{type}") for each in said["data"]["devices"]]
+
+        while len(told("connected")) < 3 or "gone" not in told("disconnected"):
+            await asyncio.sleep(0.02)
+        assert is_news or sorted(told("connected")) == ["back", "gone", "stays"] and told("disconnected") == ["gone"]
+        for each in (stays, back):
             each.close()
 
 
