@@ -115,12 +115,20 @@ class Hub:
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
         places, told, is_behind = [], b"", False
-        for name, member in meant.items():
-            place = self.channels.place(feed, name, member)
-            places.append(place)
-            told += self.replay.begin(place, start, cursor)
-            if place.ordinal < place.channel.shelf.backlog.last:
-                is_behind = True
+        try:
+            for name, member in meant.items():
+                place = self.channels.place(feed, name, member)
+                places.append(place)
+                told += self.replay.begin(place, start, cursor)
+                if place.ordinal < place.channel.shelf.backlog.last:
+                    is_behind = True
+        except Refusal as refusal:
+            # The disk is in trouble. The connection is a feed by now, and so is sent away as one.
+            feed.places, feed.greeting = tuple(places), greeting
+            self.enlist(feed)
+            self.opens += 1
+            self._send_away(feed, refusal)
+            return feed
         feed.places = tuple(places)
         hello = self._hello(feed, cursor if cursor is not None else start, is_behind) + told
         self.enlist(feed)
@@ -162,11 +170,14 @@ class Hub:
 
     def _assured(self, feed: Feed, hello: bytes, refusal: Refusal | None) -> None:
         if refusal is not None:
-            feed.close(UNKEPT, bye(UNKEPT, max(self._config.retry, refusal.retry_after or 0)))
+            self._send_away(feed, refusal)
             return
         feed.greeting += hello
         feed.is_waiting = False
         self.catch_up(feed)
+
+    def _send_away(self, feed: Feed, refusal: Refusal) -> None:
+        feed.close(UNKEPT, bye(UNKEPT, max(self._config.retry, refusal.retry_after or 0)))
 
     def _facts(self, feed: Feed) -> dict[str, object]:
         """What a log line says of a feed."""

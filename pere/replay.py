@@ -30,24 +30,21 @@ class Replay:
 
     def begin(self, place: Place, start: int | None, cursor: int | None) -> bytes:
         """Find where a feed that has just connected begins on a channel, and what it is to be told before anything else. `start` is the id after which it
-        wants to begin, `cursor` what its client has read up to."""
+        wants to begin, `cursor` what its client has read up to. Raises Unavailable where the store cannot tell."""
         shelf, member = place.channel.shelf, place.member
         backlog = shelf.backlog
         is_new = member is None or (not member.since and member.position == backlog.last)
+        wanted, told = cursor if cursor is not None else start, b""
+        place.id = wanted if wanted is not None else self._store.id_at(shelf, backlog.last)
+        if wanted is not None or not is_new:  # most begin with what comes next
+            told = self._find_begin(place, is_new, start, cursor)
+            if backlog.recalled:
+                told += self._recalled(place, place.sent or (place.ordinal if cursor is not None else 0))
         if member is not None:
+            # Last, for where the store cannot tell it is as new when it comes again.
             member.since = member.seen = self._store.clock()
             if cursor:
                 member.last_id = cursor
-        wanted = cursor if cursor is not None else start
-        if wanted is not None:
-            place.id = wanted
-        else:
-            place.id = self._store.id_at(shelf, backlog.last)
-            if is_new:
-                return b""  # with what comes next, as most do
-        told = self._find_begin(place, is_new, start, cursor)
-        if backlog.recalled:
-            told += self._recalled(place, place.sent or (place.ordinal if cursor is not None else 0))
         return told
 
     def _recalled(self, place: Place, has: int) -> bytes:

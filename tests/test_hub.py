@@ -468,6 +468,26 @@ async def test_a_feed_for_which_something_cannot_be_looked_up_goes_on_when_it_ca
     caplog.clear()
 
 
+@pytest.mark.parametrize("kept_in", ["sqlite"], indirect=True)
+async def test_who_comes_when_it_cannot_be_looked_up_where_to_begin_is_told_to_come_back_and_is_not_kept(start, listen, push, until, caplog):
+    server = await start(backlog_events=2)
+    (await listen("c", device="d")).close()
+    await until(lambda: not server.hub.feeds)
+    ids = [await push("c", str(n)) for n in range(4)]
+    server.store._reader.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+    for headers in {"Device": "d"}, {"Device": "new", "Last-Event-ID": ids[0]}, {"Last-Event-ID": ids[0]}:
+        feed = await wire.Feed.open(server.port)
+        await feed.start("/feed/c", headers)
+        assert await feed.control("pere.bye") == {"reason": "unkept", "retry": 5}
+        assert await feed.end() == [] and feed.is_whole
+        feed.close()
+    assert (server.hub.feeds, server.hub.channels, server.hub.channels.behind) == ({}, {}, 0)
+    server.store._reader.set_authorizer(None)
+    assert await (await listen("c", device="d")).events(4) == ["0", "1", "2", "3"]
+    assert await (await listen("c", device="new", last=ids[0])).events(3) == ["1", "2", "3"]
+    caplog.clear()
+
+
 async def test_a_slow_feed_of_many_channels_keeps_the_order_of_ids(start, narrow, listen, push, until):
     server = await start(backlog_bytes=32 * MIB)
     narrow(server)
