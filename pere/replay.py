@@ -97,13 +97,14 @@ class Replay:
         member, shelf = place.member, place.channel.shelf
         if place.ordinal < place.sent or place.ordinal < place.read:
             return None
-        run = self.runs.after(shelf, place.ordinal, feed.form)
-        if run is None or run.expires <= self._store.clock():
+        run = self.runs.after(shelf, place.ordinal, feed.form, self._store.clock())
+        if run is None:
             return None
         if member is not None and not (shelf.audience.members.get(member.device) is member and self._store.owes_all(run.events, member)):
             return None
-        newest = run.events[-1]
-        place.ordinal, place.id = newest.ordinal, newest.id
+        place.ordinal = shelf.backlog.last
+        if run.events:
+            place.id = run.events[-1].id
         self.events += len(run.events)
         return run.frames
 

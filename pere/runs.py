@@ -1,9 +1,10 @@
 """What many lack alike: all that has come on a channel after an event, as it is written to whoever has read up to there.
 
 A fleet that comes back has missed the same events, so they are put together once and not by each device. That is for everybody alike only where
-nothing in it is for some devices alone, was recalled, or has expired; what is otherwise is read event by event (see `replay.py`).
+nothing in it is for some devices alone, or was recalled; what is otherwise is read event by event (see `replay.py`). What has expired is passed over.
 """
 
+import math
 from typing import NamedTuple
 
 from pere.event import Event
@@ -15,7 +16,7 @@ KEPT = 16  # runs that are at hand: a fleet comes back to a few
 
 
 class Run(NamedTuple):
-    """Some events that follow each other, and `frames`, as they are written; until `expires`, when the first of them does."""
+    """Some events in their order, and `frames`, as they are written; until `expires`, when the first of them does."""
 
     events: list[Event]
     frames: bytes
@@ -29,8 +30,8 @@ class Runs:
         self.made = 0
         self._known: dict[tuple[Shelf, int, int, int], Run | None] = {}
 
-    def after(self, shelf: Shelf, ordinal: int, form: int) -> Run | None:
-        """All events after this ordinal; None where they are many, not at hand, or not for everybody."""
+    def after(self, shelf: Shelf, ordinal: int, form: int, now: float) -> Run | None:
+        """All events after this ordinal that have not expired; None where they are many, not at hand, or not for everybody."""
         backlog = shelf.backlog
         if backlog.recalled and backlog.recalled[-1] > ordinal or ordinal + 1 < backlog.first or backlog.last - ordinal > MOST:
             return None
@@ -41,14 +42,17 @@ class Runs:
         if key not in self._known:
             if len(self._known) == KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[key] = self._make(shelf, ordinal, form)
+            self._known[key] = self._make(shelf, ordinal, form, now)
+        elif (run := self._known[key]) is not None and run.expires <= now:
+            self._known[key] = self._make(shelf, ordinal, form, now)
         return self._known[key]
 
-    def _make(self, shelf: Shelf, ordinal: int, form: int) -> Run | None:
+    def _make(self, shelf: Shelf, ordinal: int, form: int, now: float) -> Run | None:
         self.made += 1
         backlog = shelf.backlog
-        events = [event for each in range(ordinal + 1, backlog.last + 1) if (event := backlog.at(each)) is not None and event.to is None]
-        if len(events) < backlog.last - ordinal or sum(event.size for event in events) > MOST_BYTES:
+        found = [event for each in range(ordinal + 1, backlog.last + 1) if (event := backlog.at(each)) is not None]
+        events = [event for event in found if event.expires > now]
+        if len(found) < backlog.last - ordinal or any(event.to is not None for event in events) or sum(event.size for event in events) > MOST_BYTES:
             return None
         frames = b"".join([event.frame(form) for event in events])
-        return Run(events, frames, min([event.expires for event in events]))
+        return Run(events, frames, min([event.expires for event in events], default=math.inf))

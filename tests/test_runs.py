@@ -87,6 +87,25 @@ async def test_what_has_expired_since_it_was_put_together_is_given_to_nobody(sta
     assert await (await listen("c", device="b")).events(1) == ["lasting"]
 
 
+async def test_what_has_expired_among_what_they_missed_keeps_nobody_from_a_run(start, listen, push):
+    server = await start()
+    for name in ("a", "b", "c"):
+        (await listen("c", device=name)).close()
+    for text, query in (("short", {"ttl": 10}), ("for some, and short", {"ttl": 10, "to": "a"}), ("lasting", {}), ("last and short", {"ttl": 10})):
+        await push("c", text, **query)
+    now = server.store.clock()
+    server.store.clock = lambda: now + 11
+    feeds = [await listen("c", device=name) for name in ("a", "b", "c")]
+    assert [await feed.events(1) for feed in feeds] == [["lasting"]] * 3
+    runs = server.hub.replay.runs
+    assert [[event.data for event in run.events] for run in runs._known.values() if run is not None] == [[b"lasting"]] and runs.made == 1
+    assert server.hub.channels.behind == 0
+    await push("c", "live")
+    assert [await feed.events(1) for feed in feeds] == [["live"]] * 3
+    for feed in feeds:
+        feed.close()
+
+
 async def test_what_is_much_comes_piece_by_piece(start, listen, push):
     server = await start()
     (await listen("c", device="d")).close()
@@ -109,7 +128,7 @@ def test_what_a_channel_had_before_it_was_forgotten_is_nothing_of_the_one_that_b
         backlog.begin(0, 0)
         for ordinal in (1, 2):
             backlog.append(a.event(id + ordinal, ordinal))
-        run = runs.after(shelf, 0, 0)
+        run = runs.after(shelf, 0, 0, 0.0)
         found.append([event.id for event in run.events] if run is not None else None)
         while len(backlog):
             backlog.evict()
