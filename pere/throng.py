@@ -80,14 +80,21 @@ class Throng:
 
     def step(self) -> bool:
         """Its turn has come. Tells whether there is more to do."""
-        is_more = False
         try:
-            is_more = self._do_some()
-        finally:
-            self._is_in_line = is_more  # who raises is in line no more, and is to come again when there is more
-        return is_more
+            self._do_some()
+        except Exception:
+            # Who raises is in line no more. What one of them met is no matter of the others, who wait for their turn.
+            self._is_in_line = False
+            if self._has_more():
+                self._line_up()
+            raise
+        self._is_in_line = self._has_more()
+        return self._is_in_line
 
-    def _do_some(self) -> bool:
+    def _has_more(self) -> bool:
+        return bool(self._late or self._fresh) or self._walked is not None
+
+    def _do_some(self) -> None:
         if self._late:
             feed = next(iter(self._late))
             del self._late[feed]
@@ -99,14 +106,12 @@ class Throng:
                 self._walked = next(iter(self._fresh))
                 self._since = self._fresh.pop(self._walked)
                 self._walk = list(self._walked.throngs.get(self, {}).values())
-        some = self._walk[self._at : self._at + SOME]
-        self._at += SOME
-        for place in some:
+        for place in self._walk[self._at : self._at + SOME]:
+            self._at += 1
             if place.feed.live:
                 self.write(place.feed)
             elif place.feed.care is not None:
                 self._read(place.feed)
-        return bool(self._late or self._fresh) or self._walked is not None
 
     def _reached(self, place: Place) -> int:
         """Up to where a live place has all that it is to have: what was for some devices alone is no step of the others."""

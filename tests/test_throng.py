@@ -105,6 +105,26 @@ async def test_one_that_fails_goes_on_with_the_next_event(crowded, listen, push,
         assert await feed.events(2) == ["1", "2"]
 
 
+@pytest.mark.parametrize("some", [1, 8])
+async def test_where_one_fails_all_others_have_what_has_come_and_not_only_with_the_next_event(crowded, listen, push, monkeypatch, some):
+    server, line = await crowded()
+    monkeypatch.setattr(throng, "SOME", some)
+    feeds = [await listen("c"), await listen("c", device="d", window=9), *[await listen("c") for _ in range(4)]]
+    line.is_held = True
+    await push("c", "1")
+    with monkeypatch.context() as away:
+        away.setattr(server.hub.replay, "read", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            line.step()
+    line.go_on()
+    for feed in feeds[:1] + feeds[2:]:
+        assert await feed.events(1) == ["1"]
+    await push("c", "2")
+    for feed in feeds[:1] + feeds[2:]:
+        assert await feed.events(1) == ["2"]
+    assert await feeds[1].events(2) == ["1", "2"]
+
+
 @pytest.mark.parametrize("ttl", [86400, 0])
 async def test_what_is_for_some_of_them_alone_comes_behind_what_came_before(crowded, listen, push, ttl):
     _, line = await crowded()
