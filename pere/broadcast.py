@@ -6,6 +6,7 @@ here.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from itertools import groupby
@@ -19,6 +20,8 @@ from pere.replay import cancel, is_for
 from pere.storage import Store
 from pere.throng import hasten
 from pere.wheel import Wheel
+
+log = logging.getLogger("pere.feed")
 
 
 class Broadcast:
@@ -67,7 +70,11 @@ class Broadcast:
                 careful |= channel.careful
         # Each once, for it reads from all its channels, on however many of them there is news.
         for feed in careful:
-            self._catch_up(feed)
+            try:
+                self._catch_up(feed)
+            except Exception:
+                # One feed's mistake must not keep the others from what has come.
+                log.exception("a feed could not read what has come")
         if dirty:
             self.on_fanout(perf_counter() - self._fresh_since)
 

@@ -488,6 +488,35 @@ async def test_who_comes_when_it_cannot_be_looked_up_where_to_begin_is_told_to_c
     caplog.clear()
 
 
+async def test_where_one_careful_feed_fails_the_others_have_what_has_come(start, listen, push, monkeypatch, caplog):
+    server = await start()
+    first, second = [await listen("c", device=device, window=9) for device in "de"]
+    read, failing = server.hub.replay.read, [1]
+    monkeypatch.setattr(server.hub.replay, "read", lambda *what: 1 / 0 if failing and failing.pop() else read(*what))
+    await push("c", "1")
+    assert await second.events(1) == ["1"]
+    await push("c", "2")
+    assert await first.events(2) == ["1", "2"]
+    assert caplog.text.count("ZeroDivisionError") == 1
+    caplog.clear()
+
+
+@pytest.mark.parametrize("kept_in", ["sqlite"], indirect=True)
+async def test_where_one_fails_that_waited_for_an_old_event_the_others_have_it(start, listen, push, monkeypatch, caplog):
+    server = await start(backlog_events=2)
+    ids = [await push("c", str(n)) for n in range(4)]
+    fetch, waiting = server.store.fetch, []
+    monkeypatch.setattr(server.store, "fetch", lambda *what: waiting.append(what))
+    feeds = [await listen("c", last=ids[0]) for _ in range(2)]
+    read, failing = server.hub.replay.read, [1]
+    monkeypatch.setattr(server.hub.replay, "read", lambda *what: 1 / 0 if failing and failing.pop() else read(*what))
+    for what in waiting:
+        fetch(*what)
+    assert await feeds[1].events(3) == ["1", "2", "3"]
+    assert caplog.text.count("ZeroDivisionError") == 1
+    caplog.clear()
+
+
 async def test_a_slow_feed_of_many_channels_keeps_the_order_of_ids(start, narrow, listen, push, until):
     server = await start(backlog_bytes=32 * MIB)
     narrow(server)

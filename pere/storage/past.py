@@ -8,6 +8,7 @@ from typing import Any
 
 from pere.event import Event
 from pere.storage import Shelf
+from pere.storage.settling import tell
 
 MOST = 20_000  # events that were fetched and are kept at hand, over all channels
 MOST_BYTES = 16 << 20  # and what they may take: they can be large
@@ -56,7 +57,7 @@ class Past:
             self._bytes += event.size - self._sizes.pop((shelf, event.ordinal), 0)
             self._sizes[shelf, event.ordinal] = event.size
         for then in waiting:
-            then()
+            tell(then)
         # Only now, for who waits may just have had what it waited for.
         while len(self._sizes) > MOST or self._bytes > MOST_BYTES:
             (oldest, old), size = self._sizes.popitem(last=False)
