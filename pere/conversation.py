@@ -299,18 +299,25 @@ class Conversation(asyncio.Protocol):
 
     def step(self) -> bool:
         """Its turn has come: one request is begun, or some bytes are parsed. Returns whether there is more to do at once."""
-        if self.transport is not None and not self.transport.is_closing() and self.busy is None and not self._stuck:
-            if self.pending:
-                ask = self.pending.popleft()
-                self._queued -= len(ask.body)
-                self.door.held -= len(ask.body)
-                self._begin(ask)
-            elif self.rest:
-                rest = memoryview(self.rest)  # of which nothing has to be moved
-                size = self.door.line.slice(self.account if self.account is not None else self)
-                piece, self.rest = bytes(rest[:size]), rest[size:] or b""
-                self.door.held -= len(piece)
-                self._parse(piece)
+        try:
+            if self.transport is not None and not self.transport.is_closing() and self.busy is None and not self._stuck:
+                if self.pending:
+                    ask = self.pending.popleft()
+                    self._queued -= len(ask.body)
+                    self.door.held -= len(ask.body)
+                    self._begin(ask)
+                elif self.rest:
+                    rest = memoryview(self.rest)  # of which nothing has to be moved
+                    size = self.door.line.slice(self.account if self.account is not None else self)
+                    piece, self.rest = bytes(rest[:size]), rest[size:] or b""
+                    self.door.held -= len(piece)
+                    self._parse(piece)
+        except Exception:
+            # As the loop does with who fails outside of the line: it would be served by nobody any more, and never be idle either.
+            self._in_line = False
+            if self.transport is not None:
+                self.transport.abort()
+            raise
         self._in_line = bool(self.pending or self.rest) and self.busy is None and not self._stuck and self.transport is not None and not self.transport.is_closing()
         self._end()
         if not self._closing:

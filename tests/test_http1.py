@@ -4,6 +4,7 @@ import pytest
 from doors import LAST, chunks, eventually, facts, io_loop, no_surprises, opened, request, turns  # noqa: F401
 
 from pere import http1
+from pere.conversation import Conversation
 
 # One after the other
 
@@ -64,6 +65,18 @@ async def test_only_so_many_wait_behind_a_slow_one_and_none_is_lost():
             assert (await caller.answer()).json["path"] == "/echo/n"
         await caller.say(one)
         assert (await caller.answer()).status == 200
+
+
+async def test_a_connection_that_cannot_be_served_in_line_is_closed_as_one_that_cannot_be_outside_of_it(monkeypatch):
+    begin = Conversation._begin
+    monkeypatch.setattr(Conversation, "_begin", lambda connection, ask: 1 / 0 if ask.path == b"/echo/b" else begin(connection, ask))
+    async with opened() as house:
+        caller = await house.caller()
+        await caller.say(request("GET /echo/a") + request("GET /echo/b"))
+        assert (await caller.answer()).json["path"] == "/echo/a"
+        assert await caller.rest() == b""
+        await eventually(lambda: not house.door.connections)
+        assert [record.exc_info[0] for record in house.take_log()] == [ZeroDivisionError]
 
 
 @pytest.mark.parametrize("what", ["POST /hot", "GET /echo", "POST /raises", "POST /receipt/a"])
