@@ -36,6 +36,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ MAX_WORD = 64 * 1024 * 1024  # bytes
 APART = 1 << 31  # in a word's size: it stands in a file, whose descriptor comes first
 PATIENCE = 30.0  # seconds that the other may take for its next word: a large file is read before it serves
 GREETING = 5.0  # and for its first one
+LOOK = 0.05  # between two looks whether there is room in its queue
 
 Word = dict[str, Any]
 
@@ -189,9 +191,12 @@ def visit(path: str) -> Line | None:
     where the path is not the socket's own, such as a link to it: who took over could not wait there for the next one."""
     if not _is_socket(path):
         return None
-    sock = socket.socket(socket.AF_UNIX)
+    sock, until = socket.socket(socket.AF_UNIX), time.monotonic() + PATIENCE
     try:
-        sock.connect(path)
+        while not _is_through(sock, path):
+            if time.monotonic() > until:
+                raise OSError(errno.ETIMEDOUT, "who listens there takes no connections")
+            time.sleep(LOOK)
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
@@ -203,6 +208,16 @@ def visit(path: str) -> Line | None:
         line.close()
         raise OSError(errno.EPERM, "who listens there is a process of another user", path)
     return line
+
+
+def _is_through(sock: socket.socket, path: str) -> bool:
+    """False where too many stand in the queue: who comes to a Unix socket is not told when there is room (connect(2), EAGAIN), and to wait for that in the system has no end."""
+    sock.setblocking(False)
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Offer:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -763,6 +764,32 @@ async def test_who_has_another_store_or_says_what_nobody_understands_takes_nothi
         await wire.push(first.port, "c", 1)
         assert (await feed.event()).data == "1"
         feed.close()
+
+
+def test_who_stands_still_with_a_queue_that_is_full_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    path, found = str(tmp_path / "h"), []
+
+    def look() -> None:
+        try:
+            found.append(visit(path))
+        except OSError as error:
+            found.append(error)
+
+    with ExitStack() as stack:
+        there = stack.enter_context(socket.socket(socket.AF_UNIX))
+        there.bind(path)
+        there.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+        for patience in (0.1, handover.PATIENCE):
+            monkeypatch.setattr(handover, "PATIENCE", patience)
+            looking = threading.Thread(target=look, daemon=True)
+            looking.start()
+            if found:
+                there.accept()[0].close()  # it goes on
+            looking.join(60)
+            assert not looking.is_alive()
+        assert isinstance(found[0], OSError) and found[0].filename == path and isinstance(found[1], handover.Line)
+        found[1].close()
 
 
 AS_NOBODY = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.settimeout(60); s.connect(sys.argv[1]); print(s.recv(1))"
