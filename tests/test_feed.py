@@ -470,3 +470,16 @@ async def test_a_feed_that_has_gone_leaves_nothing_to_collect(start, listen, pus
         await until(lambda: not [each for each in gc.get_objects() if isinstance(each, Feed | Place | Care)])
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("where", ["reach", "check_room"])
+async def test_whatever_goes_wrong_behind_what_is_reached_first_is_answered(start, ask, monkeypatch, caplog, where):
+    async def reach(*_):
+        return 1 / 0
+
+    server = await start()
+    monkeypatch.setattr(server.store, "lags", lambda *_: True)
+    monkeypatch.setattr(server.store, where, reach if where == "reach" else lambda *_: 1 / 0)
+    assert (await ask("GET", "/feed/c", Device="d")).error == (500, "internal")
+    assert caplog.text.count("ZeroDivisionError") == 1
+    caplog.clear()

@@ -1,11 +1,14 @@
 """Requests that must not be answered before what another node has taken is at hand here too."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 
 from pere.door import Ask
-from pere.errors import Refusal
+from pere.errors import Refusal, internal
 from pere.storage import Store
+
+log = logging.getLogger("pere.http")
 
 
 class Reaching:
@@ -32,6 +35,10 @@ class Reaching:
                     then()
             except Refusal as refusal:
                 ask.refuse(refusal)
+            except Exception:
+                # Nobody else is here who would answer.
+                log.exception("%s could not be answered", ask.route.name, extra={"facts": {"request": ask.id}})
+                ask.refuse(internal())
 
         self._begin(id, names, reached)
 
@@ -52,5 +59,8 @@ class Reaching:
             await self._store.reach(id, *names)
         except Refusal as refusal:
             then(refusal)
+        except Exception:
+            log.exception("what another node has taken could not be reached")
+            then(internal())
         else:
             then(None)
