@@ -72,6 +72,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     is_at_terminal = os.isatty(0)
     serving: list[Server] = []
     hung_up: list[None] = []
+    reloads: set[asyncio.Future[None]] = set()  # of which the manager has not heard yet that they are done
 
     def hang_up() -> None:
         if is_at_terminal and not os.isatty(0):
@@ -79,7 +80,8 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
         elif serving:
             systemd.notify(*systemd.reloading())
             serving[0].reload()
-            systemd.notify("READY=1")
+            reloads.add(done := asyncio.ensure_future(systemd.serves()))
+            done.add_done_callback(reloads.discard)
         else:
             hung_up.append(None)
 
@@ -133,7 +135,7 @@ async def _serve(config: Config, sockets: dict[str, list[socket.socket]], taken:
     gc.enable()
     gc.set_threshold(10_000, 100, 50)
     ready(server)
-    systemd.notify("READY=1", f"STATUS=listening on {', '.join(server.listeners.urls)}")
+    await systemd.serves(f"STATUS=listening on {', '.join(server.listeners.urls)}")
     handing, is_left = await _handing(server, following, ended, asked, heirs)
     if asked:
         systemd.notify("STOPPING=1")

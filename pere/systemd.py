@@ -14,6 +14,7 @@ one among the sockets. `FDSTORE=N` in the environment says that there is room (o
 id or not said, and starts it anew.
 """
 
+import asyncio
 import contextlib
 import os
 import select
@@ -28,6 +29,7 @@ FIRST = 3  # descriptor, behind standard input, output and error
 ADMIN = "admin"
 HANDOVER = "pere-handover"  # what the process before this one has left
 HEARD = 10.0  # seconds that the manager may take to hear what it is told
+AGAIN = 0.05  # seconds until it is told again for which it had no room
 
 
 def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, list[socket.socket]]:
@@ -74,14 +76,25 @@ def adopted(config: Config, sockets: dict[str, list[socket.socket]]) -> tuple[Co
     return config.but(said), taken
 
 
-def notify(*lines: str, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Tell the manager, if there is one. One that does not listen is no reason to fail."""
+def notify(*lines: str, environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Tell the manager, if there is one. One that does not listen is no reason to fail; False where it has no room at the moment, and may be told again."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as visitor, contextlib.suppress(OSError):
         visitor.setblocking(False)
-        visitor.sendto("\n".join(lines).encode(), "\0" + address[1:] if address[0] == "@" else address)
+        try:
+            visitor.sendto("\n".join(lines).encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except BlockingIOError:  # too many stand in its queue (unix(7), max_dgram_qlen)
+            return False
+    return True
+
+
+async def serves(*lines: str) -> None:
+    """Tell it that it serves: who is not heard is ended as one that did not start, or is not done with its reload."""
+    until = time.monotonic() + HEARD
+    while not notify("READY=1", *lines) and time.monotonic() < until:
+        await asyncio.sleep(AGAIN)
 
 
 def keeps(environ: MutableMapping[str, str] = os.environ) -> bool:

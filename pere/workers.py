@@ -199,7 +199,9 @@ class Workers:
             self._is_ready = all(worker.pid and self._is_listening(worker) for worker in self._workers)
             if not self._is_ready:
                 return GATHER
-            systemd.notify("READY=1", f"STATUS={len(self._workers)} workers on port {self._config.port}")
+            self._is_ready = systemd.notify("READY=1", f"STATUS={len(self._workers)} workers on port {self._config.port}")
+            if not self._is_ready:
+                return GATHER
         if self._pulse:
             systemd.notify("WATCHDOG=1")
         return self._pulse

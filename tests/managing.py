@@ -55,6 +55,13 @@ class Notices:
             said += self.next()
         return said
 
+    def fill(self) -> None:
+        """Let nothing more be said until something is heard (net.unix.max_dgram_qlen)."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as visitor, suppress(BlockingIOError):
+            visitor.setblocking(False)
+            while True:
+                visitor.sendto(b"STATUS=full", "\0" + self.path[1:] if self.path.startswith("@") else self.path)
+
     def drain(self) -> None:
         """What has been said so far is of no interest."""
         with suppress(BlockingIOError):

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 
 import pytest
 import uvloop
@@ -356,6 +357,21 @@ def test_the_manager_is_told_that_it_serves_and_that_it_ends(tmp_path, abstract)
         assert (told["READY"], told["STATUS"]) == ("1", f"listening on {server.url}")
         assert server.end(signal.SIGTERM) == 0
         assert manager.next() == {"STOPPING": "1"}
+
+
+def test_a_manager_that_has_no_room_for_a_moment_hears_all_the_same_that_it_serves(tmp_path):
+    with Notices(str(tmp_path / "n")) as manager:
+        manager.fill()
+        with Served(NOTIFY_SOCKET=manager.path) as server:
+            for _ in range(2):
+                time.sleep(0.5)  # so it has said it, and was not heard
+                manager.until("READY")
+                manager.drain()
+                manager.fill()
+                os.kill(server.pid, signal.SIGHUP)
+            manager.until("READY")
+            manager.drain()
+            assert server.end(signal.SIGTERM) == 0
 
 
 def test_a_manager_that_does_not_listen_is_no_reason_to_fail(tmp_path):
