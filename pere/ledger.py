@@ -14,7 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
-from pere.audience import Audience, Member
+from pere.audience import Audience, Column, Member
 from pere.bulk import Bulk, Receipt
 from pere.entry import SAYING_BYTES, Entry, Unasked, unasked
 from pere.errors import BadRequest, Gone, NotFound
@@ -137,14 +137,13 @@ class Ledger:
             self._open[id] = entry
         return None
 
-    def lay_many(self, events: list[Event], audience: Audience) -> None:
-        """The same for many, of which nothing is to be decided at once."""
-        column = audience.column()
-        laid = {event.id: unasked(event, column) for event in events}
+    def lay_many(self, events: list[Event], columns: dict[str, Column]) -> None:
+        """The same for many, of which nothing is to be decided at once, in their order; `columns` are those of the audiences of their channels."""
+        laid = {event.id: unasked(event, columns[event.channel]) for event in events}
         self.entries.update(laid)
-        if column[2]:
-            self._open.update(laid)
-            self.outstanding += column[2] * len(laid)
+        owing = [entry.column[2] for entry in laid.values()]
+        self.outstanding += sum(owing)
+        self._open.update(laid if all(owing) else {id: entry for id, entry in laid.items() if entry.column[2]})
 
     def decide(self, entry: Entry, moment: float) -> None:
         """Say so if the event has just become satisfied, or complete: after each receipt, and once when it is accepted."""

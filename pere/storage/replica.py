@@ -144,8 +144,9 @@ class Replica(MemoryStore):
             if (events := found.get(event.channel)) is None:
                 events = found[event.channel] = []
             events.append(event)
+        columns = {channel: shelves[channel].audience.column() for channel in found}
         for channel, events in found.items():
-            column = shelves[channel].audience.column()
+            column = columns[channel]
             if not column[2] and (ledger.heard or any([event.callback for event in events])):
                 return False
             owing = 2 * len(column[1])
@@ -154,6 +155,8 @@ class Replica(MemoryStore):
                     event.weight += owing
         if self.bytes + sum([event.weight for event in run]) > self._config.backlog_total_bytes:
             return False
+        # All before any makes way, and in the order in which they came, whatever their channels are: the oldest for which a receipt is owed is the first.
+        ledger.lay_many([event for event in run if event.level != NONE], columns)
         for channel, events in sorted(found.items(), key=lambda each: each[1][-1].id) if len(found) > 1 else found.items():
             self._take_many(shelves[channel], events)
         if self._ids.last < run[-1].id:
@@ -161,10 +164,9 @@ class Replica(MemoryStore):
         return True
 
     def _take_many(self, shelf: Shelf, events: list[Event]) -> None:
-        """The next events of a channel, and what makes way for them."""
+        """The next events of a channel, which are in the ledger, and what makes way for them."""
         backlog, ledger, moved = shelf.backlog, self.ledger, self.changes.moved
         gone = backlog.append_many(events)
-        ledger.lay_many([event for event in events if event.level != NONE], shelf.audience)
         shelf.touched = events[-1].time
         moved.append((self._n, shelf.name, [event.id for event in events]))
         self.bytes += sum([event.weight for event in events])

@@ -5,7 +5,7 @@ so what nobody uses goes away. Redis Cluster, which would spread the keys, is no
 
 | key | what |
 |---|---|
-| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; `stand`, how everything stands, as the keeper has it (JSON); and by node `b:NODE`, its newest batch, and `t:NODE`, how far it had taken the log when it was last heard |
+| `head` | hash: `n`, how many entries the log has had; `ms` and `seq`, the newest event id; `last`, the header of the newest entry; `born`; `deployment`, drawn by lot; `version`; `limits`, in which all nodes must agree; `stand`, how everything stands, as the keeper has it (JSON); and by node `b:NODE`, its newest batch, and `t:NODE`, how far it had taken the log when it was last heard |
 | `log` | stream: entry `n-0` is the nth batch, `h` its header and `b` what it says (MessagePack); trimmed a minute behind what is kept |
 | `log:@`, `log:CHANNEL`, `log:` | channels of publish and subscribe: every entry as it is appended, on those for which it is of interest: that of all nodes, those of the channels it is about, or else the last, to which nobody listens who does not listen to all. If it is only one, with what the entry says |
 | `nodes` | sorted set: the nodes, by the second in which each was last heard (Redis' clock) |
@@ -29,11 +29,11 @@ return redis.call('HMGET', KEYS[1], 'deployment', 'born', 'n', 'version', 'limit
 """
 
 # keys: head, log. arguments: deployment, node, the number of its batch, milliseconds since 1970, how many ids it needs, what it says, time to live (ms), how far this node has taken the log, how many
-# entries behind that may come along; then whom to wake. Answers with the header, and with what stands between if that is no more, behind the entry that was taken last. Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or
-# not at all: one that was
-# given up, but waited in the socket of a Redis that stood still, must not come after the next.
+# entries behind that may come along; then whom to wake. Answers with the header, with what stands between if that is no more, behind the entry that was taken last, and with the header of the entry before.
+# Ids grow whatever the clocks of the nodes do, and whichever node asks. Batches of a node are taken in order or not at all: one that was given up, but waited in the socket of a Redis that
+# stood still, must not come after the next.
 APPEND = """
-local head = redis.call('HMGET', KEYS[1], 'deployment', 'n', 'ms', 'seq', 'b:' .. ARGV[2])
+local head = redis.call('HMGET', KEYS[1], 'deployment', 'n', 'ms', 'seq', 'b:' .. ARGV[2], 'last')
 if head[1] ~= ARGV[1] then return redis.error_reply('LOST this is not the log that it was') end
 if head[5] and tonumber(head[5]) >= tonumber(ARGV[3]) then return redis.error_reply('STALE a later batch of this node was there before') end
 local n, ms, seq, count, first = head[2] + 1, tonumber(head[3]), tonumber(head[4]), tonumber(ARGV[5]), 0
@@ -45,14 +45,14 @@ end
 local header = string.format('%.0f %.0f %.0f %.0f %s %s', n, ms, first, count, ARGV[2], ARGV[3])
 local taken, missing = tonumber(ARGV[8]), {}
 if taken < n - 1 and n - taken <= tonumber(ARGV[9]) + 1 then missing = redis.call('XRANGE', KEYS[2], string.format('%.0f-0', taken), '+') end
-redis.call('HSET', KEYS[1], 'n', n, 'ms', ms, 'seq', seq, 'b:' .. ARGV[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'n', n, 'ms', ms, 'seq', seq, 'b:' .. ARGV[2], ARGV[3], 'last', header)
 redis.call('XADD', KEYS[2], string.format('%.0f-0', n), 'h', header, 'b', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[7])
 redis.call('PEXPIRE', KEYS[2], ARGV[7])
 local message = header
 if #ARGV == 10 then message = header .. '\\n' .. ARGV[6] end
 for place = 10, #ARGV do redis.call('PUBLISH', KEYS[2] .. ':' .. ARGV[place], message) end
-return {header, missing}
+return {header, missing, head[6]}
 """
 
 # keys: head, nodes, keeper, kept, and then all that exist. arguments: node, for how long the keeper is (ms), after how many seconds of silence a

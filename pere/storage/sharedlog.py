@@ -186,14 +186,18 @@ class SharedLog:
         followers are woken, or ALL. Returns how many replicas have it, if any are waited for."""
         self._under_way, beginnings = batch, self._beginnings
         taken, last = self.taken, self._last
-        (header, missing), replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
+        (header, missing, before), replicas = await self._run(self._append, [self.keys["head"], self.keys["log"]],
                                                       [self.deployment, self.node, batch, int(now * 1000), count, body, lives, taken, ALONG, *(whom or (NOBODY,))])
         # What others have said before it comes along, if that is little: else this batch would wait until it is read, and that is one more question to Redis for each batch. If there is
         # anything wrong with it, whoever reads finds that out.
         entries = Entry.of_many(missing)
         if entries and entries[0].header == last and entries[-1].is_as_numbered():
             await self._take_all(entries, beginnings)
-        self._offer(Entry.of(header, None))
+        entry = Entry.of(header, None)
+        if entry.n == taken + 1 and last and before is not None and before != last and before.startswith(b"%d " % taken):
+            self._hear_of(entry.n)  # Redis has lost what was taken last, and somebody else has its place: whoever reads finds that out too
+        else:
+            self._offer(entry)
         return replicas
 
     def give_up(self) -> None:
@@ -378,6 +382,9 @@ class SharedLog:
                 if first > self.taken + 1 or not entries[-1].is_as_numbered():
                     raise Cut("the log does not reach back to where we are")
                 await self._take_all(entries, beginnings, even_asleep=True)
+            elif last:
+                # However far it is cut, the newest is left. Now, for when others have gone on up to here its number tells nothing any more.
+                raise Lost("the log has lost its newest entries")
             if len(found) < PIECE and self._beginnings == beginnings:
                 return
 

@@ -971,6 +971,41 @@ async def lose_the_newest_entry(store: RedisStore) -> None:
     assert await client.hincrby(keys["head"], "n", -1) == n - 1
 
 
+@pytest.mark.parametrize("is_cut_off", [True, False], ids=["the subscription is made anew before", "nothing is read before"])
+async def test_whoever_has_what_redis_has_lost_finds_that_out_though_somebody_else_has_its_place(server, node, monkeypatch, caplog, is_cut_off):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    first, second = await node(), await node()
+    await join(first, "c", "d")
+    await alike(first, second)
+    second._log._heard = lambda message: None
+    lost = (await push(first)).id
+    await lose_the_newest_entry(first)
+    await second._log.client.hset(second._log.keys["head"], "last", second._log._last)
+    if is_cut_off:
+        before = first._log.ear._subscription
+        assert server.ask("CLIENT", "KILL", "TYPE", "pubsub") == b":2"
+        async with asyncio.timeout(SECONDS):
+            while first._log.ear._subscription in (before, None) or first.trouble() is not None:
+                await asyncio.sleep(0.001)
+    id = (await push(second)).id
+    if is_cut_off:
+        await push(first)
+    else:
+        with pytest.raises(Unavailable):
+            await push(first)
+    async with asyncio.timeout(SECONDS):
+        while first._is_reading_anew or first._writing is not None or first.trouble() is not None:
+            await asyncio.sleep(0.01)
+            if not first._is_reading_anew and first._writing is None:
+                await first._beat_once()
+    await alike(first, second)
+    kept = [event.id for event in first.open("c").backlog]
+    assert kept[0] == id and lost not in kept
+    assert "everything is read anew" in [record.message for record in caplog.records]
+    caplog.clear()
+
+
 async def test_a_node_that_read_everything_anew_has_nobody_there_for_the_others_but_who_came_back(node, monkeypatch, caplog):
     monkeypatch.setattr(module, "BEAT", 3600)
     first, second = await node(), await node()

@@ -151,6 +151,15 @@ def push_to(channel: str, level: str) -> tuple[Any, ...]:
     return ("push", channel, b"1", True, "", (), 60, LEVELS[level], None, "p", "", "", "")
 
 
+def test_of_what_comes_together_the_oldest_is_owed_the_longest_whatever_channels_it_is_of() -> None:
+    copy, _ = copied([], 100_000)
+    said = (("join", "a.1", "d1"), ("join", "b", "d1"), push_to("a.1", "processed"), push_to("b", "processed"), push_to("a.1", "processed"))
+    entries = [Written.of(b"%d %d 0 %d there %d" % (n, BORN + n, op[0] == "push", n), msgpack.packb((BORN / 1000 + n, [op]))) for n, op in enumerate(said, 1)]
+    copy.enter(entries)
+    assert copy.together == 3 and list(copy.ledger.entries) == [entry.first for entry in entries[2:]]
+    assert copy.oldest_outstanding() == BORN / 1000 + 3
+
+
 def test_the_newest_id_stays_what_it_is_where_an_older_one_comes_the_straight_way() -> None:
     copy, heard = copied()
     newest = BORN + 1_000_000 << SEQUENCE_BITS
