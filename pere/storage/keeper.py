@@ -44,6 +44,11 @@ class Keeper:
         self._cuts: list[tuple[float, int]] = []  # when was kept up to which entry
         self._script = log.client.register_script(scripts.KEEP)
 
+    def begin(self, kept: Kept) -> None:
+        """Go on from what was read: the log may be another one, and where that before was to be cut says nothing of it."""
+        self.kept = kept
+        self._cuts.clear()
+
     async def look(self) -> None:
         """Learn what another node has kept."""
         self.kept = await look(self._log)

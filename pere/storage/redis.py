@@ -118,7 +118,7 @@ class RedisStore(Joining):
         if not OLDEST <= version <= VERSION:
             raise ConfigError(f"--store: what is in {self._where()} is of version {version}, and this server reads {OLDEST} to {VERSION}")
         await self._agree(limits)
-        self._keeper.kept = await load(self._log, self, born)
+        self._keeper.begin(await load(self._log, self, born))
 
     async def _agree(self, known: bytes | None) -> None:
         """All nodes move alike only if they have the same limits; who is alone may change them."""

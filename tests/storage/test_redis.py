@@ -710,6 +710,26 @@ async def test_the_log_is_cut_and_nobody_misses_anything(node, monkeypatch):
     assert len(second._recent.after(0)) == 50
 
 
+async def test_another_log_is_not_cut_where_the_one_before_was_to_be(node, server, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store = await node()
+    while not store.leads:
+        await asyncio.sleep(0.001)
+    for _ in range(9):
+        await push(store)
+    await store._keeper.keep(False, is_last=True)
+    assert server.ask("FLUSHALL") == b"+OK"
+    store._lost("the log is another one")
+    await store._reading
+    await store._beat_once()
+    await push(store)
+    monkeypatch.setattr(keeper, "CUT_AFTER", -1.0)
+    await store._keeper.keep(False, is_last=True)
+    assert store._keeper.kept.n == store._log.taken == await store._log.client.xlen(store._log.keys["log"])
+    await alike(store, await node())
+    caplog.clear()
+
+
 async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken_away(node):
     first = await node()
     await push(first)
