@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,7 +22,7 @@ from pere.ledger import DECISIONS
 from pere.notice import BATCH, CONNECTED, DISCONNECTED, RECEIPTS, Packed, batches, notice
 from pere.outbox import AGAIN, Outbox
 from pere.storage import Page, Store
-from pere.storage.settling import telling
+from pere.storage.settling import tell, telling
 from pere.webhooks import Webhooks
 
 log = logging.getLogger("pere.webhooks")
@@ -94,7 +95,7 @@ class Reporter:
         self._is_alone = is_alone
         self._is_stopped = False
         webhooks.on_change = self._changed
-        store.ledger.on_decision = self._decided
+        store.ledger.on_decision = partial(tell, self._decided)
 
     def begin(self) -> None:
         """Hear what is decided."""

@@ -58,6 +58,7 @@ from pere.revocations import KIND as REVOKED
 from pere.revocations import Revocations
 from pere.sender import Sender
 from pere.storage import Store
+from pere.storage.settling import tell
 from pere.successor import Successor
 from pere.waiting import Waits
 from pere.watchdog import Watchdog
@@ -100,7 +101,7 @@ class Server:
         self.followers = Followers(self.store, self.wheel, self.outlets, config)
         self.gate.feeds = self._feeds
         self.gate.channels, self.gate.brought.is_there = self.store.count_channels, self.store.has
-        self.store.ledger.on_answer = self.hub.redelivery.heard
+        self.store.ledger.on_answer = partial(tell, self.hub.redelivery.heard)
 
         self.measures = Measures()
         self.hub.broadcast.on_fanout = self.measures.fanout.observe

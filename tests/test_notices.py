@@ -768,6 +768,17 @@ async def test_a_commit_that_fails_when_nothing_is_tried_later_any_more_takes_no
     caplog.clear()
 
 
+async def test_a_mistake_where_it_is_told_what_became_of_an_event_keeps_no_receipt_from_being_answered(hooked, active, push, feedback, caplog):
+    server = await hooked("sqlite")
+    register(server, "c", "d", "e")
+    await active(types=[SATISFIED, COMPLETED])
+    ids = [await push("c", to=device) for device in ("d", "e")]
+    server.reporter._tell = lambda *what: 1 / 0
+    answers = await asyncio.gather(*[feedback("c", device, id) for device, id in zip(("d", "e"), ids, strict=True)])
+    assert [answer.status for answer in answers] == [200, 200] and caplog.text.count("ZeroDivisionError") >= 2
+    caplog.clear()
+
+
 @KEPT
 async def test_a_refusal_that_comes_just_before_the_end_takes_nothing(hooked, active, answered, until, kind):
     server = await hooked(kind)

@@ -28,6 +28,7 @@ from pere.ledger import Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
 from pere.receipt import CANCELLED, EXPIRED, NONE, PENDING, STATE
 from pere.storage import Accepted, Shelf, Stand, Store, within
+from pere.storage.settling import tell
 
 log = logging.getLogger("pere.store")
 
@@ -322,7 +323,7 @@ class WorkingSet(Store):
         entry = self._entry(self.find(channel, id))
         if entry is None:
             return True, lambda: None  # nobody is asked for anything
-        watchers = entry.watch(watcher := lambda: then(entry.is_decided()))
+        watchers = entry.watch(watcher := lambda: tell(then, entry.is_decided()))
         return entry.is_decided(), lambda: watchers.discard(watcher)
 
     def attempt(self, event: Event, device: str, again: bool) -> int | None:

@@ -748,6 +748,21 @@ async def test_who_fails_when_it_is_told_keeps_nothing_from_anybody_else(files, 
     assert [event.ordinal for event in (await desk.store.history("c", 0, 10))[0]] == [1, 2, 3, 4]
 
 
+async def test_who_watches_and_fails_keeps_nobody_who_answers_from_being_told(files, caplog):
+    desk, told = await files.open(), []
+    for device in ("d", "e"):
+        desk.store.register("c", device)
+    id = await desk.push("c")
+    for then in (lambda is_decided: 1 / 0, told.append):
+        desk.store.watch("c", id, then)
+    for device in ("d", "e"):
+        desk.store.record("c", device, id, PROCESSED, None, lambda *answer: told.append(answer), told.append)
+    await asyncio.wait_for(desk.store.settle(), SECONDS)
+    assert len(told) == 3 and True in told
+    assert await desk.counts(id) == {"processed": 2}
+    caplog.clear()
+
+
 async def test_who_fails_when_it_is_refused_keeps_nobody_else_from_being_told(files, caplog, monkeypatch):
     desk, told = await files.open(), []
     await desk.push("c")
