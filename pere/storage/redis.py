@@ -610,7 +610,8 @@ class RedisStore(Joining):
             log.warning("Redis was away at the end", extra={"facts": {"error": str(error)}})
         if self._mentioning is not None:
             self._mentioning.cancel()
-        for task in (*self._tasks, self._reading):
+        self._trouble = "it is closed"  # what somebody says from now on would open a connection that nobody closes
+        for task in (*self._tasks, self._reading, self._writing):
             if task is not None:
                 await ended(task)  # one that goes on would say once more that we are here
         await self._doze.stop()

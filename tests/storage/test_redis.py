@@ -13,6 +13,7 @@ import msgpack
 import pytest
 from between import Between
 from made import NOW
+from redis import Redis
 from redis.exceptions import RedisError
 from processes import SECONDS, free_port
 from redises import RedisServer
@@ -1138,6 +1139,17 @@ async def test_who_has_heard_of_an_entry_that_the_log_does_not_have_reads_once_a
     for _ in range(3):
         await push(store)
     await alike(store, await node())
+
+
+async def test_what_is_said_behind_the_end_opens_no_connection(node, server):
+    store = await node()
+    await store.close()
+    told: list[Refusal | None] = []
+    store.put_away("notice", "late", b"{}", told.append)
+    await asyncio.sleep(0.2)
+    with Redis.from_url(server.url) as other:
+        assert len(await asyncio.to_thread(other.client_list)) == 1, "only who asks is connected"
+    assert isinstance(told[0], Unavailable)
 
 
 async def test_a_redis_that_is_connected_to_and_says_nothing_is_not_waited_for_without_end(server, monkeypatch):
