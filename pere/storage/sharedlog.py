@@ -351,6 +351,8 @@ class SharedLog:
         """Take all that the log has now. Who asks while it is read shares the next reading with all who do. Raises Lost."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._after(self._reading))
+            # Where everybody who asked has been cancelled meanwhile, nobody is to be told.
+            self._next.add_done_callback(lambda read: read.cancelled() or read.exception())
         await asyncio.shield(self._next)
 
     async def _after(self, before: "asyncio.Future[None] | None") -> None:

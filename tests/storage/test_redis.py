@@ -1,6 +1,7 @@
 """What is true of the Redis store alone: nodes that share a log are alike, whoever comes later is like them, and Redis may go away."""
 
 import asyncio
+import gc
 import math
 import random
 import signal
@@ -1139,6 +1140,25 @@ async def test_who_has_heard_of_an_entry_that_the_log_does_not_have_reads_once_a
     for _ in range(3):
         await push(store)
     await alike(store, await node())
+
+
+async def test_a_reading_that_nobody_waits_for_any_more_may_fail(node, monkeypatch, caplog):
+    store = await node()
+
+    async def lost() -> None:
+        await asyncio.sleep(0.01)
+        raise sharedlog.Lost("the log has lost its newest entries")
+
+    with monkeypatch.context() as away:
+        away.setattr(store._log, "catch_up", lost)
+        asking = asyncio.ensure_future(store._log.refresh())
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.sleep(0.1)
+    await store._log.refresh()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+    caplog.clear()  # whoever else asked meanwhile read everything anew
 
 
 async def test_what_is_said_behind_the_end_opens_no_connection(node, server):
