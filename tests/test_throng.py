@@ -90,15 +90,20 @@ async def test_somebody_else_is_served_between_two_steps(crowded, listen, push, 
         assert await feed.events(1) == ["1"]
 
 
+def fail(server, line, monkeypatch):
+    """The next of the line has its turn, and fails."""
+    with monkeypatch.context() as away:
+        away.setattr(server.hub.replay, "read", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            line.step()
+
+
 async def test_one_that_fails_goes_on_with_the_next_event(crowded, listen, push, monkeypatch):
     server, line = await crowded()
     feeds = [await listen("c"), await listen("c", device="d", window=9)]
     line.is_held = True
     await push("c", "1")
-    with monkeypatch.context() as away:
-        away.setattr(server.hub.replay, "read", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            line.step()
+    fail(server, line, monkeypatch)
     await push("c", "2")
     line.go_on()
     for feed in feeds:
@@ -112,10 +117,7 @@ async def test_where_one_fails_all_others_have_what_has_come_and_not_only_with_t
     feeds = [await listen("c"), await listen("c", device="d", window=9), *[await listen("c") for _ in range(4)]]
     line.is_held = True
     await push("c", "1")
-    with monkeypatch.context() as away:
-        away.setattr(server.hub.replay, "read", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            line.step()
+    fail(server, line, monkeypatch)
     line.go_on()
     for feed in feeds[:1] + feeds[2:]:
         assert await feed.events(1) == ["1"]

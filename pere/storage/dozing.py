@@ -7,15 +7,12 @@ This file knows when to sleep and who waits for the end of it. What is to be rea
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 
 from pere.errors import Refusal
 from pere.storage.ear import ended
-from pere.storage.settling import telling
+from pere.storage.settling import tell, telling
 from pere.storage.sharedlog import Cut, SharedLog
-
-log = logging.getLogger("pere.store")
 
 QUIET = 10  # beats without a question after which it sleeps
 TRIES = 5  # to read everything anew while it is kept anew
@@ -96,12 +93,7 @@ class Doze:
         self._is_whole = True
         self._log.rise()
         for then, refused in self._taken():
-            try:
-                then()
-            except Refusal as refusal:
-                refused(refusal)
-            except Exception:  # one's mistake must not leave the others waiting
-                log.exception("who waited could not go on")
+            tell(_go_on, then, refused)
 
     def refuse(self, refusal: Refusal) -> None:
         """Whoever waits is told so."""
@@ -116,3 +108,10 @@ class Doze:
         """Somebody else reads everything anew, or it is the end."""
         if self._waking is not None:
             await ended(self._waking)
+
+
+def _go_on(then: Callable[[], None], refused: Callable[[Refusal], None]) -> None:
+    try:
+        then()
+    except Refusal as refusal:
+        refused(refusal)
