@@ -824,6 +824,7 @@ async def test_of_two_who_come_at_once_one_takes_over(tmp_path):
                     each.close()
             line.close()
         assert [list(word) for word in heard] == [["pere", "store", "pid", "listening"]]
+        first.until("this one goes on|nobody who came to take over")  # until then the socket at which it waited may be about to go
         until_it_waits(tmp_path)
         second = follow()
         assert first.end() == 0
