@@ -48,7 +48,8 @@ class Chromium:
             context = await self._browser.new_context(**wanted)
             context.set_default_timeout(1000 * PATIENCE)
             try:
-                return await story(context)
+                async with asyncio.timeout(PATIENCE + 10):  # before the test is cancelled, which does not know where in its story it stands
+                    return await story(context)
             finally:
                 await context.close()
 
