@@ -72,19 +72,16 @@ class Attack:
         self._tokens: list[str] = []
 
     async def run(self, seconds: float) -> None:
-        began = time.monotonic()
         if self._has_keys:
             self._tokens = [token(f"s{n}", push=["s.**"], feed=["s.**"], key=SECRET, expires=86400 if n else -10) for n in range(50)]
-        honest = [asyncio.create_task(self._device(n)) for n in range(DEVICES)]
-        while self._ready < DEVICES:
+        honest = [*(asyncio.create_task(self._device(n)) for n in range(DEVICES)), asyncio.create_task(self._follow_receipts())]
+        while self._ready < len(honest):
             self._rethrow(honest)
             await asyncio.sleep(0.01)
-        following = asyncio.create_task(self._follow_receipts())
         others = [asyncio.create_task(self._stranger()) for _ in range(self._strangers)]
         watching = threading.Thread(target=self._watch)
         watching.start()
-        pushing = asyncio.create_task(self._push(began + seconds))
-        await pushing
+        await self._push(time.monotonic() + seconds)
         self._is_over = True
         await asyncio.gather(*others)
         await asyncio.to_thread(watching.join)
@@ -93,7 +90,6 @@ class Attack:
             await asyncio.sleep(0.1)
         if self.followed.total() + self.late != DEVICES * len(self.pushed) or max(self.followed.values()) > DEVICES:
             self._wrong(f"who follows the receipts is told {self.followed.total()}, and not {DEVICES * len(self.pushed) - self.late}")
-        honest.append(following)
         for each in honest:
             each.cancel()
         for result in await asyncio.gather(*honest, return_exceptions=True):
@@ -158,8 +154,8 @@ class Attack:
         await feed.start("/receipts/honest", self._who("publisher", push=["honest"]))
         while (message := await feed.next()) is not None:
             if message.event == "pere.hello" and not self.pushed:
-                continue
-            if message.event != "receipt":
+                self._ready += 1
+            elif message.event != "receipt":
                 self._wrong(f"who follows the receipts reads {message}")
             elif (told := orjson.loads(message.data))["device"].startswith("honest-") and told["state"] == "processed":
                 self.followed[told["event_id"]] += 1

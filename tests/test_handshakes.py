@@ -207,7 +207,8 @@ async def test_a_server_that_ends_in_the_middle_of_a_crowd_still_serves_who_was_
     assert not server.door.connections
 
 
-async def test_where_no_file_can_be_opened_when_a_crowd_is_over_they_are_taken_all_the_same(start, come, caplog):
+async def test_where_no_file_can_be_opened_when_a_crowd_is_over_they_are_taken_all_the_same(start, come, caplog, monkeypatch):
+    monkeypatch.setattr("pere.listening.TURN", 3600.0)  # else it may be over before somebody was looked for
     server = await start(reuse_port=True)
     listener, = server.listeners._open
     listener.take_over()

@@ -180,6 +180,7 @@ async def test_a_handler_is_told_once_that_its_client_has_gone(path, leave):
     async with opened() as house:
         caller = await house.caller(receive_buffer=4096)
         await caller.say(request(f"GET {path}"))
+        await eventually(lambda: house.stage.reached or any(each.transport.get_write_buffer_size() for each in house.door.connections))
         await turns(50)
         assert "flushed 9" not in house.stage.reached
         getattr(caller, leave)()
