@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 
 import wire
 from browsers import patiently
@@ -199,13 +200,15 @@ async def test_a_receipt_outlives_its_page_and_is_not_earned_twice(start, chromi
 async def test_a_token_is_renewed_in_mid_stream_and_one_that_cannot_be_is_the_end(start, chromium):
     server = await start(jwt_secret=SECRET, jwt_leeway=0.0, retry=0.1)
     port = server.port
-    lives = [1.2, -1, 3600]
+    lives = [1800, -1, 7200]
 
     async def story(context):
         page = await context.new_page()
         await page.expose_function("fresh", lambda: token("d", feed=["c"], expires=lives.pop(0) if len(lives) > 1 else lives[0]))
         await open_app(page, port)
         await page.evaluate(DEVICE.replace("...options", "...options, token: () => fresh()"), ["c", {}])
+        await page.wait_for_function("pere.state === 'open'")
+        server.hub.clock = lambda: time.time() + 3600
         await page.wait_for_function("states.some((each) => each.type === 'bye' && each.reason === 'expired')")
         # The second one is no good any more, the third is.
         await page.wait_for_function("states.some((each) => each.type === 'error' && each.reason === 'expired_token' && each.status === 401)")

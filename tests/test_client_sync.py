@@ -192,7 +192,8 @@ def test_ctrl_c_ends_a_device_after_it_has_given_its_receipts_and_a_pause_costs_
             assert shop.wait("c", id, until="complete", seconds=20)["counts"]["processed"] == 1
         device.until("event 3")
         assert device.end(signal.SIGINT) == 0
-        assert [line for line in device.out.splitlines() if line not in ("Opened", "Lost")] == [*(f"event {n}" for n in range(4)), "interrupted", "ended 0"]
+        # A feed that was lost is opened again, perhaps before the receipt for what came on it was there: then that came twice, and was handed on once.
+        assert [line for line in device.out.splitlines() if line not in ("Opened", "Lost", "Duplicate")] == [*(f"event {n}" for n in range(4)), "interrupted", "ended 0"]
 
 
 @pytest.mark.parametrize("code, unwanted", [

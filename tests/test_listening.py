@@ -7,6 +7,7 @@ import socket
 import ssl
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,8 @@ async def test_a_handshake_that_comes_to_nothing_is_cut_and_harms_nobody(secured
     async def five() -> list[wire.Wire]:
         lines = [await wire.Wire.open(server.port) for _ in range(5)]
         for line in lines:
-            await line.send(first)
+            with suppress(ConnectionError):  # on a machine that takes its time it may have been cut by now
+                await line.send(first)
         return lines
 
     lines = await five()

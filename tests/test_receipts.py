@@ -253,9 +253,8 @@ async def test_who_breaks_off_after_hello_or_a_heartbeat_goes_on_from_there(serv
     await listen("other", device="d")
     feed = await follow()
     await answer(await push("other"), "d", channel="other")
-    await feed.comment()
-    await feed.comment()
-    assert int(feed.decoder.last_id) > int(feed.hello["position"])
+    while int(feed.decoder.last_id or 0) <= int(feed.hello["position"]):  # a heartbeat may have been on its way
+        await feed.comment()
     ids = [await push("c") for _ in range(2)]
     for id in ids:
         await answer(id, "d")

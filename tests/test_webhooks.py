@@ -134,10 +134,11 @@ async def test_who_is_paused_and_resumed_need_not_prove_itself_again_and_who_has
 
 
 @MEMORY_AND_REDIS
-async def test_who_was_paused_before_it_answered_is_not_resumed_unverified(hooked, receiver, add, ask, in_state):
+async def test_who_was_paused_before_it_answered_is_not_resumed_unverified(hooked, receiver, add, ask, in_state, until):
     await hooked()
     there = receiver(500)
     made = await add(there.url)
+    await until(lambda: there.got)  # else what it is asked now may come after it has changed its mind
     assert (await ask("PATCH", f"/webhooks/{made['id']}", {"state": "paused"})).json["state"] == "paused"
     there.answers = [200]
     assert (await ask("PATCH", f"/webhooks/{made['id']}", {"state": "active"})).json["state"] == "pending"
