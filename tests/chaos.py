@@ -86,6 +86,8 @@ class Chaos:
                     task.cancel()
                 await asyncio.gather(*listening, return_exceptions=True)
                 for node in self.nodes:
+                    while (answer := await self._ask("GET", "/readyz", port=node.port)) is None or answer.status != 200:
+                        await asyncio.sleep(0.1)  # all may have been answered by the others before it has noticed that Redis is back
                     await self._check(node.port)
             finally:
                 for node in self.nodes:
@@ -93,11 +95,11 @@ class Chaos:
 
     # The load
 
-    async def _ask(self, method: str, target: str, body: object = b"", **headers: str) -> wire.Answer | None:
-        """The answer of some node; None if there was none."""
+    async def _ask(self, method: str, target: str, body: object = b"", port: int = 0, **headers: str) -> wire.Answer | None:
+        """The answer of some node, or of the one at this port; None if there was none."""
         try:
             async with asyncio.timeout(15):
-                return await wire.request(self.port, method, target, body, **headers)
+                return await wire.request(port or self.port, method, target, body, **headers)
         except AWAY:
             return None
 

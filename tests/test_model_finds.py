@@ -8,6 +8,7 @@ from typing import Any
 import made as a
 import pytest
 from made import NOW
+from processes import SECONDS
 
 from pere.config import Config
 from pere.receipt import NAMES, PROCESSED
@@ -170,9 +171,10 @@ async def test_who_registers_during_a_commit_is_assured_by_the_next_one_without_
     told: list[Any] = []
     store.register("c", "d1")
     store.assure("d1", told.append)
-    for _ in range(100):
-        await asyncio.sleep(0.01)
     try:
+        async with asyncio.timeout(SECONDS):
+            while not told:
+                await asyncio.sleep(0.01)
         assert told == [None]
     finally:
         await store.close()

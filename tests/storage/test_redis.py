@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import math
 import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -310,8 +309,7 @@ async def test_what_was_kept_by_version_1_is_read_and_is_of_this_version_from_th
 async def test_who_was_there_or_answered_until_its_node_died_has_been_seen_until_then(node, monkeypatch):
     monkeypatch.setattr(keeper, "CUT_AFTER", -1.0)
     # Only the two below: where the store's own comes between them, the log is cut later.
-    for when in ("KEEP_EVERY", "KEEP_ANYWAY"):
-        monkeypatch.setattr(keeper, when, math.inf)
+    monkeypatch.setattr(module, "BEAT", 3600)
     first = await node()
     await join(first, "c", "d1", "d2", "d3")
     member = first.open("c").audience.members["d1"]
@@ -350,10 +348,10 @@ async def test_who_left_before_anybody_was_told_that_it_had_come_was_there_until
     await alike(first, second)
 
 
-async def test_of_a_node_that_has_gone_nothing_is_kept(node):
+async def test_of_a_node_that_has_gone_nothing_is_kept(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)  # at which it would keep too, and what it found before may be written behind what is kept here
     first, second = await node(), await node()
-    while not first.leads:
-        await asyncio.sleep(0.01)
+    assert first.leads
     await join(second, "c", "d")
     member = second.open("c").audience.members["d"]
     member.live = member.feeds = 1
@@ -732,7 +730,8 @@ async def test_another_log_is_not_cut_where_the_one_before_was_to_be(node, serve
     caplog.clear()
 
 
-async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken_away(node):
+async def test_thousands_that_changed_are_kept_and_thousands_that_left_are_taken_away(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)  # at which it would keep too, and nothing is kept by one who does not know of what was kept a moment ago
     first = await node()
     await push(first)
     await join(first, "c", *(f"d{number}" for number in range(2500)))
@@ -771,9 +770,6 @@ async def test_what_was_kept_and_not_answered_is_not_kept_twice(node, server, mo
     await store._keeper.keep(False, is_last=True)
     await answered("d2")
     # Redis has the command, and does it when nobody waits for the answer any more.
-    store._log.client.connection_pool.connection_kwargs["socket_timeout"] = 0.2
-    await store._log.client.connection_pool.disconnect()
-    await store._log.client.ping()
     server.signal(signal.SIGSTOP)
     try:
         with pytest.raises(RedisError):
@@ -851,8 +847,6 @@ async def test_while_redis_is_away_nothing_is_taken_and_then_all_goes_on(node, s
 
 async def test_a_redis_that_stands_still_is_given_up_and_what_it_had_is_not_taken_twice(node, server, caplog):
     store = await node()
-    store._log.client.connection_pool.connection_kwargs["socket_timeout"] = 0.5
-    await store._log.client.connection_pool.disconnect()
     await join(store, "c", "d1")
     server.signal(signal.SIGSTOP)
     try:
@@ -874,6 +868,8 @@ async def test_what_others_have_said_comes_along_with_the_answer_to_a_batch(node
     here, there = await node(), await node()
     await join(here, "c", "d1")
     await alike(here, there)
+    while not here._log.is_listening:  # who begins to listen reads what there is
+        await asyncio.sleep(0.001)
     here._log._heard = lambda message: None
     read, reads = here._log.client.xrange, []
 
@@ -888,7 +884,17 @@ async def test_what_others_have_said_comes_along_with_the_answer_to_a_batch(node
     await alike(here, there)
 
 
+async def looked_after(store: RedisStore) -> None:
+    """Wait until it is well again, where it looks only when it is told to."""
+    async with asyncio.timeout(SECONDS):
+        while store._is_reading_anew or store._writing is not None or store.trouble() is not None:  # a batch that was under way is given up a little later
+            await asyncio.sleep(0.01)
+            if not store._is_reading_anew and store._writing is None:
+                await store._beat_once()
+
+
 async def test_what_comes_along_with_an_answer_is_not_taken_behind_another_log(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)  # at which all is read, and what is read then may have been asked for before the log was another one
     here, there = await node(), await node()
     await join(here, "c", "d1")
     await alike(here, there)
@@ -897,8 +903,7 @@ async def test_what_comes_along_with_an_answer_is_not_taken_behind_another_log(n
     here._log._last = b"another"
     with pytest.raises(Unavailable):
         await push(here)
-    while here._writing is not None or here.trouble() is not None:  # the batch that was under way is given up only then
-        await asyncio.sleep(0.01)
+    await looked_after(here)
     await alike(here, there)
     assert "everything is read anew" in [record.message for record in caplog.records]
     caplog.clear()
@@ -906,6 +911,7 @@ async def test_what_comes_along_with_an_answer_is_not_taken_behind_another_log(n
 
 async def test_what_was_given_up_though_it_was_answered_is_read_when_what_is_before_it_can_be(node, caplog, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "BEAT", 3600)  # at which it would find out that nothing is told, and then it says nothing
     here, there = await node(), await node()
     await join(here, "c", "d1")
     await alike(here, there)
@@ -921,8 +927,7 @@ async def test_what_was_given_up_though_it_was_answered_is_read_when_what_is_bef
     with pytest.raises(Unavailable):
         await push(here)
     here._log.client.xrange = read
-    while here.trouble() is not None:
-        await asyncio.sleep(0.01)
+    await looked_after(here)
     await push(here)
     assert len(here.open("c").backlog) == 3
     await alike(here, there)
@@ -1000,6 +1005,8 @@ async def test_whoever_has_what_redis_has_lost_finds_that_out_though_somebody_el
     first, second = await node(), await node()
     await join(first, "c", "d")
     await alike(first, second)
+    while not (first._log.is_listening and second._log.is_listening):
+        await asyncio.sleep(0.001)
     second._log._heard = lambda message: None
     lost = (await push(first)).id
     await lose_the_newest_entry(first)
@@ -1016,11 +1023,7 @@ async def test_whoever_has_what_redis_has_lost_finds_that_out_though_somebody_el
     else:
         with pytest.raises(Unavailable):
             await push(first)
-    async with asyncio.timeout(SECONDS):
-        while first._is_reading_anew or first._writing is not None or first.trouble() is not None:
-            await asyncio.sleep(0.01)
-            if not first._is_reading_anew and first._writing is None:
-                await first._beat_once()
+    await looked_after(first)
     await alike(first, second)
     kept = [event.id for event in first.open("c").backlog]
     assert kept[0] == id and lost not in kept
@@ -1144,6 +1147,8 @@ async def test_who_has_heard_of_an_entry_that_the_log_does_not_have_reads_once_a
 
 async def test_a_reading_that_nobody_waits_for_any_more_may_fail(node, monkeypatch, caplog):
     store = await node()
+    gc.collect()  # what others have left is complained of before
+    caplog.clear()
 
     async def lost() -> None:
         await asyncio.sleep(0.01)
@@ -1193,7 +1198,7 @@ async def test_a_redis_that_is_connected_to_and_says_nothing_is_not_waited_for_w
 
 async def test_a_subscription_that_was_dropped_on_the_way_and_nobody_was_told_is_made_anew(server, node, monkeypatch, caplog):
     monkeypatch.setattr(ear, "QUIET", 0.05)
-    monkeypatch.setattr(ear, "TIMEOUT", 0.3)
+    monkeypatch.setattr(ear, "TIMEOUT", SECONDS)  # for which the machine may stand still, and it stays all the same
     there = await node()
     async with Between(server.port) as between:
         store = RedisStore(Config(), node.clock, f"redis://127.0.0.1:{between.port}/0")
@@ -1207,8 +1212,10 @@ async def test_a_subscription_that_was_dropped_on_the_way_and_nobody_was_told_is
         assert store._log.ear._subscription is before
         between.forget()
         async with asyncio.timeout(SECONDS):
-            while store._log.ear._subscription in (before, None) or store.trouble() is not None:
-                await asyncio.sleep(0.001)
+            with monkeypatch.context() as hasty:
+                hasty.setattr(ear, "TIMEOUT", 0.3)
+                while store._log.ear._subscription in (before, None) or store.trouble() is not None:
+                    await asyncio.sleep(0.001)
             monkeypatch.setattr(module, "BEAT", 3600)
             await asyncio.sleep(0.1)  # the last of those that come so often
             store.follow("c")
@@ -1243,7 +1250,7 @@ async def test_nothing_is_kept_by_a_node_that_is_about_to_read_everything_anew(n
     beating = asyncio.ensure_future(store._beat())
     while store._reading is None or store.trouble() is not None:
         await asyncio.sleep(0.001)
-    beating.cancel()
+    await sharedlog.ended(beating)
     assert before.n > 0 and [store.find("c", each.id).ordinal for each in kept] == [2, 3]
     await alike(store, await node())
     caplog.clear()
@@ -1295,9 +1302,8 @@ async def test_where_there_is_no_redis_it_does_not_begin(server):
 async def test_every_key_has_a_time_to_live(node):
     store = await node()
     await some_life([store], node.clock, 9)
-    await asyncio.sleep(0.3)
-    names = await store._log.client.keys("*")
-    assert len(names) > 8
+    while len(names := await store._log.client.keys("*")) <= 8:  # until it is kept
+        await asyncio.sleep(0.01)
     for name in names:
         assert await store._log.client.pttl(name) > 0, name
 
