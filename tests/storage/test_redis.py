@@ -23,7 +23,7 @@ from pere.devices import Devices
 from pere.errors import ConfigError, NotFound, Refusal, Unavailable
 from pere.ledger import Ledger
 from pere.receipt import DELIVERED, FAILED, NAMES, PROCESSED
-from pere.storage import Accepted, ear, keeper, keeping, presence, sharedlog, working
+from pere.storage import Accepted, ear, keeper, keeping, loading, presence, sharedlog, working
 from pere.storage import redis as module
 from pere.storage.memory import MemoryStore
 from pere.storage.redis import RedisStore
@@ -526,6 +526,28 @@ async def test_what_is_being_read_while_all_is_begun_anew_is_not_entered(node, s
     await log.catch_up()
     assert taken[:4] == [1, 2, 3, 9] and taken == [1, 2, 3, *range(9, store._log.taken + 1)]
     await log.close()
+
+
+async def test_who_comes_when_another_has_just_read_all_and_it_is_kept_anew_reads_once_more(node, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    first = await node()
+    await join(first, "c", "d")
+    await push(first)
+    await first._keeper.keep(False, is_last=True)
+    read, client, keys, readings = loading.read, first._log.client, first._log.keys, []
+
+    async def meanwhile(*said: Any) -> Any:
+        readings.append(await read(*said))
+        if len(readings) == 1:
+            await client.delete(keys["loading"])  # as who came a moment before does at the end
+            await push(first)
+            await first._keeper.keep(False, is_last=True)
+        return readings[-1]
+
+    monkeypatch.setattr(loading, "read", meanwhile)
+    second = await node()
+    assert len(readings) == 2 and [event.ordinal for event in second.open("c").backlog] == [1, 2]
+    await alike(first, second)
 
 
 async def test_a_device_that_was_removed_and_is_back_at_once_is_there_for_all(node):
