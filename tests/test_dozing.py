@@ -333,6 +333,19 @@ async def test_who_keeps_or_has_anybody_to_tell_does_not_sleep(node):
     assert not (await get(here, "/admin/devices/c"))["d"]["online"]
 
 
+async def test_it_does_not_sleep_before_all_are_told_how_far_who_left_was_written_to(node):
+    here, there = await node(), await node()
+    await status(there, await push(here))
+    await fall_asleep(there)
+    feed = await wire.listen(there.port, "c", device="d")
+    id = await push(here)
+    assert (await feed.event()).id == id
+    feed.close()
+    while not there.store._log.is_asleep:
+        await asyncio.sleep(0.01)
+    assert await status(here, id) == {"sent": 1}
+
+
 async def test_it_becomes_the_keeper_with_all_at_hand(node):
     here, there = await node(), await node()
     while not here.store.leads:

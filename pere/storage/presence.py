@@ -34,7 +34,7 @@ class Presence(Replica):
         self._asking: set[str] = set()  # devices that want what is yet to be born, and have asked for it here or come since that was last told: they may be gone again by then
         self._stay = min(STAY, config.device_ttl / 2)
         self._stayed = 0.0  # when was last said who stays
-        self._visits = 0  # in a row, at which there was nothing to be told of a channel
+        self._visits = 0  # of channels, since the last who listened to one here has left it
         self._is_used: Callable[[str], bool] = lambda channel: False
 
     # Said to the others

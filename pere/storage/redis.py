@@ -290,6 +290,7 @@ class RedisStore(Joining):
         self._log.follow(*_topic(name))
 
     def unfollow(self, name: str) -> None:
+        self._visits = 0  # who has left may not be told of yet
         self._log.unfollow(*_topic(name))
 
     def watch(self, channel: str, id: int, then: Callable[[bool], None]) -> tuple[bool, Callable[[], None]]:
