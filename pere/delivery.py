@@ -14,7 +14,7 @@ from pere.audience import Member
 from pere.devices import Device
 from pere.entry import PRESENT, Entry
 from pere.event import LEVELS, Event, format_id, timestamp
-from pere.receipt import NAMES, PENDING, SENT, STATE, closes, quantiles
+from pere.receipt import NAMES, OWED, PENDING, SENT, STATE, quantiles
 
 
 def status(event: Event, entry: Entry | None) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _meant(state: str | None, level: int) -> bytes:
     if state is None:
         return PRESENT
     if state == "outstanding":
-        return bytes(present and not closes(byte & STATE, level) for byte, present in enumerate(PRESENT))
+        return bytes(OWED[level])
     wanted = PENDING if state == SENT else NAMES.index(state)
     return bytes(byte & STATE == wanted for byte in range(256))
 

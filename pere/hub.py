@@ -114,14 +114,15 @@ class Hub:
             self.count_for(feed, account)
         if ack_wait or window:
             feed.care = Care(self.redelivery, feed, ack_wait, window)
-        places, told, is_behind = [], b"", False
+        places, told = [], b""
+        behind: tuple[int, ...] = ()  # after which ids there is something to read
         try:
             for name, member in meant.items():
                 place = self.channels.place(feed, name, member)
                 places.append(place)
                 told += self.replay.begin(place, start, cursor)
                 if place.ordinal < place.channel.shelf.backlog.last:
-                    is_behind = True
+                    behind += (place.id,)
         except Refusal as refusal:
             # The disk is in trouble. The connection is a feed by now, and so is sent away as one.
             feed.places, feed.greeting = tuple(places), greeting
@@ -130,7 +131,7 @@ class Hub:
             self._send_away(feed, refusal)
             return feed
         feed.places = tuple(places)
-        hello = self._hello(feed, cursor if cursor is not None else start, is_behind) + told
+        hello = self._hello(feed, cursor if cursor is not None else start, behind) + told
         self.enlist(feed)
         self.opens += 1
         if log.isEnabledFor(logging.DEBUG):
@@ -140,7 +141,7 @@ class Hub:
             feed.greeting = greeting
             feed.is_waiting = True
             self._store.assure(device.name, partial(self._assured, feed, hello))
-        elif is_behind or feed.care is not None or feed.throng is not None or feed.stuck_since or self.broadcast.dirty:
+        elif behind or feed.care is not None or feed.throng is not None or feed.stuck_since or self.broadcast.dirty:
             feed.greeting = greeting + hello
             self.catch_up(feed)
         elif feed.write(greeting + hello):
@@ -184,15 +185,15 @@ class Hub:
         channels = [*feed.patterns, *(place.channel.name for place in feed.places)]
         return {"device": feed.device.name if feed.device is not None else None, "channels": ",".join(channels[:5]), "feeds": len(self.feeds)}
 
-    def _hello(self, feed: Feed, wanted: int | None, is_behind: bool) -> bytes:
+    def _hello(self, feed: Feed, wanted: int | None, behind: tuple[int, ...]) -> bytes:
         """`pere.hello`: who we take the client for, the id after which it reads on, and where its receipts go."""
         places = feed.places
         if wanted is None:
             # With nothing to read first it goes on after the newest id of all channels, so that who breaks off before the first event
             # misses none; with several channels to read, after the oldest of their ids.
             wanted = self._store.newest
-            if is_behind:
-                wanted = min(wanted, *(place.id for place in places if place.ordinal < place.channel.shelf.backlog.last))
+            if behind:
+                wanted = min(wanted, *behind)
         care = feed.care
         where = places[0].channel.name if len(places) == 1 and not feed.patterns else ""
         way_on = self._way_on((wanted, where) if care is None else (wanted, where, care.ack_wait, care.window))

@@ -29,12 +29,12 @@ from pere.receipt import (
     MAX_RESENDS,
     NAMES,
     NONE,
+    OWED,
     PENDING,
     PROCESSED,
     RESENT,
     STATE,
     bucket,
-    closes,
     edges,
     ending,
 )
@@ -376,7 +376,7 @@ class Ledger:
 
     def is_open(self, entry: Entry, slot: int) -> bool:
         """Whether the device in this slot still owes a receipt."""
-        return not closes(entry.states[slot] & STATE, entry.event.level)
+        return OWED[entry.event.level][entry.states[slot]]
 
     def resend(self, entry: Entry, slot: int, max_attempts: int) -> int:
         """Count one more send to a device that has not answered, and return which attempt it is; 0 if it has had `max_attempts`."""

@@ -68,6 +68,10 @@ def closes(state: int, level: int) -> bool:
     return state != PENDING if level == DELIVERED else state > DELIVERED
 
 
+# The same, looked up: OWED[level][byte] tells whether a device of which that byte is kept still owes a receipt.
+OWED = {level: tuple(not closes(byte & STATE, level) for byte in range(256)) for level in (DELIVERED, PROCESSED)}
+
+
 @cache
 def ending(end: int, level: int) -> bytes:
     """A table for `bytearray.translate` that turns every state that is still open into `end`, and leaves all else."""

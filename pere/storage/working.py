@@ -26,7 +26,7 @@ from pere.errors import Full, NotFound, Refusal, TooMany
 from pere.event import SEQUENCE_BITS, Draft, Event, IdClock, format_id
 from pere.ledger import Ledger, gone_event, needed, unknown_receipt
 from pere.names import pattern as compiled
-from pere.receipt import CANCELLED, EXPIRED, NONE, PENDING, STATE
+from pere.receipt import CANCELLED, EXPIRED, NONE, OWED, PENDING, STATE
 from pere.storage import Accepted, Shelf, Stand, Store, within
 from pere.storage.settling import tell
 
@@ -342,11 +342,12 @@ class WorkingSet(Store):
         return self._open_slot(event, device) is not None
 
     def owes_all(self, events: Iterable[Event], member: Member) -> bool:
-        entries, is_open, slot = self.ledger.entries, self.ledger.is_open, member.slot
+        entries, slot = self.ledger.entries, member.slot
         for event in events:
             if event.level != NONE:
                 entry = entries.get(event.id)
-                if entry is None or entry.slots is not None or not 0 <= slot < len(entry.states) or not is_open(entry, slot):
+                # As in `Ledger.is_open`: a fleet that comes back asks it of each event for each device.
+                if entry is None or entry.slots is not None or not 0 <= slot < len(entry.states) or not OWED[event.level][entry.states[slot]]:
                     return False
         return True
 
