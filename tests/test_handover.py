@@ -208,14 +208,15 @@ async def test_what_a_token_allows_ends_when_it_does(tmp_path):
     variables = {"PERE_JWT_SECRET": SECRET}
     with serving(tmp_path, "sqlite", "--max-feeds-per-peer", "3", "--limits-exempt", "", **variables) as (first, follow):
         keys = {"access_token": token(admin=True)}
+        over = time.time() + 8
         feeds = [await wire.listen(first.port, "c", access_token=token(name, feed=["c"], push=["c"], expires=seconds)) for name, seconds in (("a", 600), ("b", 8))]
         receipts = await wire.Feed.open(first.port)
         await receipts.start("/receipts/c?access_token=" + token("p", push=["c"]), {})
         await receipts.control("pere.hello")
         second = follow()
         assert first.end() == 0
-        answer = await wire.request(second.port, "GET", "/feed/c?access_token=" + token("e", feed=["c"]))
-        assert answer.error == (429, "too_many_feeds"), "they count where they did"
+        answer = await wire.begun(second.port, "GET", "/feed/c?access_token=" + token("e", feed=["c"]))
+        assert time.time() > over or answer.error == (429, "too_many_feeds"), "they count where they did"
         for name in ("a", "p"):
             await wire.request(second.port, "DELETE", f"/admin/devices/{name}?revoke=true&access_token={keys['access_token']}")
         assert [json.loads(each.data)["reason"] for feed in (feeds[0], receipts, feeds[1]) for each in await feed.end()] == ["kicked", "kicked", "expired"]
@@ -379,7 +380,7 @@ async def test_a_feed_that_was_behind_when_it_was_shown_and_has_caught_up_goes_o
 
         async def catch_up() -> None:
             while await number(first.port, "pere_feeds_behind"):
-                got.append((await slow.event()).data)
+                got.extend(await slow.events(min(10, 150 - len(got))))
 
         second = await followed_meanwhile(tmp_path, stack, {"seen": catch_up})
         await wire.push(second.port, "c", "150 x")
@@ -822,7 +823,8 @@ async def test_of_two_who_come_at_once_one_takes_over(tmp_path):
                 heard.append(word)
                 for each in sockets:
                     each.close()
-            line.close()
+        for line in lines:
+            line.close()  # not before both are answered, or the other might come after the one that took over has died
         assert [list(word) for word in heard] == [["pere", "store", "pid", "listening"]]
         first.until("this one goes on|nobody who came to take over")  # until then the socket at which it waited may be about to go
         until_it_waits(tmp_path)
