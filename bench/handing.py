@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 FIRST = 3
@@ -19,6 +20,10 @@ os.execv(sys.executable, [sys.executable, "-m", "pere", *sys.argv[1:]])
 """
 
 
+# Each with the one that follows it: who is given one here and listens there later finds that no other was given it meanwhile.
+_ports = cycle(random.SystemRandom().sample(own := range(28_000, 32_000), len(own)))
+
+
 def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> socket.socket:
     """Where no port is named, it is one below those that the system gives to whoever connects: nobody has it by the time when the next process listens there."""
     while True:
@@ -26,7 +31,7 @@ def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> 
         made = socket.socket(family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind((address[0], random.SystemRandom().randrange(28_000, 32_000)) if is_any else address)
+            made.bind((address[0], next(_ports)) if is_any else address)
             made.listen(4096)
             return made
         except OSError:

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import program
+from bench.handing import listening
 from pere.cli.bench import SHOWN, processor
 
 HERE = Path(__file__).parent
@@ -89,9 +90,9 @@ def pinned(place: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """One that nobody is given before a server that takes its time listens there."""
+    with listening() as each:
+        return int(each.getsockname()[1])
 
 
 @contextmanager
