@@ -52,7 +52,7 @@ MAX_WORD = 64 * 1024 * 1024  # bytes
 APART = 1 << 31  # in a word's size: it stands in a file, whose descriptor comes first
 PATIENCE = 30.0  # seconds that the other may take for its next word: a large file is read before it serves
 GREETING = 5.0  # and for its first one
-LOOK = 0.05  # between two looks whether there is room in its queue
+LOOK = 0.05  # between two looks whether there is room in its queue, or it has left its place
 
 Word = dict[str, Any]
 
@@ -298,6 +298,15 @@ def make_room(path: str) -> None:
         except BlockingIOError:
             pass  # its queue is full, so somebody has one
     raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def is_free(path: str) -> bool:
+    """Whether nobody waits there any more."""
+    try:
+        make_room(path)
+    except OSError:
+        return False
+    return True
 
 
 def _is_socket(path: str) -> bool:

@@ -17,7 +17,7 @@ from pere.errors import ConfigError, Refusal
 from pere.feed import DRAIN, KICKED, bye, ended
 from pere.followers import Followers
 from pere.gate import Gate
-from pere.handover import PATIENCE, VERSION, Broken, Line, Word, aside, place_of, visit
+from pere.handover import LOOK, PATIENCE, VERSION, Broken, Line, Word, aside, is_free, place_of, visit
 from pere.hub import Hub
 from pere.limits import Account
 from pere.listening import Listeners
@@ -138,9 +138,18 @@ class Successor:
         return mine
 
     async def _outlive(self, config: Config) -> None:
+        """Wait until the other has ended. Where the store is shared both serve meanwhile: those whom it lets go are here at once."""
         self._is_over = True
-        with contextlib.suppress(Broken):
-            await aside(self._line.hear, PATIENCE + config.drain_delay + 2 * config.drain_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE
+        if not config.is_shared:
+            with contextlib.suppress(Broken):
+                await aside(self._line.hear, PATIENCE + config.drain_delay + 2 * config.drain_seconds)
+        elif config.handover:
+            # It leaves the place where the next one is to come a moment after it has said who it is.
+            await asyncio.sleep(LOOK)
+            while not await aside(is_free, config.handover) and loop.time() < until:
+                await asyncio.sleep(LOOK)
         self._line.close()
 
     async def _next(self) -> tuple[Word, list[Any]] | None:

@@ -648,6 +648,40 @@ async def test_a_predecessor_that_dies_or_is_of_another_version_leaves_its_socke
     device[1].close()
 
 
+async def test_where_the_store_is_shared_who_follows_one_of_another_version_serves_before_that_has_ended(tmp_path):
+    """Else those whom it lets go, and whoever connects, would wait until then."""
+    needed()
+    path, store = str(tmp_path / "h"), named("redis", tmp_path)
+    tcp, place, has_ended = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX), threading.Event()
+    port = tcp.getsockname()[1]
+    place.bind(path)
+    place.listen()
+    place.settimeout(60)
+
+    def serve() -> None:
+        line = Line(place.accept()[0])
+        line.hear()
+        line.say({"pere": VERSION - 1, "store": place_of(Config(store=store)), "pid": 1, "listening": [["tcp", "127.0.0.1", port]]}, [tcp.fileno()])
+        tcp.close()
+        place.accept()[0].close()  # which has found that somebody waits there still
+        place.close()
+        os.unlink(path)
+        assert has_ended.wait(60)
+        line.close()
+
+    before = asyncio.get_running_loop().run_in_executor(None, serve)
+    with Process("serve", "--port", str(port), "--store", store, "--handover", path) as second:
+        try:
+            second.until("listening")
+            assert (await wire.push(port, "c")).status == 201
+            until_it_waits(tmp_path)
+        finally:
+            has_ended.set()
+            await before
+        assert "another version" in second.err and "no process can take over" not in second.err
+        assert second.end(signal.SIGTERM) == 0
+
+
 async def test_a_successor_of_another_version_gets_the_sockets_and_feeds_are_let_go(tmp_path):
     with serving(tmp_path, "sqlite") as (first, _):
         feed = await wire.listen(first.port, "c", device="d")
