@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 from contextlib import aclosing
 
@@ -11,6 +12,7 @@ from listener import Device, in_a_hurry  # noqa: F401  # a fixture
 from processes import SECONDS
 
 from pere import Client, Refusal, Retry
+from pere.client import client
 from pere.client.news import Bye, Cancelled, Duplicate, Gap, Lost, Removed, Unreceipted, Unsent, to_log
 
 
@@ -142,6 +144,30 @@ async def test_what_somebody_is_working_on_is_not_handed_out_a_second_time_until
         assert device.events[0].attempt >= 3
         device.events[0].processed()
         await device.client.flush()
+
+
+async def test_where_an_event_is_dropped_nothing_is_called_in_which_a_ctrl_c_would_be_lost(url, push):
+    async with Device(await url(), answer=None) as device:
+        await device.opened()
+        await push("c", 1)
+        await device.until(lambda: device.events)
+        called = []
+        sys.setprofile(lambda frame, what, _: what == "call" and called.append(frame.f_code.co_qualname))
+        device.events.clear()
+        sys.setprofile(None)
+        assert called == []
+
+
+async def test_what_nobody_holds_any_more_is_forgotten(url, ask, monkeypatch):
+    made = []
+    monkeypatch.setattr(client, "_AtHand", lambda at_hand=client._AtHand: made.append(at_hand()) or made[-1])
+    async with Device(await url(), channels=["c"], answer=None, work=lambda event: event.data % 100 and device.events.pop()) as device:
+        await device.opened()
+        assert (await ask("POST", "/push", [{"channel": "c", "data": n} for n in range(1000)])).status == 200
+        await device.until(lambda: len(device.events) == 10 and made[0].get(device.events[-1].id) is not None)
+        (at_hand,) = made
+        assert all(at_hand.is_held(event.id) for event in device.events)
+        assert len(at_hand._known) <= 2 * 10 + at_hand.MOST
 
 
 async def test_nobody_answers_on_an_anonymous_feed(url, push):

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mutab
 from contextlib import aclosing
 from inspect import isawaitable
 from typing import Any, Self, TypeVar
-from weakref import WeakValueDictionary
+from weakref import ref
 
 import orjson
 
@@ -114,7 +114,7 @@ class Client(Administrator):
         name = device_name(device) if device is not None else self.device
         receipts = self._receipts_of(name) if name is not None else None
         last = SOFT if answer == "delivered" else HARD
-        at_hand: WeakValueDictionary[str, Event] = WeakValueDictionary()
+        at_hand = _AtHand()
         tell = self._on_news
 
         def take(message: Message) -> Event | News | None:
@@ -136,10 +136,10 @@ class Client(Administrator):
                     if receipts.again(event.id, last):
                         tell(Duplicate(name, event.channel, event.id))
                         continue
-                    if _is_held(at_hand, event.id):
+                    if at_hand.is_held(event.id):
                         continue
                     await receipts.room()
-                    at_hand[event.id] = event
+                    at_hand.add(event)
                 yield event
                 if receipts is not None and answer is not None and event.answer in (None, "working"):
                     event.say(answer)
@@ -239,10 +239,30 @@ async def _handled(handler: Handler, event: Event) -> None:
         event.conclude(told)
 
 
-def _is_held(at_hand: WeakValueDictionary[str, Event], id: str) -> bool:
-    """Whether somebody works on this event. (A function, for a local name in the loop would hold it too.)"""
-    known = at_hand.get(id)
-    return known is not None and known.answer != "retry"
+class _AtHand:
+    """The events that somebody holds. Where the last of them lets go of one nothing is called, as a WeakValueDictionary would: a Ctrl-C that comes in what
+    a weak reference calls is lost there."""
+
+    MOST = 100  # that nobody holds any more, beside as many as are held
+
+    def __init__(self) -> None:
+        self._known: dict[str, ref[Event]] = {}
+        self._most = self.MOST
+
+    def add(self, event: Event) -> None:
+        if len(self._known) >= self._most:
+            self._known = {id: known for id, known in self._known.items() if known() is not None}
+            self._most = 2 * len(self._known) + self.MOST
+        self._known[event.id] = ref(event)
+
+    def get(self, id: str) -> Event | None:
+        known = self._known.get(id)
+        return known() if known is not None else None
+
+    def is_held(self, id: str) -> bool:
+        """Whether somebody works on this event. (A function, for a local name in the loop would hold it too.)"""
+        known = self.get(id)
+        return known is not None and known.answer != "retry"
 
 
 def _news(device: str | None, message: Message) -> News | None:
