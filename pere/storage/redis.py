@@ -598,6 +598,8 @@ class RedisStore(Joining):
             return
         beating, self._beating = self._beating, None
         await ended(beating)
+        if self._reading is not None:
+            await ended(self._reading)  # where that ends by itself all the same it says that we are here
         if self._log.is_asleep and self._trouble is None:
             with suppress(Unavailable):
                 await self._doze.woken()

@@ -5,6 +5,7 @@ import gc
 import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -1183,9 +1184,30 @@ async def test_a_reading_that_nobody_waits_for_any_more_may_fail(node, monkeypat
         asking.cancel()
         await asyncio.sleep(0.1)
     await store._log.refresh()
+    while store._is_reading_anew or store.trouble() is not None:  # whoever else asked meanwhile reads everything anew
+        await asyncio.sleep(0.01)
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
-    caplog.clear()  # whoever else asked meanwhile read everything anew
+    caplog.clear()
+
+
+async def test_who_ends_while_everything_is_read_anew_is_not_there_any_more(node, monkeypatch, caplog):
+    monkeypatch.setattr(module, "BEAT", 3600)
+    store, has_begun = await node(), asyncio.Event()
+    load = store._load_anew
+
+    async def late() -> None:
+        has_begun.set()
+        with suppress(asyncio.CancelledError):  # which redis-py may swallow
+            await asyncio.sleep(3600)
+        await load()
+
+    store._load_anew = late
+    store._lost("the log is another one")
+    await has_begun.wait()
+    caplog.clear()
+    await store.close()
+    assert store.node not in (await node())._nodes
 
 
 async def test_what_is_said_behind_the_end_opens_no_connection(node, server):
