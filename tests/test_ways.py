@@ -134,7 +134,7 @@ async def test_answers_larger_than_any_buffer_wait_for_the_client(start, connect
 
 
 async def test_a_feed_that_never_reads_delays_nobody_costs_little_and_catches_up_exactly(start, listen, push, until, measured):
-    server = await start(backlog_bytes=64 * MIB)
+    server = await start(backlog_bytes=64 * MIB, stuck_after=3600)
     slow, others = await listen("c", device="slow", buffer=4096), [await listen("c"), await listen("c", device="other")]
     ids, most = [], 0
     for _ in range(200):
