@@ -20,7 +20,7 @@ os.execv(sys.executable, [sys.executable, "-m", "pere", *sys.argv[1:]])
 """
 
 
-# Each with the one that follows it: who is given one here and listens there later finds that no other was given it meanwhile.
+# Each once before any comes again: who is given one here and listens there later finds that no other was given it meanwhile.
 _ports = cycle(random.SystemRandom().sample(own := range(28_000, 32_000), len(own)))
 
 

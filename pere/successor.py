@@ -140,12 +140,12 @@ class Successor:
     async def _outlive(self, config: Config) -> None:
         """Wait until the other has ended. Where the store is shared both serve meanwhile: those whom it lets go are here at once."""
         self._is_over = True
-        loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE
         if not config.is_shared:
             with contextlib.suppress(Broken):
                 await aside(self._line.hear, PATIENCE + config.drain_delay + 2 * config.drain_seconds)
         elif config.handover:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + PATIENCE
             # It leaves the place where the next one is to come a moment after it has said who it is.
             await asyncio.sleep(LOOK)
             while not await aside(is_free, config.handover) and loop.time() < until:

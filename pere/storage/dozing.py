@@ -79,14 +79,7 @@ class Doze:
                 return
             except Cut:
                 self._is_whole = False
-        for more in reversed(range(TRIES)):
-            try:
-                await self._load()
-                return
-            except Cut:
-                # Just then it was kept anew.
-                if not more:
-                    raise
+        await read_whole(self._load)
 
     def rise(self) -> None:
         """It is awake. Nothing comes between that and those who waited for it, so what was asked first is entered first."""
@@ -108,6 +101,18 @@ class Doze:
         """Somebody else reads everything anew, or it is the end."""
         if self._waking is not None:
             await ended(self._waking)
+
+
+async def read_whole(load: Callable[[], Awaitable[None]]) -> None:
+    """Everything, and once more where it is kept anew just then, as when another node that came at the same time is done with its reading and lets go on who
+    keeps. Raises Cut where that never ends, and what the loading raises."""
+    for more in reversed(range(TRIES)):
+        try:
+            await load()
+            return
+        except Cut:
+            if not more:
+                raise
 
 
 def _go_on(then: Callable[[], None], refused: Callable[[Refusal], None]) -> None:

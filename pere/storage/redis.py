@@ -39,7 +39,7 @@ from pere.event import Draft, Event
 from pere.ledger import unknown_receipt
 from pere.names import is_pattern
 from pere.storage import Accepted, Page, Stand
-from pere.storage.dozing import TRIES, Doze
+from pere.storage.dozing import Doze, read_whole
 from pere.storage.ear import ended
 from pere.storage.joining import Joining
 from pere.storage.keeper import Keeper
@@ -47,7 +47,7 @@ from pere.storage.loading import load
 from pere.storage.replica import DRAFT, LIMITS, Asker, Group, Op
 from pere.storage.saying import MENTIONED, Batch, Saying
 from pere.storage.settling import Settling
-from pere.storage.sharedlog import BEAT, TIMEOUT, Cut, Errors, Lost, SharedLog, TooFew
+from pere.storage.sharedlog import BEAT, TIMEOUT, Errors, Lost, SharedLog, TooFew
 from pere.storage.sharedlog import Entry as Written
 from pere.storage.together import Together
 
@@ -94,7 +94,7 @@ class RedisStore(Joining):
         # What is in the log behind what is kept was decided a moment before somebody died, and maybe nobody was told.
         self.ledger.on_decision = lambda word, entry, moment: self.decided.append((word, entry.event, moment, entry.summary()))
         try:
-            await self._read_first()
+            await read_whole(self._load_anew)
             self._trouble = None
             self._log.listen()
             await self._beat_once()
@@ -111,16 +111,6 @@ class RedisStore(Joining):
     def _where(self) -> str:
         kwargs = self._log.client.connection_pool.connection_kwargs
         return str(kwargs.get("path") or f"{kwargs.get('host', 'Redis')}:{kwargs.get('port', '')}")
-
-    async def _read_first(self) -> None:
-        """All that there is. Another node that comes at the same time and is done with its reading lets go on who keeps, and then it is read once more."""
-        for more in reversed(range(TRIES)):
-            try:
-                await self._load_anew()
-                return
-            except Cut:
-                if not more:
-                    raise
 
     async def _read_all(self) -> None:
         """What is kept, and the log from there. Raises Lost if it is cut meanwhile."""
