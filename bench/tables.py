@@ -53,7 +53,7 @@ def table(result: dict[str, Any], path: Path) -> str:
     told = [
         f"### {result['name']}",
         f"{'One round' if result['rounds'] == 1 else str(result['rounds']) + ' rounds'}, commit {result['commit']}, {result['when'][:10]}, "
-        f"{result['processor']}; {sizes(result['scenario'], result['arguments'])}.",
+        f"{result['processor']}, Python {result['python']}; {sizes(result['scenario'], result['arguments'])}.",
         _as_table([head, *lines]),
     ]
     if any(each["version"] for each in result["servers"].values()):

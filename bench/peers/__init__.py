@@ -1,9 +1,10 @@
 """Servers that one would pick instead, under the same load, each tuned as its own manual says, on one processor.
 
     pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
+    go install github.com/centrifugal/centrifugo/v6@v6.9.1; xcaddy build --with github.com/dunglas/mercure/caddy --output mercure
     python -m bench.peers --rounds 3
 
-Mercure and Centrifugo are taken where their binaries are on the PATH. Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is
+Mercure and Centrifugo are taken where their binaries are on the PATH, and Go keeps to the one processor that it is given. Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is
 run with those that its application would have: a handler that remembers who has answered which event; in Nchan, Mercure and Centrifugo, which run no code, a channel of
 its own to which devices publish their answers.
 """

@@ -1,4 +1,4 @@
-"""Centrifugo by its unidirectional SSE, from its documentation (centrifugal.dev/docs, version 6).
+"""Centrifugo by its unidirectional SSE, as its documentation has it (centrifugal.dev/docs, version 6).
 
     python -m bench.peers.centrifugo PORT FOLDER
 

