@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import platform
 import re
 import resource
 import socket
@@ -97,6 +98,16 @@ def test_a_port_and_a_file_that_a_server_has_are_told_with_who_has_them(tmp_path
 
 
 # The machine
+
+
+@pytest.mark.parametrize("prefix, built, state, sentence", [
+    ("/usr", "'--enable-shared'", OK, platform.python_version()), ("/usr/local", None, OK, platform.python_version()),
+    ("/usr/local", "'--enable-optimizations' '--with-lto'", OK, f"{platform.python_version()}, built with a profile (PGO)"),
+    ("/root/.pyenv/versions/3.13.0", "'--enable-shared' 'LDFLAGS=-L/root'", ADVICE, "was built without a profile"),
+])
+def test_a_python_that_is_slower_than_it_could_be_is_told(prefix, built, state, sentence):
+    assert sentence in one(machine.interpreter(prefix, built), state).what
+    assert set(states(machine.interpreter())) <= {OK, ADVICE}  # this very one
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def on_this_machine(said: dict[str, Any], token: str | None) -> Iterator[Any]:
 
     config = gather(said).config
     looks: list[Callable[[], Iterator[Any]]] = [
-        lambda: machine.files(config), lambda: machine.kernel(config), lambda: machine.addresses(config), machine.clock, lambda: stores.store(config),
+        machine.interpreter, lambda: machine.files(config), lambda: machine.kernel(config), lambda: machine.addresses(config), machine.clock, lambda: stores.store(config),
         lambda: keys.tokens(config, token.strip() if token else None), lambda: keys.certificate(config), lambda: keys.misspelt(os.environ),
         lambda: keys.contradictions(config)]
     for look in looks:

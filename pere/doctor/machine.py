@@ -1,12 +1,14 @@
-"""The machine: open files, what the kernel allows, the addresses to listen on, and the clock."""
+"""The machine: its Python, open files, what the kernel allows, the addresses to listen on, and the clock."""
 
 import ctypes
 import errno
 import os
+import platform
 import resource
 import socket
 import stat
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,18 @@ STEP = 0.2  # seconds by which a clock may move against the time that passes, wh
 TIME_ERROR = 5  # of adjtimex(2): nobody keeps this clock right
 MAX_PATH = 107  # unix(7)
 TYPED = 80  # characters of a command line that are shown
+PROFILED = "--enable-optimizations"  # of Python's ./configure
+SYSTEM = "/usr"  # where the Python of a system is, which Debian builds so too, and does not say it
+
+
+def interpreter(prefix: str = sys.base_prefix, built: str | None = sysconfig.get_config_var("CONFIG_ARGS")) -> Findings:
+    """Whether this Python was built with a profile of what Python does, as it was `built` there: by a server a sixth more is spent with one that was not."""
+    version = platform.python_version()
+    if built is None or prefix == SYSTEM or PROFILED in built:
+        yield ok("python", f"{version}{', built with a profile (PGO)' if PROFILED in (built or '') else ''}")
+    else:
+        yield advice("python", f"{version} was built without a profile (PGO): all that is Python takes up to half as long again",
+                     f"the Python of the system or of Docker's image; or, with pyenv: PYTHON_CONFIGURE_OPTS='{PROFILED} --with-lto' pyenv install {version}")
 
 
 def files(config: Config) -> Findings:
