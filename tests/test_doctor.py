@@ -103,7 +103,7 @@ def test_a_port_and_a_file_that_a_server_has_are_told_with_who_has_them(tmp_path
 @pytest.mark.parametrize("prefix, built, state, sentence", [
     ("/usr", "'--enable-shared'", OK, platform.python_version()), ("/usr/local", None, OK, platform.python_version()),
     ("/usr/local", "'--enable-optimizations' '--with-lto'", OK, f"{platform.python_version()}, built with a profile (PGO)"),
-    ("/root/.pyenv/versions/3.13.0", "'--enable-shared' 'LDFLAGS=-L/root'", ADVICE, "was built without a profile"),
+    ("/opt/python", "'--enable-shared' 'LDFLAGS=-L/opt/python/lib'", ADVICE, "was built without a profile"),
 ])
 def test_a_python_that_is_slower_than_it_could_be_is_told(prefix, built, state, sentence):
     assert sentence in one(machine.interpreter(prefix, built), state).what

@@ -1,7 +1,7 @@
 """Servers that one would pick instead, under the same load, each tuned as its own manual says, on one processor.
 
     pip install -r bench/peers/requirements.txt; (cd bench/peers/better_sse && npm install); apt install libnginx-mod-nchan
-    go install github.com/centrifugal/centrifugo/v6@v6.9.1; xcaddy build --with github.com/dunglas/mercure/caddy --output mercure
+    go install github.com/centrifugal/centrifugo/v6@v6.9.1
     python -m bench.peers --rounds 3
 
 Mercure and Centrifugo are taken where their binaries are on the PATH, and Go keeps to the one processor that it is given. Those that are not installed are left out, and said so. Where a peer has no receipts, the mission is

@@ -29,10 +29,10 @@ SYSTEM = "/usr"  # where the Python of a system is, which Debian builds so too, 
 
 
 def interpreter(prefix: str = sys.base_prefix, built: str | None = sysconfig.get_config_var("CONFIG_ARGS")) -> Findings:
-    """Whether this Python was built with a profile of what Python does, as it was `built` there: by a server a sixth more is spent with one that was not."""
-    version = platform.python_version()
-    if built is None or prefix == SYSTEM or PROFILED in built:
-        yield ok("python", f"{version}{', built with a profile (PGO)' if PROFILED in (built or '') else ''}")
+    """Whether this Python was built with a profile of what Python does. `prefix` is where it is, `built` how, as far as it says that."""
+    version, is_profiled = platform.python_version(), PROFILED in (built or "")
+    if is_profiled or built is None or prefix == SYSTEM:
+        yield ok("python", f"{version}, built with a profile (PGO)" if is_profiled else version)
     else:
         yield advice("python", f"{version} was built without a profile (PGO): all that is Python takes up to half as long again",
                      f"the Python of the system or of Docker's image; or, with pyenv: PYTHON_CONFIGURE_OPTS='{PROFILED} --with-lto' pyenv install {version}")
