@@ -278,7 +278,7 @@ def receiver(io_loop):
 
     yield receiver
     for each in made:
-        each.close()
+        io_loop.run_sync(each.end, timeout=SECONDS)
 
 
 @pytest.fixture

@@ -52,4 +52,10 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}/hook"
 
     def close(self) -> None:
+        """Nobody is let in any more."""
         self._server.stop()
+
+    async def end(self) -> None:
+        """The same, and who is there is cut: one who came a moment ago would be there longer than the loop."""
+        self.close()
+        await self._server.close_all_connections()
