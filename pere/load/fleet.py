@@ -5,6 +5,7 @@ that say how far it is. At the end of its input it ends: no process outlives who
 """
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -12,13 +13,13 @@ import resource
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 import uvloop
 
+from pere.load.arrivals import Arrivals
 from pere.load.histogram import Histogram
 from pere.load.lines import SHOWN, Feed, Lines
 from pere.load.target import Target
@@ -26,7 +27,6 @@ from pere.load.target import Target
 SAYS = 0.5  # seconds between two words on how far it is
 STALL = 20.0  # seconds without any event or answer, after which it is given up
 PATIENCE = 60.0  # for all feeds to open
-AT_ONCE = 500  # connections that are being made at a time: beyond the queue of a listening socket the kernel drops them
 AHEAD = 1000  # requests that are made before there is a line for them
 SMALL = 4096  # bytes that the kernel takes for a feed that never reads
 
@@ -52,7 +52,7 @@ class Fleet:
         self._full = 0
         self._refusal = ""
         self._losses = 0
-        self._opening: deque[asyncio.Future[None]] = deque()
+        self._arrivals = Arrivals(self._begin, self._ask, self._unreachable)
         self._returned: Histogram | None = None
         self._since = 0
         self._done: asyncio.Future[None] | None = None
@@ -83,6 +83,10 @@ class Fleet:
         await self._open(made)
         self.feeds += [feed for feed in made if not feed.stuck]
         self.stuck += [feed for feed in made if feed.stuck]
+
+    async def settle(self) -> None:
+        """All who have come are to hear at once what they are told from now on."""
+        await self._arrivals.settle()
 
     async def leave(self) -> None:
         """All go."""
@@ -167,6 +171,7 @@ class Fleet:
         await asyncio.sleep(self._random.uniform(0.1, 2.0))
         feed = self.feeds[place] = Feed(self, self.feeds[place].number, self.feeds[place].channel, False)
         await self._open([feed])
+        await self.settle()
 
     def figures(self) -> dict[str, Any]:
         """What there is to tell since the count began."""
@@ -190,9 +195,7 @@ class Fleet:
     # What feeds say
 
     def opened(self, feed: Feed) -> None:
-        # Whose turn that is does not matter: one has opened, so there is room for one more.
-        if self._opening and not (opening := self._opening.popleft()).done():
-            opening.set_result(None)
+        self._arrivals.arrived(feed)
 
     def refused(self, feed: Feed, text: bytes) -> None:
         self._refusal = self._refusal or f"a feed was refused: {text[:SHOWN].decode('utf-8', 'replace')}"
@@ -262,27 +265,14 @@ class Fleet:
         self._check_trouble()
 
     async def _open(self, feeds: list[Feed]) -> None:
-        waiting = iter(feeds)
-
-        async def one_by_one() -> None:
-            for feed in waiting:
-                await self._open_one(feed)
-
         try:
-            # So many that take from the same list: with a task for each, most of which wait for their turn, to open one costs the load a fifth more.
-            await asyncio.wait_for(asyncio.gather(*(one_by_one() for _ in range(min(AT_ONCE, len(feeds))))), PATIENCE)
+            await asyncio.wait_for(self._arrivals.open(feeds), PATIENCE)
         except TimeoutError:
             raise Trouble(f"only {sum(feed.is_open for feed in feeds)} of {len(feeds)} feeds opened in {PATIENCE:g} s") from None
         self._check_trouble()
 
-    async def _open_one(self, feed: Feed) -> None:
-        opening = self._loop.create_future()
-        await self.connect(lambda: feed, SMALL if feed.stuck else 0)
-        self._opening.append(opening)
-        feed.transport.write(self._target.listening(feed.channel, device(feed.number)))
-        await opening
-
-    async def connect(self, made: Callable[[], Any], buffer: int = 0) -> Any:
+    def _socket(self, buffer: int = 0) -> socket.socket:
+        """One that is not connected yet; `buffer` bounds what the kernel takes for it. Raises OSError."""
         sock = socket.socket()
         try:
             sock.setblocking(False)
@@ -293,13 +283,39 @@ class Fleet:
                 # One address has 28,000 ports; all of 127.0.0.0/8 is this machine, so every process has one of its own.
                 sock.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
                 sock.bind((f"127.0.{1 + self._number % 250}.1", 0))
-            await self._loop.sock_connect(sock, (self._target.host, self._target.port))
-            return (await self._loop.create_connection(made, sock=sock))[1]
-        except OSError as error:
+        except OSError:
             sock.close()
-            from pere.client.http import reason  # only who has failed waits for it
+            raise
+        return sock
 
-            raise Trouble(f"{self._target.host}:{self._target.port} cannot be reached: {reason(error)}") from None
+    def _begin(self, feed: Feed) -> socket.socket:
+        """A connection for a feed, which is being made. Raises OSError."""
+        sock = self._socket(SMALL if feed.stuck else 0)
+        code = sock.connect_ex((self._target.host, self._target.port))
+        if code not in (0, errno.EINPROGRESS):
+            sock.close()
+            raise OSError(code, os.strerror(code))
+        return sock
+
+    def _ask(self, feed: Feed) -> bytes:
+        return self._target.listening(feed.channel, device(feed.number))
+
+    async def connect(self, made: Callable[[], Any]) -> Any:
+        try:
+            sock = self._socket()
+            try:
+                await self._loop.sock_connect(sock, (self._target.host, self._target.port))
+                return (await self._loop.create_connection(made, sock=sock))[1]
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: OSError) -> Trouble:
+        from pere.client.http import reason  # only who has failed waits for it
+
+        return Trouble(f"{self._target.host}:{self._target.port} cannot be reached: {reason(error)}")
 
 
 def device(number: int) -> str:

@@ -129,8 +129,8 @@ class Lines:
 
 
 class Connect(Protocol):
-    async def __call__(self, made: Callable[[], Any], buffer: int = 0) -> Any:
-        """A protocol that is connected to the server; `buffer` bounds what the kernel takes for it."""
+    async def __call__(self, made: Callable[[], Any]) -> Any:
+        """A protocol that is connected to the server."""
 
 
 class Listener(Protocol):

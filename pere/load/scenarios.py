@@ -101,6 +101,7 @@ class Load:
         before, cpu, start = await self.gauge.memory(), await self.gauge.cpu(), time.monotonic()
         await self.crew.open(count, channels, **more)
         seconds, after = time.monotonic() - start, await self.gauge.cpu()
+        await self.crew.all("settle")
         await asyncio.sleep(SETTLE)
         memory = await self.gauge.memory()
         return {
