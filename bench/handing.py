@@ -20,8 +20,10 @@ os.execv(sys.executable, [sys.executable, "-m", "pere", *sys.argv[1:]])
 """
 
 
-# Each once before any comes again: who is given one here and listens there later finds that no other was given it meanwhile.
-_ports = cycle(random.SystemRandom().sample(own := range(28_000, 32_000), len(own)))
+# Each once before any comes again: who is given one here and listens there later finds that no other was given it meanwhile. Nor by a process beside
+# this one: it begins with others.
+APART = 16
+_ports = cycle(sorted(random.SystemRandom().sample(own := range(28_000, 32_000), len(own)), key=lambda port: (port - os.getpid()) % APART))
 
 
 def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> socket.socket:

@@ -112,6 +112,11 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(number)
 
 
+def last_words(folder: str | Path) -> str:
+    """What a server said last, by its folder."""
+    return (Path(folder) / "log").read_text("utf-8", "replace")[-2000:]
+
+
 @contextmanager
 def running(server: Server) -> Iterator[tuple[int, int, Path]]:
     """A server that listens: its port, the process that does the work, and its folder. Whatever happens, it is ended."""
@@ -127,15 +132,14 @@ def running(server: Server) -> Iterator[tuple[int, int, Path]]:
                 process = subprocess.Popen([*pinned(0), *map(filled, server.command)], stdout=log, stderr=log, start_new_session=True, cwd=HERE.parent,
                                            env=os.environ | {name: filled(value) for name, value in server.environment.items()})
             deadline = time.monotonic() + START
-            while True:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"{server.name} did not start: {log.read()[-2000:]}")
+            is_there = False
+            while not is_there:
                 with socket.socket() as sock:
-                    if sock.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
-            time.sleep(0.5)
+                    is_there = sock.connect_ex(("127.0.0.1", port)) == 0
+                time.sleep(0.5 if is_there else 0.05)
+                # Somebody is there, but it may be somebody else.
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"{server.name} did not start: {last_words(folder)}")
             pid = process.pid
             if server.child:
                 pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
@@ -157,9 +161,9 @@ def once(measure: Measure, server: Server, sizes: str) -> dict[str, Any]:
     with running(server) as (port, pid, folder):
         done = subprocess.run([*pinned(1), sys.executable, "-m", "pere", "bench", measure.scenario, "--url", f"http://127.0.0.1:{port}", "--pid", str(pid),
                                "--processes", "1", "--json", *server.load, *sizes.split()], capture_output=True, text=True, timeout=7_200, cwd=HERE.parent)
+        if done.returncode:
+            raise Failed(f"{server.name}, {measure.scenario}: {done.stderr.strip()}" + "".join(f" ({line})" for line in last_words(folder).splitlines()[-1:]))
         inside = [orjson.loads(line) for line in (folder / server.inside).read_bytes().splitlines()] if server.inside else []
-    if done.returncode:
-        raise Failed(f"{server.name}, {measure.scenario}: {done.stderr.strip()}")
     told: dict[str, Any] = orjson.loads(done.stdout)
     if inside:
         told["figures"]["inside"] = inside

@@ -352,6 +352,13 @@ def test_every_server_that_is_measured_beside_pere_delivers_all():
     assert [(each["figures"]["feeds"], each["figures"]["deliveries"]) for each in told] == [(5, 50)] * len(servers)
 
 
+def test_a_server_that_has_gone_again_is_told_of_with_its_last_words():
+    """As one whose port somebody else has by now, who answers in its place."""
+    gone = rounds.Server("gone", (sys.executable, "-c", "import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(0.3); raise SystemExit('so long')"))
+    with pytest.raises(SystemExit, match="gone did not start: so long"), rounds.running(gone):
+        pass
+
+
 def test_the_floor_for_receipts_answers_them():
     assert rounds.once(receipts.MEASURES[0], rounds.ECHO, "--feeds 5 --events 10 --lines 3")["figures"]["receipts"] == 50
 
