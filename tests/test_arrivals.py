@@ -187,3 +187,49 @@ async def test_a_whole_fleet_comes_back_before_it_has_transports():
         assert [feed.got for feed in load.feeds] == [10] * 1500
         load.end()
         publisher.end()
+
+
+async def test_where_there_is_no_epoll_each_gets_a_transport_once_it_is_answered(monkeypatch):
+    monkeypatch.setattr(arrivals, "EPOLL", None)
+    async with other(GREETING) as (made, load):
+        await within(load.open(0, 30, ["news"], stuck=10))
+        await until(lambda: not load._arrivals._known)
+        assert [feed.transport.__class__ is arrivals.Arrival for feed in load.feeds] == [False] * 27
+        for each in made:
+            each.last.write(EVENT % time.monotonic_ns())
+        await within(load.gather(1))
+        assert (load.delivered, len(load.stuck)) == (27, 3)
+
+
+async def test_one_that_fails_is_lost_and_no_other():
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(str(context["exception"])))
+    async with other(GREETING) as (made, load):
+        await within(load.open(0, 20, ["news"]))
+        full, failed = load.full, load.feeds[7]
+
+        def fails(feed):
+            if feed is failed:
+                raise ValueError("no more")
+            full(feed)
+
+        load.full = fails
+        gathering = asyncio.create_task(load.gather(1))
+        await asyncio.sleep(0)
+        for each in made:
+            each.last.write(EVENT % time.monotonic_ns())
+        with pytest.raises(fleet.Trouble, match="the server closed the feed of device 7 after 1 events"):
+            await within(gathering)
+        await until(lambda: sum(feed.got for feed in load.feeds) == 20)
+        assert told == ["no more"] and load.figures()["lost"] == 1
+
+
+async def test_at_the_end_nobody_is_left():
+    async with other(GREETING) as (made, load):
+        opening = asyncio.create_task(load.open(0, 700, ["news"]))
+        await until(lambda: any(each.asked for each in made))
+        load.end()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await until(lambda: all(each.last.is_closing() for each in made))
+        assert not load._arrivals._known and load._arrivals._coming == 0

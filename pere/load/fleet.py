@@ -100,7 +100,7 @@ class Fleet:
         self.stuck = []
 
     async def come_back(self, want: int, since: int) -> None:
-        """All that left come back at once, and get so many events; how long that took each is counted from `since`."""
+        """All that left come back at once, and get so many events; how long that took each is counted from `since`, to a millisecond or two."""
         self.want, self._full, self._since, self._returned = want, 0, since, Histogram()
         self.feeds = [Feed(self, feed.number, feed.channel, False) for feed in self.feeds]
         await self._open(self.feeds)
@@ -170,8 +170,11 @@ class Fleet:
     async def _return(self, place: int) -> None:
         await asyncio.sleep(self._random.uniform(0.1, 2.0))
         feed = self.feeds[place] = Feed(self, self.feeds[place].number, self.feeds[place].channel, False)
-        await self._open([feed])
-        await self.settle()
+        try:
+            await self._open([feed])
+            await self.settle()
+        except Trouble as trouble:
+            self._refusal = self._refusal or str(trouble)
 
     def figures(self) -> dict[str, Any]:
         """What there is to tell since the count began."""
@@ -191,6 +194,7 @@ class Fleet:
         for feed in self.feeds + self.stuck:
             if feed.transport is not None:
                 feed.close()
+        self._arrivals.close()
 
     # What feeds say
 
