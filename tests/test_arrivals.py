@@ -17,23 +17,21 @@ EVENT = b'data: {"ts":"@%020d"}\n\n'
 
 
 class Other(asyncio.Protocol):
-    """A server that answers `said` to whoever asks, and remembers who that was."""
+    """A connection at a server that answers `said` to whoever asks, cuts it where that is nothing, and remembers what was asked."""
 
     def __init__(self, said: bytes):
         self.said = said
         self.asked: list[bytes] = []
-        self.transports: list[asyncio.Transport] = []
 
     def connection_made(self, transport):
-        self.transports.append(transport)
-        self.last = transport
+        self.transport = transport
 
     def data_received(self, data):
         self.asked.append(data)
         if self.said:
-            self.last.write(self.said)
+            self.transport.write(self.said)
         else:
-            self.last.abort()
+            self.transport.abort()
 
 
 @asynccontextmanager
@@ -51,19 +49,12 @@ async def other(said: bytes) -> AsyncIterator[tuple[list[Other], fleet.Fleet]]:
     finally:
         load.end()
         for each in made:
-            each.last.abort()
+            each.transport.abort()
         server.close()
 
 
 async def within(work):
     return await asyncio.wait_for(work, SECONDS)
-
-
-async def until(holds) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("is_settled", [False, True], ids=["coming", "settled"])
@@ -75,7 +66,7 @@ async def test_what_comes_is_heard_before_and_after_it_has_a_transport(is_settle
             await within(load.settle())
         assert [feed.transport.__class__ is arrivals.Arrival for feed in load.feeds] == [not is_settled] * 30
         for each in made:
-            each.last.write(EVENT % time.monotonic_ns())
+            each.transport.write(EVENT % time.monotonic_ns())
         await within(load.gather(1))
         assert load.delivered == 30 and load.latency.quantile(1.0) < SECONDS * 1e6
 
@@ -86,14 +77,14 @@ async def test_what_comes_while_it_gets_a_transport_is_not_lost():
         settling = asyncio.create_task(load.settle())
         for number in range(2, 12):
             for each in made:
-                each.last.write(EVENT % number)
+                each.transport.write(EVENT % number)
             await asyncio.sleep(0.001)
         await within(settling)
         await within(load.gather(11))
         assert load.delivered == 200 * 11
 
 
-async def test_who_is_closed_while_it_gets_a_transport_stays_closed():
+async def test_who_is_closed_while_it_gets_a_transport_stays_closed(until):
     async with other(GREETING) as (made, load):
         await within(load.open(0, 20, ["news"]))
         settling = asyncio.create_task(load.settle())
@@ -106,7 +97,7 @@ async def test_who_is_closed_while_it_gets_a_transport_stays_closed():
         await within(settling)
         closed = sum(feed.closing for feed in load.feeds)
         assert closed
-        await until(lambda: sum(each.last.is_closing() for each in made) == closed)
+        await until(lambda: sum(each.transport.is_closing() for each in made) == closed)
 
 
 async def test_more_than_may_come_at_once_come_one_after_the_other(monkeypatch):
@@ -143,7 +134,7 @@ async def test_nobody_there_is_said():
         load.end()
 
 
-async def test_who_is_let_in_late_says_what_it_came_for():
+async def test_who_is_let_in_late_says_what_it_came_for(until):
     """Where the queue of who listens is full the connection is there a second later, when the kernel tries again: the request goes when it can."""
     with closing(socket.socket()) as slow:
         slow.bind(("127.0.0.1", 0))
@@ -189,19 +180,19 @@ async def test_a_whole_fleet_comes_back_before_it_has_transports():
         publisher.end()
 
 
-async def test_where_there_is_no_epoll_each_gets_a_transport_once_it_is_answered(monkeypatch):
+async def test_where_there_is_no_epoll_each_gets_a_transport_once_it_is_answered(monkeypatch, until):
     monkeypatch.setattr(arrivals, "EPOLL", None)
     async with other(GREETING) as (made, load):
         await within(load.open(0, 30, ["news"], stuck=10))
         await until(lambda: not load._arrivals._known)
         assert [feed.transport.__class__ is arrivals.Arrival for feed in load.feeds] == [False] * 27
         for each in made:
-            each.last.write(EVENT % time.monotonic_ns())
+            each.transport.write(EVENT % time.monotonic_ns())
         await within(load.gather(1))
         assert (load.delivered, len(load.stuck)) == (27, 3)
 
 
-async def test_one_that_fails_is_lost_and_no_other():
+async def test_one_that_fails_is_lost_and_no_other(until):
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(str(context["exception"])))
     async with other(GREETING) as (made, load):
@@ -217,19 +208,19 @@ async def test_one_that_fails_is_lost_and_no_other():
         gathering = asyncio.create_task(load.gather(1))
         await asyncio.sleep(0)
         for each in made:
-            each.last.write(EVENT % time.monotonic_ns())
+            each.transport.write(EVENT % time.monotonic_ns())
         with pytest.raises(fleet.Trouble, match="the server closed the feed of device 7 after 1 events"):
             await within(gathering)
         await until(lambda: sum(feed.got for feed in load.feeds) == 20)
         assert told == ["no more"] and load.figures()["lost"] == 1
 
 
-async def test_at_the_end_nobody_is_left():
+async def test_at_the_end_nobody_is_left(until):
     async with other(GREETING) as (made, load):
         opening = asyncio.create_task(load.open(0, 700, ["news"]))
         await until(lambda: any(each.asked for each in made))
         load.end()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        await until(lambda: all(each.last.is_closing() for each in made))
+        await until(lambda: all(each.transport.is_closing() for each in made))
         assert not load._arrivals._known and load._arrivals._coming == 0
